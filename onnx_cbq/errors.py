@@ -1,0 +1,48 @@
+"""Every error that onnx-cbq raises on purpose.
+
+```
+OnnxCbqError              exit code 1
+├── ConfigError           a setting is outside what is possible
+├── ModelError            the model cannot be read, or cannot be handled
+│   └── UnsupportedOperatorError   no gradient rule for an operator
+├── CalibrationError      a card, its source or a sample is wrong
+├── OutputError           a result cannot be written
+└── VerificationError     exit code 3: the result failed its own check
+```
+
+A message is one line: what is wrong, where, what was expected, what came, and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class OnnxCbqError(Exception):
+    """Base of all errors with a message meant for the user; `exit_code` is what the command returns."""
+
+    exit_code = 1
+
+
+class ConfigError(OnnxCbqError):
+    """A setting is outside what is possible."""
+
+
+class ModelError(OnnxCbqError):
+    """The model cannot be read, or holds something that cannot be handled."""
+
+
+class UnsupportedOperatorError(ModelError):
+    """An operator on the path from a layer to the logits has no gradient rule."""
+
+
+class CalibrationError(OnnxCbqError):
+    """A calibration card, its source, or one of its samples is wrong."""
+
+
+class OutputError(OnnxCbqError):
+    """A result cannot be written."""
+
+
+class VerificationError(OnnxCbqError):
+    """The result failed its own check, or missed a limit that was asked for."""
+
+    exit_code = 3

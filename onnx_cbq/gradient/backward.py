@@ -1,0 +1,104 @@
+"""Build dPhi/dz for chosen tensors z as ONNX nodes behind the forward graph.
+
+Reverse accumulation: nodes are visited from the logits back; each node's rule turns the gradients of its outputs into
+those of its inputs, and a tensor that several nodes read gets the sum. Only tensors on a path from a target to the
+logits are visited.
+
+Phi is chosen at run time by the graph input `seed` = dPhi/dlogits: a one-hot row per sample for the logit of the
+sample's class; a row of zeros leaves a padding sample out of every sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import NodeProto, helper
+
+from onnx_cbq.errors import UnsupportedOperatorError
+from onnx_cbq.gradient.rules import NO_GRADIENT, RULES
+from onnx_cbq.gradient.step import Builder, Step
+from onnx_cbq.graph.shapes import Shapes
+from onnx_cbq.model import Model
+
+
+@dataclass(frozen=True)
+class Backward:
+    """The nodes to add, the graph input `seed`, and where the gradient of each target comes out.
+
+    A target that the logits do not depend on is missing from `gradients`.
+    """
+
+    build: Builder
+    seed: str
+    gradients: Mapping[str, str]
+
+
+def build_backward(model: Model, shapes: Shapes, logits: str, targets: Iterable[str]) -> Backward:
+    """The backward graph of `logits` with respect to `targets`.
+
+    Raises:
+        UnsupportedOperatorError: a node on the way has no rule.
+    """
+    wanted = list(dict.fromkeys(targets))
+    path = _path(model, wanted, logits)
+    names = model.fresh_names()
+    dtype = np.dtype(np.float64 if any(s.dtype == np.float64 for s in model.inputs) else np.float32)
+    build = Builder(names, dtype)
+    seed = names("seed")
+    gradients: dict[str, str] = {logits: seed}
+    for node in reversed(model.nodes):
+        dy = tuple(gradients.get(name) for name in node.output)
+        needed = tuple(name in path for name in node.input)
+        if not any(dy) or not any(needed):
+            continue
+        step = Step(node, model, shapes, build, dy, needed)
+        for name, gradient in _contributions(step):
+            known = gradients.get(name)
+            gradients[name] = gradient if known is None else build.op("Add", known, gradient)
+    return Backward(build, seed, {name: gradients[name] for name in wanted if name in gradients})
+
+
+def attach(model: Model, backward: Backward, logits: str, shapes: Shapes, outputs: Iterable[str]) -> Model:
+    """`model` with the backward graph behind it, the input `seed` (shaped like the logits) and other graph outputs."""
+    element = helper.np_dtype_to_tensor_dtype(backward.build.dtype)
+    info = helper.make_tensor_value_info(backward.seed, element, [None] * len(shapes[logits]))
+    return model.with_graph(backward.build.nodes, backward.build.constants, [info], list(outputs))
+
+
+def _contributions(step: Step) -> Iterable[tuple[str, str]]:
+    node = step.node
+    rule = RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    if rule is None:
+        title = node.name or node.output[0]
+        operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        raise UnsupportedOperatorError(
+            f"node {title!r}: operator {operator} has no gradient rule; use --method uniform, which needs no gradients"
+        )
+    gradients = rule(step)
+    return [
+        (name, gradient)
+        for name, wanted, gradient in zip(node.input, step.needed, gradients, strict=False)
+        if wanted and gradient is not None
+    ]
+
+
+def _path(model: Model, targets: list[str], logits: str) -> set[str]:
+    """Every tensor that depends on a target and that the logits depend on, targets included."""
+    below = set(targets)
+    for node in model.nodes:
+        if any(name in below for name in _differentiable_inputs(node)):
+            below.update(node.output)
+    above = {logits}
+    for node in reversed(model.nodes):
+        if any(name in above for name in node.output):
+            above.update(_differentiable_inputs(node))
+    return below & above
+
+
+def _differentiable_inputs(node: NodeProto) -> list[str]:
+    if node.op_type in NO_GRADIENT:
+        return []
+    # The second input of CastLike gives only its type.
+    return list(node.input[:1] if node.op_type == "CastLike" else node.input)

@@ -1,0 +1,59 @@
+"""Bring a model into the form that the gradient rules work on: one operator set, and nothing that is a shorthand.
+
+Operators that the ONNX standard defines as a function of simpler ones (LayerNormalization, Gelu, HardSwish, ...) are
+replaced by that function, unless they have a rule. The result is for analysis only; what is saved is never expanded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx
+import onnx.inliner
+import onnx.version_converter
+from onnx import defs, helper
+
+from onnx_cbq.gradient.rules import NO_GRADIENT, RULES
+from onnx_cbq.gradient.step import RULES_OPSET
+from onnx_cbq.graph.load import raise_opset
+from onnx_cbq.graph.normalise import Normalised, normalise
+from onnx_cbq.graph.passes.constants import fold_constants, freeze_shapes
+from onnx_cbq.graph.shapes import Example
+from onnx_cbq.model import Model
+
+
+def expand(model: Model, example: Example) -> Normalised:
+    """`model` with the rules' operator set and standard functions expanded; every step is checked on `example`."""
+    return normalise(model, example, (_to_rules_opset, _expand_functions, fold_constants, freeze_shapes))
+
+
+def _to_rules_opset(model: Model, example: Example) -> Model:
+    return raise_opset(model, RULES_OPSET) if model.opset < RULES_OPSET else model
+
+
+def _expand_functions(model: Model, example: Example) -> Model:
+    # A function may be written in terms of others: HardSwish by HardSigmoid, GroupNormalization by several.
+    while shorthand := _shorthand(model):
+        typed = onnx.shape_inference.infer_shapes(_with_constant_types(model.skeleton))
+        expanded = onnx.inliner.inline_selected_functions(typed, shorthand, inline_schema_functions=True)
+        model = Model(expanded, model.weights)
+    return model
+
+
+def _with_constant_types(skeleton: onnx.ModelProto) -> onnx.ModelProto:
+    """The inliner looks for the type of every input in the value infos, those of initializers too."""
+    typed = onnx.ModelProto()
+    typed.CopyFrom(skeleton)
+    infos = (helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in skeleton.graph.initializer)
+    typed.graph.value_info.extend(infos)
+    return typed
+
+
+def _shorthand(model: Model) -> list[tuple[str, str]]:
+    operators = {node.op_type for node in model.nodes if node.domain in ("", "ai.onnx")}
+    return [("", name) for name in operators - RULES.keys() - NO_GRADIENT if _is_function(name, model.opset)]
+
+
+def _is_function(operator: str, opset: int) -> bool:
+    schema: Any = defs.get_schema(operator, opset, "")
+    return bool(schema.has_function or schema.has_context_dependent_function)

@@ -1,0 +1,118 @@
+"""Find the layers: every constant weight that a Conv, ConvTranspose, Gemm or MatMul multiplies with.
+
+A weight that several nodes share is one layer with several uses. What stays float is listed with the reason.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import NodeProto
+
+from onnx_cbq.errors import ModelError
+from onnx_cbq.graph.load import LAYER_OPERATORS
+from onnx_cbq.graph.shapes import Shapes
+from onnx_cbq.model import Array, Model, attributes, is_generated_name
+from onnx_cbq.records import Layer, Layers, LeftFloat, Use
+
+
+def find_layers(model: Model, shapes: Shapes) -> Layers:
+    """The layers of `model` in the order in which they run.
+
+    Raises:
+        ModelError: there is no layer that can be quantized.
+    """
+    uses: dict[str, list[tuple[NodeProto, Use]]] = {}
+    left: list[LeftFloat] = []
+    for node in model.nodes:
+        if node.op_type not in LAYER_OPERATORS or node.domain not in ("", "ai.onnx"):
+            continue
+        use = _use(model, shapes, node)
+        if isinstance(use, str):
+            left.append(LeftFloat(node.name or node.output[0], node.op_type, use))
+        else:
+            uses.setdefault(node.input[use.weight_index], []).append((node, use))
+    layers: list[Layer] = []
+    for name, found in uses.items():
+        weight = model.constant(name)
+        assert weight is not None
+        reason = _conflict(model, weight, name, found)
+        if reason:
+            left.extend(LeftFloat(node.name or node.output[0], node.op_type, reason) for node, _ in found)
+            continue
+        layers.append(_layer(weight, name, found, shapes.batch, {layer.name for layer in layers}))
+    if not layers:
+        raise ModelError(f"the model has no layer to quantize: {_why_none(left)}")
+    return Layers(tuple(layers), tuple(left))
+
+
+def _use(model: Model, shapes: Shapes, node: NodeProto) -> Use | str:
+    """How `node` uses its constant weight, or the reason why it stays float."""
+    candidates = (1, 0) if node.op_type == "MatMul" else (1,)
+    index = next((i for i in candidates if model.is_constant(node.input[i])), None)
+    if index is None:
+        return "its weight is computed, not constant"
+    output, rank = node.output[0], len(shapes[node.output[0]])
+    matrix_axis = rank - 2 if index == 0 else rank - 1
+    channel_axis = matrix_axis if node.op_type in ("Gemm", "MatMul") else 1
+    batch_axis = shapes.batch_axis[output]
+    bias = node.input[2] if len(node.input) > 2 and model.is_constant(node.input[2]) else None
+    if reason := _unfit(model, shapes, node, index, channel_axis):
+        return reason
+    assert batch_axis is not None
+    return Use(output, node.input[1 - index], index, bias, channel_axis, batch_axis, shapes[output])
+
+
+def _unfit(model: Model, shapes: Shapes, node: NodeProto, index: int, channel_axis: int) -> str | None:
+    """Why a node with a constant operand `index` is no layer, or None."""
+    batch_axis = shapes.batch_axis[node.output[0]]
+    if model.is_constant(node.input[1 - index]) or batch_axis is None:
+        return "it does not depend on the samples"
+    if node.op_type == "Gemm" and attributes(node).get("transA", 0):
+        return "Gemm with transA mixes the samples"
+    if len(shapes[node.input[index]]) < 2:
+        return "MatMul with a vector has no output channels"
+    return "the samples lie on its channel axis" if batch_axis == channel_axis else None
+
+
+def _conflict(model: Model, weight: Array, name: str, found: list[tuple[NodeProto, Use]]) -> str | None:
+    """Why one weight's uses cannot be one layer, or None."""
+    if weight.dtype != np.float32:
+        return f"its weight is {weight.dtype}; only float32 weights are quantized"
+    if len({_weight_axis(node, use, weight.shape) for node, use in found}) > 1:
+        return "the nodes that share its weight do not agree on the output channels"
+    users = {node.output[0] for node, _ in found}
+    others = [node.op_type for node in model.consumers[name] if node.output[0] not in users]
+    return f"its weight is also read by {others[0]}" if others else None
+
+
+def _layer(weight: Array, name: str, found: list[tuple[NodeProto, Use]], samples: int, taken: set[str]) -> Layer:
+    node, use = found[0]
+    title = (node.name or use.output) if is_generated_name(name) else name.removesuffix(".weight")
+    return Layer(
+        name=title if title not in taken else use.output,
+        operator=node.op_type,
+        weight=name,
+        weight_shape=tuple(weight.shape),
+        weight_axis=_weight_axis(node, use, weight.shape),
+        groups=int(attributes(node).get("group", 1)),
+        uses=tuple(use for _, use in found),
+        samples=samples,
+    )
+
+
+def _weight_axis(node: NodeProto, use: Use, shape: tuple[int, ...]) -> int:
+    """The axis of the weight along which the output channels lie."""
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "ConvTranspose":
+        depthwise = shape[1] == 1 and shape[0] == attributes(node).get("group", 1)
+        return 0 if depthwise else 1
+    if node.op_type == "Gemm":
+        return 0 if attributes(node).get("transB", 0) else 1
+    return len(shape) - 1 if use.weight_index == 1 else len(shape) - 2
+
+
+def _why_none(left: list[LeftFloat]) -> str:
+    if not left:
+        return f"expected one of {', '.join(LAYER_OPERATORS)} with a constant weight, found none"
+    return "; ".join(f"{entry.name} ({entry.operator}): {entry.reason}" for entry in left[:3])

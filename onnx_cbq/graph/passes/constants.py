@@ -1,0 +1,112 @@
+"""Compute once what does not depend on the samples.
+
+onnx-graphsurgeon has a folder of its own; it is not used because it removes casts around integer arithmetic, which
+changes results, and because it needs every weight in one protobuf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from onnx import NodeProto
+
+from onnx_cbq.graph.shapes import Example, Shapes
+from onnx_cbq.graph.surgeon import from_surgeon, to_surgeon
+from onnx_cbq.model import Array, Model
+from onnx_cbq.runtime import Session
+
+# A folded tensor larger than this stays computed (Expand or Tile of a scalar can make gigabytes).
+LARGEST_FOLDED_BYTES = 64 << 20
+
+_NEVER_FOLDED = frozenset(
+    ("QuantizeLinear", "DequantizeLinear", "If", "Loop", "Scan", "Optional", "Bernoulli", "Multinomial")
+    + ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike")
+)
+_READS_SHAPE = ("Shape", "Size")
+
+
+def fold_constants(model: Model, example: Example) -> Model:
+    """Replace everything that is computed from constants alone (Constant nodes included) by its value."""
+    computed: set[str] = set()
+    folded: list[NodeProto] = []
+    for node in model.nodes:
+        if _foldable(node) and all(not n or n in computed or model.is_constant(n) for n in node.input):
+            folded.append(node)
+            computed.update(name for name in node.output if name)
+    outputs = _read_from_outside(model, folded, computed)
+    if not outputs:
+        return model
+    values = Session(_submodel(model, folded, outputs), "off").run({})
+    return _with_values(model, {name: value for name, value in values.items() if value.nbytes <= LARGEST_FOLDED_BYTES})
+
+
+def freeze_shapes(model: Model, example: Example) -> Model:
+    """Replace arithmetic on shapes by constants: as a whole where the batch does not enter it, else in Reshape as -1.
+
+    Left alone where an axis other than the batch is dynamic: one measurement says nothing about other sizes.
+    """
+    if any(spec.shape is None or None in spec.shape[1:] for spec in model.inputs):
+        return model
+    derived: set[str] = set()
+    arithmetic: list[NodeProto] = []
+    for node in model.nodes:
+        sources = [name for name in node.input if name and not model.is_constant(name)]
+        from_shapes = bool(sources) and all(name in derived for name in sources)
+        if _foldable(node) and (node.op_type in _READS_SHAPE or from_shapes):
+            arithmetic.append(node)
+            derived.update(name for name in node.output if name)
+    read = _read_from_outside(model, arithmetic, derived)
+    if not read:
+        return model
+    values = example.unchanging_values(model, read)
+    shapes = example.shapes(model)
+    for name in read:
+        if name not in values and (target := _reshape_target(model, shapes, name)) is not None:
+            values[name] = target
+    return _with_values(model, values)
+
+
+def _foldable(node: NodeProto) -> bool:
+    return node.op_type not in _NEVER_FOLDED and not node.op_type.startswith("Sequence")
+
+
+def _read_from_outside(model: Model, nodes: list[NodeProto], made: set[str]) -> list[str]:
+    inside = {id(node) for node in nodes}
+    return [n for n in made if any(id(reader) not in inside for reader in model.consumers.get(n, ()))]
+
+
+def _reshape_target(model: Model, shapes: Shapes, name: str) -> Array | None:
+    """The constant that can stand for shape tensor `name`: the measured output shape with -1 on the batch axis."""
+    readers = model.consumers[name]
+    if len(readers) != 1 or readers[0].op_type != "Reshape" or readers[0].input[1] != name:
+        return None
+    output = readers[0].output[0]
+    axis = shapes.batch_axis[output]
+    if axis is None:
+        return None
+    target = np.array(shapes[output], np.int64)
+    target[axis] = -1
+    return target
+
+
+def _submodel(model: Model, nodes: list[NodeProto], outputs: list[str]) -> Model:
+    """The part of `model` that consists of `nodes`, which read nothing but constants and each other."""
+    read = {name for node in nodes for name in node.input}
+    part = model.with_graph(outputs=outputs).skeleton
+    constants = [tensor for tensor in part.graph.initializer if tensor.name in read]
+    for field, content in (("node", nodes), ("initializer", constants), ("input", [])):
+        part.graph.ClearField(field)
+        getattr(part.graph, field).extend(content)
+    return Model(part, {name: value for name, value in model.weights.items() if name in read})
+
+
+def _with_values(model: Model, values: Mapping[str, Array]) -> Model:
+    if not values:
+        return model
+    graph = to_surgeon(model)
+    tensors = graph.tensors()
+    for name, value in values.items():
+        tensors[name].inputs.clear()
+        tensors[name].to_constant(value)
+    return from_surgeon(graph, model)

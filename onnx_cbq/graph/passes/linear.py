@@ -1,0 +1,121 @@
+"""Fold what stands around a linear layer into it.
+
+Batch normalization at inference, and a Mul or Add with one constant per channel, are all y = f x + o with a factor and
+an offset per channel (ONNX operators, BatchNormalization):
+
+    f = scale / sqrt(var + eps)        o = bias - f mean
+
+Behind a linear layer x = W u + b they vanish into it: W' = f W, b' = f b + o. The arithmetic is in float64, rounded
+once at the end.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from onnx_cbq.graph.shapes import Example
+from onnx_cbq.graph.surgeon import constant_value, from_surgeon, only_reader, set_constant, take_output, to_surgeon
+from onnx_cbq.model import Array, Model
+
+_FOLDS_AFFINE = ("Conv", "ConvTranspose", "Gemm")
+
+
+def matmul_to_gemm(model: Model, example: Example) -> Model:
+    """MatMul of 2-D data with a constant matrix becomes a Gemm, which takes a bias and has a fused integer kernel."""
+    found = [n for n in model.nodes if n.op_type == "MatMul" and model.is_constant(n.input[1])]
+    shapes = example.shapes(model) if found else None
+    flat = {n.output[0] for n in found if shapes and len(shapes[n.input[0]]) == len(shapes[n.input[1]]) == 2}
+    graph = to_surgeon(model)
+    for node in graph.nodes:
+        if node.op == "MatMul" and node.outputs[0].name in flat:
+            node.op = "Gemm"
+    return from_surgeon(graph, model) if flat else model
+
+
+def fold_gemm_factors(model: Model, example: Example) -> Model:
+    """Gemm's alpha and beta go into its constant operands: alpha A B + beta C = A (alpha B) + (beta C)."""
+    graph = to_surgeon(model)
+    changed = False
+    for node in graph.nodes:
+        factors = (node.attrs.get("alpha", 1.0), node.attrs.get("beta", 1.0))
+        if node.op != "Gemm" or factors == (1.0, 1.0):
+            continue
+        if any(constant_value(tensor) is None for tensor in node.inputs[1:]):
+            continue
+        for index, (tensor, factor) in enumerate(zip(list(node.inputs[1:]), factors, strict=False), start=1):
+            set_constant(node, index, (tensor.values * np.float64(factor)).astype(tensor.dtype))
+        node.attrs = {name: value for name, value in node.attrs.items() if name not in ("alpha", "beta")}
+        changed = True
+    return from_surgeon(graph, model) if changed else model
+
+
+def fold_affine(model: Model, example: Example) -> Model:
+    """Fold BatchNormalization, Mul and Add behind a Conv, ConvTranspose or Gemm into its weight and bias."""
+    graph = to_surgeon(model)
+    changed = False
+    for layer in list(graph.nodes):
+        while layer.op in _FOLDS_AFFINE and _fold_next(graph, layer):
+            changed = True
+    return from_surgeon(graph, model) if changed else model
+
+
+def _fold_next(graph: Any, layer: Any) -> bool:
+    """Fold the node behind `layer` into it; False if it is not an affine map per channel, or is not the only reader."""
+    weight = constant_value(layer.inputs[1])
+    node = only_reader(graph, layer.outputs[0])
+    if weight is None or node is None or layer.attrs.get("beta", 1.0) != 1.0 or layer.attrs.get("alpha", 1.0) != 1.0:
+        return False
+    has_bias = len(layer.inputs) > 2 and not layer.inputs[2].is_empty()
+    bias = constant_value(layer.inputs[2]) if has_bias else np.zeros(1, weight.dtype)
+    channels = _output_channels(layer, weight)
+    affine = _affine(node, layer.outputs[0], channels, weight.ndim)
+    if bias is None or bias.size not in (1, channels) or affine is None:
+        return False
+    factor, offset = affine
+    set_constant(layer, 1, _scale_channels(layer, weight, factor))
+    set_constant(layer, 2, (factor * bias.reshape(-1) + offset).astype(weight.dtype))
+    take_output(layer, node)
+    return True
+
+
+def _affine(node: Any, source: Any, channels: int, rank: int) -> tuple[Array, Array] | None:
+    """Factor and offset per channel of y = node(source), each [channels] in float64, or None if it is no such map."""
+    if node.op == "BatchNormalization":
+        constant = all(constant_value(tensor) is not None for tensor in node.inputs[1:5])
+        if not constant or node.attrs.get("training_mode", 0) or len(node.outputs) > 1:
+            return None
+        scale, bias, mean, variance = (tensor.values.astype(np.float64) for tensor in node.inputs[1:5])
+        factor = scale / np.sqrt(variance + node.attrs.get("epsilon", 1e-5))
+        return factor, bias - factor * mean
+    if node.op not in ("Add", "Mul") or node.inputs[0] is node.inputs[1]:
+        return None
+    value = constant_value(node.inputs[1] if node.inputs[0] is source else node.inputs[0])
+    if value is None or value.ndim > rank:
+        return None
+    shape = (1,) * (rank - value.ndim) + value.shape
+    if any(size != 1 for axis, size in enumerate(shape) if axis != 1) or shape[1] not in (1, channels):
+        return None
+    operand = np.broadcast_to(value.reshape(-1).astype(np.float64), channels)
+    return (operand, np.zeros(channels)) if node.op == "Mul" else (np.ones(channels), operand)
+
+
+def _output_channels(layer: Any, weight: Array) -> int:
+    if layer.op == "ConvTranspose":
+        return int(weight.shape[1] * layer.attrs.get("group", 1))
+    return int(weight.shape[0] if layer.op == "Conv" or layer.attrs.get("transB", 0) else weight.shape[1])
+
+
+def _scale_channels(layer: Any, weight: Array, factor: Array) -> Array:
+    """`weight` with each output channel multiplied by its factor [channels]."""
+    if layer.op == "ConvTranspose":
+        # [I, O/g, *k] -> [g, I/g, O/g, *k], the output channel being (group, index in the group)
+        groups = layer.attrs.get("group", 1)
+        split = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
+        per_channel = factor.reshape(groups, 1, weight.shape[1], *(1,) * (weight.ndim - 2))
+        return (split * per_channel).reshape(weight.shape).astype(weight.dtype)
+    axis = 0 if layer.op == "Conv" or layer.attrs.get("transB", 0) else 1
+    shape = [1] * weight.ndim
+    shape[axis] = -1
+    return (weight * factor.reshape(shape)).astype(weight.dtype)

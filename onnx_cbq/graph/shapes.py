@@ -1,0 +1,120 @@
+"""Tensor shapes by measurement: the model is run and every tensor's shape is read, nothing is inferred.
+
+A model with a dynamic batch is run at two batch sizes. The axis whose size follows the batch is the batch axis, and a
+number computed from shapes that stays the same at both is a constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import helper
+
+from onnx_cbq.errors import ModelError
+from onnx_cbq.model import Array, InputSpec, Model
+from onnx_cbq.runtime import Session
+
+Shape = tuple[int, ...]
+
+# Measured at this many samples and at one less.
+EXAMPLE_BATCH = 3
+_DEFAULT_SIZE = 16
+_NO_TENSOR = ("ZipMap", "SplitToSequence", "Optional")
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Shapes of every tensor at `batch` samples; `batch_axis[name]` is None where no axis follows the batch."""
+
+    batch: int
+    sizes: Mapping[str, Shape]
+    batch_axis: Mapping[str, int | None]
+
+    def __getitem__(self, name: str) -> Shape:
+        return self.sizes[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.sizes
+
+
+@dataclass(frozen=True)
+class Example:
+    """A few samples that shapes and outputs are measured on: input name -> array of `batch` samples."""
+
+    feeds: Mapping[str, Array]
+
+    @staticmethod
+    def made_up(model: Model, seed: int = 0) -> Example:
+        """Inputs of the right types and shapes for a model without samples: normal numbers, 0 for integers."""
+        random = np.random.default_rng(seed)
+        batch = fixed_batch(model) or EXAMPLE_BATCH
+        return Example({spec.name: _random_input(spec, batch, random) for spec in model.inputs})
+
+    @property
+    def batch(self) -> int:
+        """Number of samples."""
+        return len(next(iter(self.feeds.values())))
+
+    def runs(self, model: Model) -> list[Mapping[str, Array]]:
+        """The feeds to measure on: all samples and, where the batch is dynamic, all but the last."""
+        if self.batch == 1 or fixed_batch(model) is not None:
+            return [self.feeds]
+        return [self.feeds, {name: value[:-1] for name, value in self.feeds.items()}]
+
+    def shapes(self, model: Model) -> Shapes:
+        """Run `model` and read the shape of every tensor in it. Cost: one or two runs."""
+        names = [n for node in model.nodes if not _makes_no_tensor(node.op_type) for n in node.output if n]
+        nodes = [helper.make_node("Shape", [name], [f"shape of {name}"]) for name in names]
+        session = Session(model.with_graph(nodes, outputs=[node.output[0] for node in nodes]), "off")
+        measured: list[dict[str, Shape]] = []
+        for feeds in self.runs(model):
+            sizes = {name: value.shape for name, value in feeds.items()}
+            read = session.run(feeds)
+            measured.append(sizes | {name: tuple(read[f"shape of {name}"].tolist()) for name in names})
+        full = measured[0]
+        axes = {name: _batch_axis([sizes[name] for sizes in measured], self.batch) for name in full}
+        constants = {tensor.name: tuple(tensor.dims) for tensor in model.skeleton.graph.initializer}
+        return Shapes(self.batch, full | constants, axes | dict.fromkeys(constants))
+
+    def unchanging_values(self, model: Model, names: Iterable[str]) -> dict[str, Array]:
+        """The values of those tensors among `names` that do not depend on the batch size."""
+        session = Session(model.with_graph(outputs=list(names)), "off")
+        values, *rest = (session.run(feeds) for feeds in self.runs(model))
+        return {name: v for name, v in values.items() if all(np.array_equal(v, other[name]) for other in rest)}
+
+
+def fixed_batch(model: Model) -> int | None:
+    """The batch size that the model insists on, or None if any will do."""
+    sizes = {spec.shape[0] for spec in model.inputs if spec.shape}
+    fixed = sizes - {None}
+    if len(fixed) > 1:
+        listing = ", ".join(f"{spec.name} {spec.shape}" for spec in model.inputs)
+        raise ModelError(f"the inputs disagree about the batch size: {listing}; export with one batch size for all")
+    return fixed.pop() if fixed else None
+
+
+def _batch_axis(measured: list[Shape], batch: int) -> int | None:
+    """The axis that follows the batch; after a single run the first that equals it, else the first multiple of it."""
+    shape = measured[0]
+    if len(measured) > 1:
+        if len(shape) != len(measured[1]):
+            return None
+        return next((axis for axis, size in enumerate(shape) if size != measured[1][axis]), None)
+    exact = [axis for axis, size in enumerate(shape) if size == batch]
+    multiple = [axis for axis, size in enumerate(shape) if size and size % batch == 0]
+    return next(iter(exact + multiple), None)
+
+
+def _random_input(spec: InputSpec, batch: int, random: np.random.Generator) -> Array:
+    if spec.shape is None:
+        raise ModelError(f"input {spec.name!r} has no declared rank; give samples with --data")
+    shape = (batch, *(size or _DEFAULT_SIZE for size in spec.shape[1:]))
+    if np.issubdtype(spec.dtype, np.floating):
+        return random.standard_normal(shape).astype(spec.dtype)
+    return np.zeros(shape, spec.dtype)
+
+
+def _makes_no_tensor(operator: str) -> bool:
+    return operator in _NO_TENSOR or operator.startswith("Sequence")

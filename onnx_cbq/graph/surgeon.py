@@ -1,0 +1,86 @@
+"""`Model` <-> onnx-graphsurgeon: rewrites work on the graph, the weights are never copied."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.ir.tensor import LazyValues
+from onnx_graphsurgeon.logger import G_LOGGER
+
+from onnx_cbq.model import INLINE_BYTES, Array, Model, read_only, stub
+
+G_LOGGER.severity = G_LOGGER.ERROR
+
+
+def to_surgeon(model: Model) -> Any:
+    """`model` as a `gs.Graph` of its own; its constants share the model's arrays."""
+    graph = gs.import_onnx(model.skeleton)
+    for name, tensor in graph.tensors().items():
+        if name in model.weights:
+            tensor.values = model.weights[name]
+    return graph
+
+
+def from_surgeon(graph: Any, model: Model) -> Model:
+    """`graph`, cleaned up and sorted, as a model with the inputs, outputs and opsets of `model`."""
+    graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    weights: dict[str, Array] = {}
+    for name, tensor in graph.tensors().items():
+        value = constant_value(tensor)
+        if value is not None and value.nbytes >= INLINE_BYTES:
+            weights[name] = read_only(value)
+            tensor.values = LazyValues(stub(name, weights[name]))
+    skeleton = onnx.ModelProto()
+    skeleton.CopyFrom(model.skeleton)
+    exported = gs.export_onnx(graph, do_type_check=False).graph
+    for field in ("node", "initializer"):
+        skeleton.graph.ClearField(field)
+        getattr(skeleton.graph, field).extend(getattr(exported, field))
+    return Model(skeleton, weights)
+
+
+def constant_value(tensor: Any) -> Array | None:
+    """The value of a constant tensor, or None."""
+    return tensor.values if isinstance(tensor, gs.Constant) else None
+
+
+def only_reader(graph: Any, tensor: Any) -> Any | None:
+    """The one node that reads `tensor`, or None if there are several or if it is a graph output."""
+    if len(tensor.outputs) != 1 or any(tensor is output for output in graph.outputs):
+        return None
+    return tensor.outputs[0]
+
+
+def set_constant(node: Any, index: int, value: Array) -> None:
+    """Give `node` a constant of its own as input `index`; other readers of the old one keep it."""
+    old = node.inputs[index] if index < len(node.inputs) else None
+    alone = isinstance(old, gs.Constant) and len(old.outputs) == 1
+    name = old.name if old is not None and alone else f"{node.outputs[0].name}_constant_{index}"
+    fresh = gs.Constant(name, np.ascontiguousarray(value))
+    if old is None:
+        node.inputs.append(fresh)
+    else:
+        node.inputs[index] = fresh
+
+
+def take_output(node: Any, later: Any) -> None:
+    """`node` makes the first output of `later` instead of its own; `later` is left without outputs, to be removed."""
+    result = later.outputs[0]
+    later.outputs.clear()
+    node.outputs = [result]
+
+
+def bypass(graph: Any, node: Any) -> bool:
+    """Let the readers of a node's first output read its first input; False if a graph output's name forbids it."""
+    source, result = node.inputs[0], node.outputs[0]
+    if any(result is output for output in graph.outputs):
+        return False
+    for reader in list(result.outputs):
+        for index, tensor in enumerate(reader.inputs):
+            if tensor is result:
+                reader.inputs[index] = source
+    node.outputs.clear()
+    return True

@@ -1,0 +1,260 @@
+"""The model record: an ONNX graph whose weights live beside it, not inside it.
+
+Protobuf cannot serialise more than 2 GB, and copying every weight each time a graph is changed is slow. So a
+`Model` keeps two parts:
+
+- `skeleton`: a `ModelProto` with all nodes and the small constants. A weight stands in it as a stub: name, type and
+  shape, marked as external data.
+- `weights`: initializer name -> read-only array. Arrays are shared between models, never copied; those read from
+  external data files are memory-mapped.
+
+`runtime` hands the arrays to onnxruntime without serialising them, so a model with a few initializers replaced costs
+no more than the replaced arrays.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+Array = npt.NDArray[Any]
+
+# Smaller constants (axes, shapes, scalars) stay inside the protobuf, where graph checks need to see them.
+INLINE_BYTES = 1024
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One graph input: `shape` has an int for a fixed size and None for a dynamic one; None if the rank is unknown."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | None, ...] | None
+
+
+@dataclass(frozen=True)
+class Model:
+    """An ONNX model as a skeleton and its weights (see the module docstring). Neither part is ever written to."""
+
+    skeleton: ModelProto
+    weights: Mapping[str, Array]
+
+    @staticmethod
+    def from_proto(proto: ModelProto, external: Mapping[str, Array] | None = None) -> Model:
+        """Split `proto`. `external` gives the values of initializers whose data lies outside the protobuf."""
+        weights: dict[str, Array] = dict(external or {})
+        initializers: list[TensorProto] = []
+        for tensor in proto.graph.initializer:
+            if tensor.name in weights:
+                initializers.append(stub(tensor.name, weights[tensor.name]))
+            elif is_weight(tensor):
+                weights[tensor.name] = read_only(numpy_helper.to_array(tensor))
+                initializers.append(stub(tensor.name, weights[tensor.name]))
+            else:
+                initializers.append(tensor)
+        return Model(_copy_without_data(proto, initializers), weights)
+
+    def to_proto(self) -> ModelProto:
+        """One self-contained `ModelProto`, every initializer in `raw_data`."""
+        initializers = [
+            numpy_helper.from_array(np.asarray(self.weights[t.name]), t.name) if t.name in self.weights else t
+            for t in self.skeleton.graph.initializer
+        ]
+        return _copy_without_data(self.skeleton, initializers)
+
+    def with_constants(self, values: Mapping[str, Array]) -> Model:
+        """The same graph with some initializers replaced by arrays of the same type and shape."""
+        inline = {name for name in values if name not in self.weights}
+        weights = {**self.weights, **{n: read_only(v) for n, v in values.items() if n not in inline}}
+        if not inline:
+            return replace(self, weights=weights)
+        initializers = [
+            numpy_helper.from_array(np.asarray(values[t.name]), t.name) if t.name in inline else t
+            for t in self.skeleton.graph.initializer
+        ]
+        return Model(_copy_without_data(self.skeleton, initializers), weights)
+
+    def with_graph(
+        self,
+        nodes: Iterable[NodeProto] = (),
+        constants: Mapping[str, Array] | None = None,
+        inputs: Iterable[onnx.ValueInfoProto] = (),
+        outputs: Iterable[str] | None = None,
+    ) -> Model:
+        """The same model with nodes, constants and inputs added; `outputs` replaces the graph outputs by name."""
+        skeleton = ModelProto()
+        skeleton.CopyFrom(self.skeleton)
+        skeleton.graph.node.extend(nodes)
+        skeleton.graph.input.extend(inputs)
+        weights = dict(self.weights)
+        for name, value in (constants or {}).items():
+            if value.nbytes >= INLINE_BYTES:
+                weights[name] = read_only(value)
+                skeleton.graph.initializer.append(stub(name, value))
+            else:
+                skeleton.graph.initializer.append(numpy_helper.from_array(value, name))
+        if outputs is not None:
+            infos = {info.name: info for info in self.skeleton.graph.output}
+            chosen = [infos.get(name, helper.make_empty_tensor_value_info(name)) for name in outputs]
+            del skeleton.graph.output[:]
+            skeleton.graph.output.extend(chosen)
+        return Model(skeleton, weights)
+
+    @property
+    def nodes(self) -> list[NodeProto]:
+        """The nodes in topological order."""
+        return list(self.skeleton.graph.node)
+
+    @property
+    def opset(self) -> int:
+        """Version of the default operator set."""
+        return opset_version(self.skeleton)
+
+    @cached_property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """The graph inputs; initializers are not among them."""
+        return tuple(_input_spec(info) for info in self.skeleton.graph.input)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the graph outputs."""
+        return tuple(info.name for info in self.skeleton.graph.output)
+
+    @cached_property
+    def producers(self) -> Mapping[str, NodeProto]:
+        """Tensor name -> the node that computes it."""
+        return {name: node for node in self.skeleton.graph.node for name in node.output if name}
+
+    @cached_property
+    def consumers(self) -> Mapping[str, list[NodeProto]]:
+        """Tensor name -> the nodes that read it, in order; a node that reads it twice stands once."""
+        readers: dict[str, list[NodeProto]] = {}
+        for node in self.skeleton.graph.node:
+            for name in dict.fromkeys(n for n in node.input if n):
+                readers.setdefault(name, []).append(node)
+        return readers
+
+    @cached_property
+    def _inline(self) -> Mapping[str, TensorProto]:
+        return {t.name: t for t in self.skeleton.graph.initializer if t.name not in self.weights}
+
+    def is_constant(self, name: str) -> bool:
+        """Whether `name` is an initializer."""
+        return name in self.weights or name in self._inline
+
+    def constant(self, name: str) -> Array | None:
+        """The value of an initializer, or None if `name` is not one."""
+        if name in self.weights:
+            return self.weights[name]
+        tensor = self._inline.get(name)
+        return None if tensor is None else read_only(numpy_helper.to_array(tensor))
+
+    def fresh_names(self) -> FreshNames:
+        """A source of tensor names that this model does not use yet."""
+        graph = self.skeleton.graph
+        used = {t.name for t in graph.initializer} | {i.name for i in graph.input}
+        return FreshNames(used | {name for node in graph.node for name in (*node.input, *node.output)})
+
+
+class FreshNames:
+    """Makes short names that are not yet in use."""
+
+    def __init__(self, used: Iterable[str]) -> None:
+        self._used = set(used)
+        self._next: dict[str, int] = {}
+
+    def __call__(self, base: str) -> str:
+        """`base` itself if it is free, else `base_1`, `base_2` and so on."""
+        name = base
+        while name in self._used:
+            self._next[base] = self._next.get(base, 0) + 1
+            name = f"{base}_{self._next[base]}"
+        self._used.add(name)
+        return name
+
+
+def attributes(node: NodeProto) -> dict[str, Any]:
+    """A node's attributes as Python values; strings are decoded."""
+    values = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    return {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
+
+
+def opset_version(proto: ModelProto) -> int:
+    """Version of the default operator set of `proto`, 0 if it imports none."""
+    return next((int(o.version) for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
+
+
+def is_weight(tensor: TensorProto) -> bool:
+    """Whether a tensor is large enough to be kept outside the skeleton."""
+    return _byte_size(tensor) >= INLINE_BYTES and tensor.data_type != TensorProto.STRING
+
+
+def stub(name: str, value: Array) -> TensorProto:
+    """A `TensorProto` that stands for `value`: type and shape only, the data marked as external."""
+    tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(value.dtype), dims=value.shape)
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, text in (("location", "weights"), ("offset", "0"), ("length", str(value.nbytes))):
+        tensor.external_data.add(key=key, value=text)
+    return tensor
+
+
+def read_only(value: Array) -> Array:
+    """`value` as a contiguous array that cannot be written to; the caller's array keeps its own flags."""
+    view = np.ascontiguousarray(value).view() if value.ndim else value.copy()
+    view.flags.writeable = False
+    return view
+
+
+def is_generated_name(name: str) -> bool:
+    """Whether an exporter made the name up, so that it says nothing to a reader."""
+    return not name or re.fullmatch(r"(onnx::\w+|_?val_\d+|v?_?\d+|[a-z]+_\d+_folded)", name) is not None
+
+
+def _copy_without_data(proto: ModelProto, initializers: Iterable[TensorProto]) -> ModelProto:
+    """Copy what decides the outputs, with other initializers; the source's data is never copied.
+
+    Before IR version 4 every initializer had to be listed as a graph input too; here it never is.
+    """
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    copy = ModelProto(
+        ir_version=max(proto.ir_version, 4),
+        producer_name=proto.producer_name,
+        producer_version=proto.producer_version,
+        domain=proto.domain,
+        model_version=proto.model_version,
+    )
+    copy.opset_import.extend(proto.opset_import)
+    copy.metadata_props.extend(proto.metadata_props)
+    copy.functions.extend(proto.functions)
+    graph = proto.graph
+    copy.graph.name = graph.name
+    copy.graph.node.extend(graph.node)
+    copy.graph.input.extend(info for info in graph.input if info.name not in constants)
+    copy.graph.output.extend(graph.output)
+    copy.graph.sparse_initializer.extend(graph.sparse_initializer)
+    copy.graph.initializer.extend(initializers)
+    return copy
+
+
+def _input_spec(info: onnx.ValueInfoProto) -> InputSpec:
+    tensor = info.type.tensor_type
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type) if tensor.elem_type else np.dtype(np.float32)
+    if not tensor.HasField("shape"):
+        return InputSpec(info.name, dtype, None)
+    sizes = tuple(int(d.dim_value) if d.dim_value > 0 else None for d in tensor.shape.dim)
+    return InputSpec(info.name, dtype, sizes)
+
+
+def _byte_size(tensor: TensorProto) -> int:
+    if tensor.data_type in (TensorProto.STRING, TensorProto.UNDEFINED):
+        return 0
+    itemsize = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return int(np.prod(tensor.dims, dtype=np.int64)) * itemsize

@@ -1,0 +1,147 @@
+"""The contract of every gradient rule: it agrees with central finite differences in float64.
+
+Two oracles that share no code with the rules: onnx's reference evaluator runs the forward model for the differences
+and the backward graph in float64; onnxruntime runs the same backward graph in float32.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+
+from onnx_cbq.gradient.backward import attach, build_backward
+from onnx_cbq.gradient.expand import expand
+from onnx_cbq.gradient.rules import RULES
+from onnx_cbq.graph.load import load
+from onnx_cbq.graph.shapes import Example
+from onnx_cbq.model import Array
+from onnx_cbq.runtime import Session
+from tests.gradient.cases import CASES, Case
+from tests.gradient.reference import evaluator
+from tests.graphs import make_model, node
+
+BATCH = 3
+# Central differences with step h err by h^2 f''' / 6 plus rounding 1e-16 |f| / h: about 1e-9 at h = 1e-5. What is
+# left is that the rules' own constants (window counts, resize weights) are rounded to float32, 6e-8 each.
+STEP = 1e-5
+DIFFERENCE_TOLERANCE = 1e-6
+# float32 rounds to 6e-8; sums of up to a hundred products of numbers around 1 stay below 1e-5 of the largest.
+FLOAT32_TOLERANCE = 2e-5
+
+# What the issue of the field asks for: each of these has to be differentiable, by a rule or by its definition.
+REQUIRED = set(
+    """Conv ConvTranspose Gemm MatMul Relu LeakyRelu PRelu Clip Elu Selu Sigmoid HardSigmoid HardSwish Mish
+Softplus Tanh Erf Gelu Exp Log Sqrt Pow Abs Neg Reciprocal Add Sub Mul Div Min Max Where Softmax LogSoftmax
+BatchNormalization LayerNormalization InstanceNormalization GroupNormalization MaxPool AveragePool LpPool
+GlobalAveragePool GlobalMaxPool ReduceMean ReduceSum ReduceMax Reshape Flatten Squeeze Unsqueeze Transpose Concat Split
+Slice Gather Pad Expand Tile Identity Cast DepthToSpace SpaceToDepth Resize Einsum""".split()  # noqa: SIM905
+)
+
+
+def test_every_rule_and_every_required_operator_has_a_case() -> None:
+    """A rule without a case would never be checked against anything."""
+    covered = {case.operator for case in CASES}
+    assert set(RULES) - covered == set()
+    assert REQUIRED - covered == set()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_gradient_agrees_with_finite_differences(case: Case) -> None:
+    """Guards every rule against a wrong sign, axis, pad, or a broadcast that is not summed back."""
+    random = np.random.default_rng(len(case.id))
+    values = {f"x{i}": random.uniform(case.low, case.high, s).astype(np.float32) for i, s in enumerate(case.inputs)}
+    graph_inputs = [name for name, value in values.items() if len(value) == BATCH]
+    model = load(case_model(case, {name: values[name] for name in values if name not in graph_inputs}))
+    feeds = {name: values[name] for name in graph_inputs}
+    example = Example(feeds)
+    expanded = expand(model, example)
+    assert expanded.notes == ()
+    shapes = example.shapes(expanded.model)
+    backward = build_backward(expanded.model, shapes, "y", list(values))
+    outputs = [backward.gradients[name] for name in values]
+    gradient_model = attach(expanded.model, backward, "y", shapes, outputs)
+    seed = random.uniform(-1.0, 1.0, shapes["y"]).astype(np.float32)
+
+    expected = finite_differences(as_double(case_model(case, {})), values, seed)
+    double = evaluator(as_double(gradient_model.to_proto()))
+    exact = double.run(outputs, {n: v.astype(np.float64) for n, v in (feeds | {backward.seed: seed}).items()})
+    single = Session(gradient_model).run(feeds | {backward.seed: seed}, outputs)
+    for name, output, gradient in zip(values, outputs, exact, strict=True):
+        scale = np.abs(expected[name]).max()
+        assert scale > 0
+        assert gradient.shape == values[name].shape
+        np.testing.assert_allclose(gradient, expected[name], rtol=0, atol=DIFFERENCE_TOLERANCE * scale)
+        np.testing.assert_allclose(single[output], expected[name], rtol=0, atol=FLOAT32_TOLERANCE * scale)
+
+
+def case_model(case: Case, operands: dict[str, Array]) -> onnx.ModelProto:
+    """The case as a float32 model with output `y`; `operands` become constants instead of graph inputs."""
+    inputs = [f"x{i}" for i in range(len(case.inputs))]
+    extra = {f"c{i}": value for i, value in enumerate(case.constants) if value is not None}
+    names = ["_" if value is None else f"c{i}" for i, value in enumerate(case.constants)]
+    order = names + inputs if case.constants_first else inputs + names
+    outputs = ["y"] if case.outputs == 1 else [f"y{i}" for i in range(case.outputs)]
+    attributes = dict(case.attributes)
+    if case.operator == "Cast":
+        attributes["to"] = TensorProto.FLOAT
+    nodes = [node(case.operator, " ".join(order), " ".join(outputs), **attributes)]
+    if case.operator == "Split":
+        nodes.append(node("Concat", " ".join(outputs[::-1]), "y", axis=1))
+    elif case.outputs > 1:
+        nodes.append(node("Neg", outputs[0], "y"))
+    batch: int | str = BATCH if case.fixed_batch else "N"
+    shapes = {
+        name: [batch, *shape[1:]] if shape[0] == BATCH else list(shape)
+        for name, shape in zip(inputs, case.inputs, strict=True)
+        if name not in operands
+    }
+    return make_model(nodes, shapes, ["y"], extra | operands, opset=case.opset)
+
+
+def as_double(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same model computing in float64: inputs, constants, cast targets and fill values."""
+    double = onnx.ModelProto()
+    double.CopyFrom(proto)
+    scales = {name for n in double.graph.node if n.op_type == "Resize" for name in n.input[1:3]}
+    for info in double.graph.input:
+        if info.type.tensor_type.elem_type == TensorProto.FLOAT:
+            info.type.tensor_type.elem_type = TensorProto.DOUBLE
+    for tensor in double.graph.initializer:
+        if tensor.name not in scales:
+            widen(tensor)
+    for attribute in (attribute for n in double.graph.node for attribute in n.attribute):
+        if attribute.name == "to" and attribute.i == TensorProto.FLOAT:
+            attribute.i = TensorProto.DOUBLE
+        if attribute.type == onnx.AttributeProto.TENSOR:
+            widen(attribute.t)
+    return double
+
+
+def widen(tensor: TensorProto) -> None:
+    if tensor.data_type == TensorProto.FLOAT:
+        value = onnx.numpy_helper.to_array(tensor).astype(np.float64)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
+
+
+def finite_differences(forward: onnx.ModelProto, values: dict[str, Array], seed: Array) -> dict[str, Array]:
+    """d sum(seed y) / dx by central differences, one element at a time."""
+    oracle = evaluator(forward)
+    exact = {name: value.astype(np.float64) for name, value in values.items()}
+
+    def phi() -> float:
+        return float((list(oracle.run(["y"], exact))[0] * seed).sum())
+
+    gradients = {}
+    for name, value in exact.items():
+        gradient = np.zeros_like(value)
+        for index in np.ndindex(value.shape):
+            start = value[index]
+            value[index] = start + STEP
+            above = phi()
+            value[index] = start - STEP
+            gradient[index] = (above - phi()) / (2 * STEP)
+            value[index] = start
+        gradients[name] = gradient
+    return gradients
