@@ -1,0 +1,44 @@
+"""onnx-cbq: class-based quantization of exported ONNX classifiers.
+
+>>> import onnx_cbq
+>>> result = onnx_cbq.quantize("model.onnx", "card.toml", onnx_cbq.QuantizeConfig(bits=4))  # doctest: +SKIP
+>>> result.save("model.quantized.onnx")  # doctest: +SKIP
+"""
+
+from onnx_cbq.calibration import CalibrationSet
+from onnx_cbq.config import CbqConfig, QuantizeConfig, ScoringConfig
+from onnx_cbq.errors import (
+    CalibrationError,
+    ConfigError,
+    ModelError,
+    OnnxCbqError,
+    OutputError,
+    UnsupportedOperatorError,
+    VerificationError,
+)
+from onnx_cbq.pipeline import evaluate, quantize, score
+from onnx_cbq.records import Evaluation, LayerScores, Plan, Scores
+from onnx_cbq.result import EvaluationResult, Result
+
+__all__ = [
+    "CalibrationError",
+    "CalibrationSet",
+    "CbqConfig",
+    "ConfigError",
+    "Evaluation",
+    "EvaluationResult",
+    "LayerScores",
+    "ModelError",
+    "OnnxCbqError",
+    "OutputError",
+    "Plan",
+    "QuantizeConfig",
+    "Result",
+    "Scores",
+    "ScoringConfig",
+    "UnsupportedOperatorError",
+    "VerificationError",
+    "evaluate",
+    "quantize",
+    "score",
+]

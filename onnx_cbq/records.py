@@ -108,3 +108,116 @@ class Layers:
     def size(self) -> int:
         """Number of weights in all layers."""
         return sum(layer.size for layer in self.layers)
+
+
+@dataclass(frozen=True)
+class LayerScores:
+    """What the samples of each class say about the channels of one layer; every array is [classes, channels].
+
+    Attributes:
+        beta: share of the class's samples for which the channel is critical, in [0, 1]: for a filter that of the
+            neuron of its feature map that is critical most often (CBQ, class score).
+        saliency: mean over samples and neurons of |z dPhi/dz|.
+        gradient_square: mean over samples of the sum over the channel's neurons of (dPhi/dz)^2.
+    """
+
+    layer: str
+    beta: Array
+    saliency: Array
+    gradient_square: Array
+
+    @property
+    def gamma(self) -> Array:
+        """How many classes need each channel, in [0, classes]: sum of beta over the classes (CBQ, importance)."""
+        return np.asarray(self.beta.sum(axis=0))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Class scores of every layer, from `samples[m]` samples of class m."""
+
+    layers: tuple[LayerScores, ...]
+    class_names: tuple[str, ...]
+    samples: tuple[int, ...]
+
+    def arrays(self) -> dict[str, Array]:
+        """Named arrays for an `.npz`: `beta/LAYER` and so on [classes, channels], `gamma/LAYER` [channels]."""
+        named: dict[str, Array] = {"class_names": np.array(self.class_names), "samples": np.array(self.samples)}
+        for scores in self.layers:
+            for kind in ("beta", "gamma", "saliency", "gradient_square"):
+                named[f"{kind}/{scores.layer}"] = getattr(scores, kind)
+        return named
+
+    @cached_property
+    def by_layer(self) -> Mapping[str, LayerScores]:
+        """Layer name -> its scores."""
+        return {scores.layer: scores for scores in self.layers}
+
+
+@dataclass(frozen=True)
+class ActivationGrid:
+    """How an activation is quantized: value = (code - zero_point) * scale, codes 0 .. 255."""
+
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The bit width of every channel: layer name -> int8 [channels]."""
+
+    bits: Mapping[str, Array]
+
+    def average_bits(self, layers: Layers) -> float:
+        """sum(bits x weights) / sum(weights) over all layers, first and last included."""
+        total = sum(int(self.bits[layer.name].sum(dtype=np.int64)) * layer.weights_per_channel for layer in layers)
+        return total / layers.size
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """The integer weights of one layer, in the weight's own shape.
+
+    Attributes:
+        codes: int8, weight_shape.
+        scale: float32 [channels].
+        bits: int8 [channels].
+    """
+
+    codes: Array
+    scale: Array
+    bits: Array
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model does on labelled samples. Accuracies are in percent.
+
+    Attributes:
+        top1: share of samples whose largest class score is that of their label.
+        top5: share whose label is among the five largest; None with 10 classes or fewer.
+        per_class: top-1 of each class; None for a class without samples.
+        confusion: samples by (label, prediction), int64 [classes, classes].
+        bytes: size of the model's file or files.
+        latency_ms: median milliseconds of a run at batch 1 (or at the batch that the model insists on).
+    """
+
+    top1: float
+    top5: float | None
+    per_class: tuple[float | None, ...]
+    confusion: Array
+    bytes: int
+    latency_ms: float
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return int(self.confusion.sum())
+
+    @property
+    def worst_class(self) -> int:
+        """The class of lowest accuracy."""
+        return min(
+            (m for m, accuracy in enumerate(self.per_class) if accuracy is not None),
+            key=lambda m: self.per_class[m] or 0.0,
+        )

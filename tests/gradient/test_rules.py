@@ -131,7 +131,7 @@ def finite_differences(forward: onnx.ModelProto, values: dict[str, Array], seed:
     exact = {name: value.astype(np.float64) for name, value in values.items()}
 
     def phi() -> float:
-        return float((list(oracle.run(["y"], exact))[0] * seed).sum())
+        return float((next(iter(oracle.run(["y"], exact))) * seed).sum())
 
     gradients = {}
     for name, value in exact.items():

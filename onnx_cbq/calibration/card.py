@@ -1,0 +1,143 @@
+"""A calibration card: a TOML file that says where labelled samples are and how to prepare them.
+
+Preparation is, in this order: resize, crop (images), then (x * scale - mean) / std in float32, then the model's layout.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from onnx_cbq.errors import CalibrationError
+
+LAYOUTS = ("NHWC", "NCHW")
+
+
+@dataclass(frozen=True)
+class Card:
+    """The settings of a card. Everything but `source` has a default.
+
+    Attributes:
+        source: an `.npz` with `x` and `y` (optionally `class_names`), or a folder with one sub-folder per class.
+        layout: order of the axes of the samples as stored, "NHWC" or "NCHW"; None if it is the model's own.
+        scale: multiplied first.
+        mean, std: subtracted, divided by; one number, or one per channel.
+        resize: images only: length of the shorter side, or (height, width).
+        crop: images only: side of the centre square, or (height, width).
+        classes: class names in the order of the labels; for a folder, the sub-folders in the order of the labels.
+        limit: at most so many samples of each class are used.
+    """
+
+    source: Path
+    layout: str | None = None
+    scale: float = 1.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    resize: tuple[int, ...] | None = None
+    crop: tuple[int, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    limit: int | None = None
+
+
+def load_card(path: Path, source: Path | None = None) -> Card:
+    """Read a card; `source` replaces the card's own.
+
+    Raises:
+        CalibrationError: the card is missing, is not TOML, or has an unknown key or a value of the wrong type.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise CalibrationError(
+            f"{path}: no such card; give a .toml file, for example calibration/digits.toml"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CalibrationError(f"{path}: not a TOML file: {error}; see calibration/README.md") from None
+    except OSError as error:
+        raise CalibrationError(f"{path}: cannot be read: {error.strerror}") from error
+    known = {field.name for field in fields(Card)}
+    for key in values.keys() - known:
+        raise CalibrationError(f"{path}: unknown key {key!r}{_nearest(key, known)}")
+    if source is None and "source" not in values:
+        raise CalibrationError(f"{path}: no key 'source'; name an .npz file or a folder of images, or give --source")
+    settings = {key: _PARSERS[key](value, f"{path}: {key}") for key, value in values.items() if key != "source"}
+    where = source if source is not None else path.parent / _text(values["source"], f"{path}: source")
+    return Card(source=where, **settings)
+
+
+def _nearest(key: str, known: set[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(sorted(known))}"
+
+
+def _wrong(where: str, expected: str, value: object) -> CalibrationError:
+    return CalibrationError(f"{where}: expected {expected}, got {value!r}")
+
+
+def _text(value: object, where: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise _wrong(where, "a path in quotes", value)
+    return value
+
+
+def _layout(value: object, where: str) -> str:
+    if value not in LAYOUTS:
+        raise _wrong(where, " or ".join(f'"{layout}"' for layout in LAYOUTS), value)
+    return str(value)
+
+
+def _number(value: object, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
+        raise _wrong(where, "a finite number", value)
+    return float(value)
+
+
+def _numbers(value: object, where: str) -> tuple[float, ...]:
+    values = value if isinstance(value, list) else [value]
+    if not values:
+        raise _wrong(where, "a number, or one per channel", value)
+    return tuple(_number(v, where) for v in values)
+
+
+def _divisors(value: object, where: str) -> tuple[float, ...]:
+    numbers = _numbers(value, where)
+    if any(number <= 0 for number in numbers):
+        raise _wrong(where, "numbers above 0", value)
+    return numbers
+
+
+def _count(value: object, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise _wrong(where, "a whole number above 0", value)
+    return value
+
+
+def _size(value: object, where: str) -> tuple[int, ...]:
+    values = value if isinstance(value, list) else [value]
+    if len(values) not in (1, 2):
+        raise _wrong(where, "one size, or [height, width]", value)
+    return tuple(_count(v, where) for v in values)
+
+
+def _names(value: object, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
+        raise _wrong(where, "a list of names", value)
+    if len(set(value)) != len(value):
+        raise _wrong(where, "names that differ", value)
+    return tuple(value)
+
+
+_PARSERS: Mapping[str, Callable[[object, str], Any]] = {
+    "layout": _layout,
+    "scale": _number,
+    "mean": _numbers,
+    "std": _divisors,
+    "resize": _size,
+    "crop": _size,
+    "classes": _names,
+    "limit": _count,
+}

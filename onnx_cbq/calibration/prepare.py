@@ -1,0 +1,125 @@
+"""From a raw sample to a model's input: type, scale, mean and deviation, layout. What does not fit is explained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_cbq.calibration.card import Card
+from onnx_cbq.errors import CalibrationError
+from onnx_cbq.model import Array, InputSpec
+
+# How to bring a batch of images of the other layout into this one.
+_PERMUTATION = {"NCHW": (0, 3, 1, 2), "NHWC": (0, 2, 3, 1)}
+_CHANNEL_AXIS = {"NCHW": 0, "NHWC": 2}
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How raw samples become one model input."""
+
+    dtype: np.dtype[np.generic]
+    scale: float
+    mean: Array  # broadcasts against a raw sample
+    std: Array
+    permutation: tuple[int, ...] | None
+
+    def apply(self, raw: Array, indices: Sequence[int] | npt.NDArray[np.int64], label: str) -> Array:
+        """A raw batch [n, ...] as the model's input: (x scale - mean) / std, then the model's layout.
+
+        Raises:
+            CalibrationError: a sample holds NaN or infinity.
+        """
+        values = raw
+        if np.issubdtype(self.dtype, np.floating):
+            values = (raw.astype(np.float32) * np.float32(self.scale) - self.mean) / self.std
+            finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+            if not finite.all():
+                raise CalibrationError(
+                    f"{label}: sample {indices[int(np.argmin(finite))]} holds NaN or infinity; expected finite numbers"
+                )
+        if self.permutation is not None:
+            values = values.transpose(self.permutation)
+        return np.ascontiguousarray(values, self.dtype)
+
+
+def fit(card: Card, spec: InputSpec, sample: Array, label: str) -> Preparation:
+    """How samples like `sample` become the input `spec`.
+
+    Raises:
+        CalibrationError: they cannot; the message says what the card gives, what the model wants, which key to change.
+    """
+    is_number = np.issubdtype(sample.dtype, np.number) or sample.dtype == np.bool_
+    if not is_number or (not np.issubdtype(spec.dtype, np.floating) and np.issubdtype(sample.dtype, np.floating)):
+        raise CalibrationError(f"{label}: samples are {sample.dtype}, model input {spec.name!r} wants {spec.dtype}")
+    layout = card.layout or ("NHWC" if card.source.is_dir() else None)
+    permutation = _permutation(layout, spec, sample.shape, label)
+    axis = _channel_axis(layout, spec, sample.shape)
+    return Preparation(
+        dtype=spec.dtype,
+        scale=card.scale,
+        mean=_per_channel(card.mean, sample.shape, axis, f"{label}: mean"),
+        std=_per_channel(card.std, sample.shape, axis, f"{label}: std"),
+        permutation=permutation,
+    )
+
+
+def wants_grey(spec: InputSpec) -> bool:
+    """Whether the input is an image with a single channel."""
+    return spec.shape is not None and len(spec.shape) == 4 and 1 in (spec.shape[1], spec.shape[3])
+
+
+def _permutation(layout: str | None, spec: InputSpec, shape: tuple[int, ...], label: str) -> tuple[int, ...] | None:
+    """How to reorder the axes of a raw batch, or None if they are the model's own."""
+    if spec.shape is None:
+        return None
+    wanted = spec.shape[1:]
+    for target in ("NCHW", "NHWC") if layout and len(shape) == 3 else ():
+        permutation = None if target == layout else _PERMUTATION[target]
+        if _fits(_arranged(shape, permutation), wanted):
+            return permutation
+    if layout is None or len(shape) != 3:
+        if _fits(shape, wanted):
+            return None
+        other = next((known for known in _PERMUTATION if _fits_as(known, shape, wanted)), None)
+        advice = f'set layout = "{other}" in the card' if other else "prepare samples of that shape"
+    else:
+        advice = f'the card says layout = "{layout}": change layout, or set resize and crop'
+    sizes = ", ".join("any" if size is None else str(size) for size in wanted)
+    raise CalibrationError(f"{label}: samples are {shape}, model input {spec.name!r} wants ({sizes}); {advice}")
+
+
+def _fits_as(layout: str, shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+    other = "NHWC" if layout == "NCHW" else "NCHW"
+    return len(shape) == 3 and _fits(_arranged(shape, _PERMUTATION[other]), wanted)
+
+
+def _arranged(shape: tuple[int, ...], permutation: tuple[int, ...] | None) -> tuple[int, ...]:
+    return shape if permutation is None else tuple(shape[axis - 1] for axis in permutation[1:])
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(wanted) and all(w is None or s == w for s, w in zip(shape, wanted, strict=True))
+
+
+def _channel_axis(layout: str | None, spec: InputSpec, shape: tuple[int, ...]) -> int:
+    """The axis of a raw sample that mean and std run along: the channels of an image or signal, else the features."""
+    if len(shape) == 3:
+        size = spec.shape
+        last = size is not None and len(size) == 4 and size[3] in (1, 3) and size[1] not in (1, 3)
+        return _CHANNEL_AXIS[layout or ("NHWC" if last else "NCHW")]
+    return 0
+
+
+def _per_channel(values: tuple[float, ...], shape: tuple[int, ...], axis: int, where: str) -> Array:
+    """One number, or one per channel, as an array that broadcasts against a raw sample."""
+    numbers = np.array(values, np.float32)
+    if len(numbers) == 1:
+        return numbers[0:1].reshape((1,) * len(shape)) if shape else numbers[0]
+    if not shape or shape[axis] != len(numbers):
+        channels = shape[axis] if shape else 1
+        raise CalibrationError(f"{where}: {len(numbers)} numbers, but the samples have {channels} channels")
+    return numbers.reshape([-1 if a == axis else 1 for a in range(len(shape))])

@@ -1,0 +1,247 @@
+"""Labelled samples for one model: drawn evenly from the classes, prepared as the card says, streamed in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_cbq.calibration.card import Card, load_card
+from onnx_cbq.calibration.images import IMAGE_SUFFIXES, ImageSource
+from onnx_cbq.calibration.npz import NpzSource
+from onnx_cbq.calibration.prepare import Preparation, fit, wants_grey
+from onnx_cbq.calibration.sources import ArraySource, Source
+from onnx_cbq.errors import CalibrationError
+from onnx_cbq.model import Array, InputSpec
+
+Indices = npt.NDArray[np.int64]
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs ready to feed. `count` samples are real; the rest pads the batch to the size that the model insists on."""
+
+    feeds: Mapping[str, Array]
+    labels: Indices
+    count: int
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """Labelled samples and how to prepare them, not yet fitted to a model."""
+
+    source: Source
+    card: Card
+
+    @staticmethod
+    def from_card(
+        path: str | Path, source: str | Path | None = None, *, skip_unreadable: bool = False
+    ) -> CalibrationSet:
+        """The samples of a card (`source` replaces the card's own).
+
+        Raises:
+            CalibrationError: the card or its source is wrong.
+        """
+        card = load_card(Path(path), None if source is None else Path(source))
+        return _checked(CalibrationSet(_open(card, skip_unreadable=skip_unreadable), card))
+
+    @staticmethod
+    def from_arrays(
+        x: npt.ArrayLike | Mapping[str, npt.ArrayLike], y: npt.ArrayLike, class_names: Sequence[str] | None = None
+    ) -> CalibrationSet:
+        """Samples in memory, exactly as the model takes them: `x` [n, ...] (or one array per input) and labels `y` [n].
+
+        Raises:
+            CalibrationError: lengths differ, or labels are no whole numbers.
+        """
+        given = x if isinstance(x, Mapping) else {"x": x}
+        arrays = {name: np.asarray(values) for name, values in given.items()}
+        labels = np.asarray(y)
+        for name, values in arrays.items():
+            if values.shape[:1] != labels.shape[:1]:
+                raise CalibrationError(f"{name!r} has {len(values)} samples but 'y' has {len(labels)} labels")
+        names = None if class_names is None else tuple(class_names)
+        return _checked(CalibrationSet(ArraySource(arrays, labels, names), Card(Path())))
+
+    @property
+    def labels(self) -> Indices:
+        """The label of every sample, [n]."""
+        return self.source.labels
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The card's class names, else the source's."""
+        return self.card.classes or self.source.class_names
+
+    def for_model(self, inputs: Sequence[InputSpec]) -> Samples:
+        """The samples, fitted to a model's inputs.
+
+        Raises:
+            CalibrationError: an input is missing, or the samples do not have its shape.
+        """
+        names = _match_inputs(self.source, inputs)
+        fixed = next((spec.shape[0] for spec in inputs if spec.shape), None)
+        source = self.source.decoded_to(1 if any(wants_grey(spec) for spec in inputs) else 3)
+        preparations = {
+            spec.name: fit(self.card, spec, source.read(names[spec.name], [0])[0], source.label) for spec in inputs
+        }
+        return Samples(replace(self, source=source), names, preparations, fixed)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples in the form that one model takes."""
+
+    data: CalibrationSet
+    names: Mapping[str, str]
+    preparations: Mapping[str, Preparation]
+    fixed_batch: int | None
+
+    @property
+    def labels(self) -> Indices:
+        """The label of every sample, [n]."""
+        return self.data.labels
+
+    def check_labels(self, classes: int, *, every_class: bool) -> tuple[str, ...]:
+        """Hold the labels against the model's number of classes; returns a name for every class.
+
+        Raises:
+            CalibrationError: a label is outside 0 .. classes - 1, or (with `every_class`) a class has no sample.
+        """
+        source, labels = self.data.source.label, self.labels
+        outside = np.flatnonzero((labels < 0) | (labels >= classes))
+        if outside.size:
+            raise CalibrationError(
+                f"{source}: label {labels[outside[0]]} of sample {outside[0]} is outside 0..{classes - 1}; "
+                f"the model has {classes} classes"
+            )
+        names = self.data.class_names or tuple(str(m) for m in range(classes))
+        if len(names) != classes:
+            raise CalibrationError(f"{source}: {len(names)} class names, but the model has {classes} classes")
+        empty = np.flatnonzero(np.bincount(labels, minlength=classes) == 0)
+        if every_class and empty.size:
+            raise CalibrationError(
+                f"{source}: class {names[empty[0]]!r} (label {empty[0]}) has no samples; expected some of every class, "
+                f"{len(empty)} of {classes} have none"
+            )
+        return names
+
+    def read(self, indices: Sequence[int] | Indices) -> dict[str, Array]:
+        """Prepared inputs of some samples: input name -> [len(indices), ...].
+
+        Raises:
+            CalibrationError: a sample cannot be read, or holds NaN or infinity.
+        """
+        source = self.data.source
+        return {
+            name: step.apply(source.read(self.names[name], list(indices)), indices, source.label)
+            for name, step in self.preparations.items()
+        }
+
+    def batches(self, indices: Indices, size: int) -> Iterator[Batch]:
+        """The samples `indices` in order, `size` at a time; the next batch is read while the last one is used."""
+        step = self.fixed_batch or size
+        chunks = [indices[start : start + step] for start in range(0, len(indices), step)]
+        return _ahead(self._batch(chunk, step) for chunk in chunks)
+
+    def _batch(self, chunk: Indices, size: int) -> Batch:
+        padded = chunk if self.fixed_batch is None else np.resize(chunk, size)
+        return Batch(self.read(padded), self.labels[chunk], len(chunk))
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Samples drawn evenly from the classes: `by_class[m]` are the indices of class m; `notes` say what fell short."""
+
+    by_class: tuple[Indices, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def indices(self) -> Indices:
+        """All drawn samples, in the order of the source."""
+        return np.sort(np.concatenate(self.by_class))
+
+    def split(self, share: float) -> tuple[Draw, Draw]:
+        """Two draws, the second with `share` of every class (at least one sample where a class has two)."""
+        held = [min(max(round(len(part) * share), 1), len(part) - 1) if len(part) else 0 for part in self.by_class]
+        first = tuple(part[: len(part) - n] for part, n in zip(self.by_class, held, strict=True))
+        second = tuple(part[len(part) - n :] for part, n in zip(self.by_class, held, strict=True))
+        return replace(self, by_class=first), Draw(second)
+
+
+def draw(samples: Samples, names: Sequence[str], count: int | None, seed: int) -> Draw:
+    """`count` samples (None: all, up to the card's limit), as evenly as the classes allow, shuffled within each class.
+
+    A class that has fewer than its share gives all it has; the rest is not made up by others, and a note says so.
+    """
+    classes, limit = len(names), samples.data.card.limit
+    random = np.random.default_rng(seed)
+    wanted = np.full(classes, len(samples.labels) if count is None else count // classes)
+    if count is not None:
+        wanted[random.permutation(classes)[: count % classes]] += 1
+    if limit is not None:
+        wanted = np.minimum(wanted, limit)
+    order = random.permutation(len(samples.labels))
+    by_class = [order[samples.labels[order] == m][: wanted[m]] for m in range(classes)]
+    short = [m for m in range(classes) if count is not None and len(by_class[m]) < wanted[m]]
+    notes = [f"class {names[m]!r} has only {len(by_class[m])} of the {wanted[m]} samples wanted" for m in short[:5]]
+    if len(short) > 5:
+        notes.append(f"{len(short) - 5} more classes have fewer samples than wanted")
+    return Draw(tuple(by_class), tuple(notes))
+
+
+def _open(card: Card, *, skip_unreadable: bool) -> Source:
+    """The source that a card names.
+
+    Raises:
+        CalibrationError: it is missing, or is neither an `.npz` file nor a folder of images.
+    """
+    if card.source.is_dir():
+        return ImageSource(card.source, card, skip_unreadable=skip_unreadable)
+    if not card.source.is_file():
+        raise CalibrationError(f"{card.source}: no such file or folder of samples; set source in the card, or --source")
+    if card.source.suffix.lower() in IMAGE_SUFFIXES:
+        raise CalibrationError(f"{card.source}: one image is no data set; name the folder above the class folders")
+    return NpzSource(card.source)
+
+
+def _checked(data: CalibrationSet) -> CalibrationSet:
+    labels, label = data.labels, data.source.label
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise CalibrationError(
+            f"{label}: labels 'y' must be whole numbers, one per sample; got {labels.dtype} of shape {labels.shape}"
+        )
+    if not len(labels):
+        raise CalibrationError(f"{label}: no samples; expected at least one of every class")
+    return data
+
+
+def _match_inputs(source: Source, inputs: Sequence[InputSpec]) -> dict[str, str]:
+    """Model input -> array of the source: by name, or the only one for the only one."""
+    if len(inputs) == 1 and len(source.inputs) == 1:
+        return {inputs[0].name: source.inputs[0]}
+    names = {spec.name: spec.name for spec in inputs}
+    if len(inputs) == 1 and inputs[0].name not in source.inputs and "x" in source.inputs:
+        return {inputs[0].name: "x"}
+    missing = [name for name in names if name not in source.inputs]
+    if missing:
+        raise CalibrationError(
+            f"{source.label}: no array for model input {missing[0]!r}; it holds {', '.join(source.inputs)}, "
+            f"the model wants {', '.join(names)}"
+        )
+    return names
+
+
+def _ahead(items: Iterator[_T]) -> Iterator[_T]:
+    """Make the next item in a thread while the caller works on the last one."""
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(next, items, None)
+        while (item := pending.result()) is not None:
+            pending = pool.submit(next, items, None)
+            yield item

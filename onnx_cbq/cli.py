@@ -1,0 +1,188 @@
+"""The command line: flags become settings, settings go through the pipeline, errors become exit codes."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from onnx_cbq import pipeline, report
+from onnx_cbq.calibration import CalibrationSet
+from onnx_cbq.config import QuantizeConfig
+from onnx_cbq.emit.files import check_writable, write_arrays, write_text
+from onnx_cbq.errors import OnnxCbqError
+from onnx_cbq.progress import Progress as ProgressHook
+from onnx_cbq.progress import silent
+
+app = typer.Typer(
+    help="Quantize an exported ONNX classifier, with a bit width of its own for every filter and neuron.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_out = Console(soft_wrap=True)
+_err = Console(stderr=True)
+
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.", show_default=False)]
+CardPath = Annotated[
+    Path, typer.Option("--data", metavar="CARD", help="Calibration card: a TOML file.", show_default=False)
+]
+SourcePath = Annotated[
+    Path | None, typer.Option("--source", metavar="PATH", help="Samples to use instead of the card's source.")
+]
+SkipUnreadable = Annotated[
+    bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read, and count them.")
+]
+Logits = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Output with the class scores, where several have that shape.")
+]
+Samples = Annotated[
+    int, typer.Option(metavar="N", help="Calibration samples, drawn evenly from the classes; 0 takes all.")
+]
+Seed = Annotated[int, typer.Option(metavar="N", help="Decides which samples are drawn.")]
+JsonPath = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to this file.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars and no table.")]
+
+
+@app.command()
+def quantize(
+    model: ModelPath,
+    data: CardPath,
+    source: SourcePath = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OUT.onnx", help="File to write.  [default: MODEL with .quantized.onnx]", show_default=False
+        ),
+    ] = None,
+    bits: Annotated[float, typer.Option(metavar="B", help="Average bits per weight, over all layers.")] = 4.0,
+    method: Annotated[
+        str, typer.Option(metavar="cbq|uniform", help="cbq: by class importance; uniform: the same everywhere.")
+    ] = "cbq",
+    activation_bits: Annotated[int, typer.Option(metavar="8|0", help="8, or 0 to leave activations float.")] = 8,
+    samples: Samples = 1000,
+    seed: Seed = 0,
+    logits: Logits = None,
+    skip_unreadable: SkipUnreadable = False,
+    json: JsonPath = None,
+    quiet: Quiet = False,
+) -> None:
+    """Quantize MODEL and prove what it costs: accuracy overall and per class, bytes, latency."""
+    target = output or model.with_suffix(".quantized.onnx")
+    config = QuantizeConfig(
+        bits=bits, method=method, activation_bits=activation_bits, samples=samples or None, seed=seed, logits=logits
+    )
+    for path in filter(None, (target, json)):
+        check_writable(path)
+    card = CalibrationSet.from_card(data, source, skip_unreadable=skip_unreadable)
+    with _progress(quiet=quiet) as progress:
+        result = pipeline.quantize(model, card, config, progress)
+    result.save(target)
+    if json:
+        write_text(json, result.to_json())
+    if not quiet:
+        _out.print(report.result_table(result, target))
+
+
+@app.command()
+def evaluate(
+    model: ModelPath,
+    data: CardPath,
+    source: SourcePath = None,
+    reference: Annotated[
+        Path | None, typer.Option(metavar="FLOAT.onnx", help="Model to compare with, prediction by prediction.")
+    ] = None,
+    logits: Logits = None,
+    skip_unreadable: SkipUnreadable = False,
+    json: JsonPath = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run MODEL on all samples of a card: accuracy overall and per class, bytes, latency at batch 1."""
+    if json:
+        check_writable(json)
+    card = CalibrationSet.from_card(data, source, skip_unreadable=skip_unreadable)
+    with _progress(quiet=quiet) as progress:
+        result = pipeline.evaluate(model, card, reference, logits, progress)
+    if json:
+        write_text(json, result.to_json())
+    if not quiet:
+        _out.print(report.evaluation_table(result))
+
+
+@app.command()
+def score(
+    model: ModelPath,
+    data: CardPath,
+    source: SourcePath = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE.npz", help="Write beta and gamma of every layer to this file.")
+    ] = None,
+    samples: Samples = 1000,
+    seed: Seed = 0,
+    logits: Logits = None,
+    skip_unreadable: SkipUnreadable = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score every channel of MODEL by how many classes need it."""
+    if output:
+        check_writable(output)
+    config = QuantizeConfig(samples=samples or None, seed=seed, logits=logits)
+    card = CalibrationSet.from_card(data, source, skip_unreadable=skip_unreadable)
+    with _progress(quiet=quiet) as progress:
+        layers, scores = pipeline.score(model, card, config, progress)
+    if output:
+        write_arrays(output, scores.arrays())
+    if not quiet:
+        _out.print(report.score_table(layers, scores))
+
+
+@app.command()
+def inspect(model: ModelPath) -> None:
+    """List the layers of a float MODEL, or the bits per layer of one that onnx-cbq made."""
+    found = pipeline.inspect(model)
+    _out.print(report.plan_table(found.plan) if found.plan else report.float_table(found.layers))
+
+
+def main() -> None:
+    """Run the command line; exit codes: 0 done, 1 known error, 2 usage, 3 a check or a requested limit not met."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app(standalone_mode=True)
+    except OnnxCbqError as error:
+        _err.print(f"onnx-cbq: {error}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+
+
+def _terminate(*_: object) -> None:
+    """Let SIGTERM end the process the way Ctrl-C does, so that temporary files are removed."""
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _progress(*, quiet: bool) -> Iterator[ProgressHook]:
+    """Bars on stderr, one per stage; none where stderr is not a terminal."""
+    if quiet:
+        yield silent
+        return
+    columns = (
+        TextColumn("{task.description:>12}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def update(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield update

@@ -1,0 +1,1 @@
+"""From integer weights to an ONNX model."""

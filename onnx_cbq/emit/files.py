@@ -1,0 +1,123 @@
+"""Write files whole or not at all: under a temporary name in the same folder, renamed when complete."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from onnx import ModelProto
+
+from onnx_cbq.errors import OutputError
+from onnx_cbq.model import Array, Model
+
+# Protobuf refuses messages of 2 GiB; the margin is for the graph itself.
+LARGEST_PROTOBUF = (1 << 31) - (1 << 24)
+_ALIGNMENT = 4096
+
+
+def check_writable(path: Path) -> None:
+    """Find out before the work begins whether `path` can be written.
+
+    Raises:
+        OutputError: its folder is missing or may not be written to, or `path` is itself a folder.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder; give the name of the file to write")
+    with _explained(path), tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+        pass
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with _replacing(path) as temporary, _explained(path):
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write an `.npz` whole or not at all."""
+    with _replacing(path) as temporary, _explained(path), temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def write_model(model: Model, path: Path) -> int:
+    """Write a model whole or not at all; returns its bytes. Above 2 GB the weights go to `<path>.data` beside it.
+
+    Raises:
+        OutputError: the folder is missing, may not be written to, or the disk is full.
+    """
+    if sum(value.nbytes for value in model.weights.values()) < LARGEST_PROTOBUF:
+        content = model.to_proto().SerializeToString()
+        with _replacing(path) as temporary, _explained(path):
+            _write_bytes(temporary, content)
+        return len(content)
+    return _write_with_data(model, path)
+
+
+def _write_with_data(model: Model, path: Path) -> int:
+    data = path.with_name(f"{path.name}.data")
+    with _replacing(path) as temporary, _replacing(data) as temporary_data, _explained(path):
+        skeleton = _write_weights(model, temporary_data, data.name)
+        _write_bytes(temporary, skeleton.SerializeToString())
+        return temporary.stat().st_size + temporary_data.stat().st_size
+
+
+def _write_weights(model: Model, target: Path, location: str) -> ModelProto:
+    """Write every weight to `target`; returns the skeleton that refers to it as `location`."""
+    skeleton = ModelProto()
+    skeleton.CopyFrom(model.skeleton)
+    with target.open("wb") as file:
+        for tensor in skeleton.graph.initializer:
+            if tensor.name not in model.weights:
+                continue
+            file.write(b"\0" * (-file.tell() % _ALIGNMENT))
+            fields = {"location": location, "offset": file.tell()}
+            value = np.ascontiguousarray(model.weights[tensor.name])
+            file.write(value.data)
+            del tensor.external_data[:]
+            for key, entry in (fields | {"length": value.nbytes}).items():
+                tensor.external_data.add(key=key, value=str(entry))
+        os.fsync(file.fileno())
+    return skeleton
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` that takes its place at the end, or is removed if anything goes wrong."""
+    with _explained(path):
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with _explained(path):
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise OutputError(f"{path}: the folder {str(path.parent)!r} does not exist; create it first") from None
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}; nothing was left behind") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,181 @@
+"""Write integer weights and activation grids into the model as standard QuantizeLinear / DequantizeLinear pairs.
+
+    weight   int8 codes -> DequantizeLinear (scale per channel, zero point 0) -> Conv
+    bias     int32      -> DequantizeLinear (scale = activation scale x weight scale, per channel) -> Conv
+    x        QuantizeLinear -> DequantizeLinear (uint8, one scale and zero point)
+
+onnxruntime fuses DequantizeLinear -> Conv -> QuantizeLinear into QLinearConv, and so on for the other operators with
+integer kernels. Operators that only move numbers are put between the two, on the integers. A Relu in front of a grid
+with zero point 0 is left out: the grid saturates there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from onnx import NodeProto, helper
+
+from onnx_cbq.graph.placement import SATURATION, Placement
+from onnx_cbq.model import Array, Model
+from onnx_cbq.records import ActivationGrid, Layer, Layers, LayerWeights, Use
+
+LARGEST_CODE = 255
+
+
+def emit_qdq(
+    model: Model,
+    layers: Layers,
+    weights: Mapping[str, LayerWeights],
+    placement: Placement,
+    grids: Mapping[str, ActivationGrid],
+) -> Model:
+    """`model` with the layers' weights as integers, and the tensors of `placement` on their grids.
+
+    `grids` holds one for every tensor in `placement.measured`.
+    """
+    writer = _Writer(model, placement, grids)
+    for layer in layers:
+        writer.add_weight(layer, weights[layer.name])
+    for spec in model.inputs:
+        writer.quantize(spec.name, spec.name)
+    for node in model.nodes:
+        writer.add_node(node)
+    return writer.finish()
+
+
+class _Writer:
+    """Walks the float graph once, in order, and writes the quantized one."""
+
+    def __init__(self, model: Model, placement: Placement, grids: Mapping[str, ActivationGrid]) -> None:
+        self._model = model
+        self._placement = placement
+        self._grids = dict(grids)
+        self._fresh = model.fresh_names()
+        self._nodes: list[NodeProto] = []
+        self._constants: dict[str, Array] = {}
+        self._pool: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._uses: dict[str, tuple[Use, LayerWeights]] = {}
+        self._integers: dict[str, str] = {}  # float tensor -> the integers that stand for it
+        self._floats: dict[str, str] = {}  # float tensor -> what its readers read in its place
+
+    def add_weight(self, layer: Layer, weights: LayerWeights) -> None:
+        """The codes of a layer and their DequantizeLinear, in place of its float weight."""
+        self._uses.update({use.output: (use, weights) for use in layer.uses})
+        inputs = [self._constant(f"{layer.weight}_q", weights.codes), self._pooled(weights.scale, "scale")]
+        if layer.operator in ("Gemm", "MatMul"):
+            # Without an explicit zero point onnxruntime does not fuse a Gemm.
+            inputs.append(self._pooled(np.zeros(layer.channels, np.int8), "zero"))
+        self._floats[layer.weight] = self._add("DequantizeLinear", inputs, f"{layer.weight}_dq", axis=layer.weight_axis)
+
+    def quantize(self, name: str, source: str) -> None:
+        """Put the float tensor `source`, which stands for `name`, on the grid of `name` if it has one."""
+        if name in self._grids:
+            self._integers[name] = self._add("QuantizeLinear", [source, *self._parameters(name)], f"{name}_q")
+
+    def add_node(self, node: NodeProto) -> None:
+        """One node of the float graph, on integers where the placement says so."""
+        output = node.output[0]
+        if output in self._placement.shared and node.input[0] in self._integers:
+            self._move(node)
+        elif output in self._placement.saturated and self._grid_saturates(node):
+            self.quantize(output, self._read(node.input[0]))
+        else:
+            self._compute(node)
+
+    def finish(self) -> Model:
+        """The model written, without the constants that nothing reads any more."""
+        for name in self._model.outputs:
+            self._read(name)
+        whole = self._model.with_graph(constants=self._constants)
+        read = {name for node in self._nodes for name in node.input}
+        constants = [t for t in whole.skeleton.graph.initializer if t.name in read]
+        for field, content in (("node", self._nodes), ("initializer", constants)):
+            whole.skeleton.graph.ClearField(field)
+            getattr(whole.skeleton.graph, field).extend(content)
+        return Model(whole.skeleton, {name: value for name, value in whole.weights.items() if name in read})
+
+    def _compute(self, node: NodeProto) -> None:
+        """The node in float, its outputs quantized where they have a grid."""
+        copy = NodeProto(op_type=node.op_type, domain=node.domain, name=node.name)
+        copy.attribute.extend(node.attribute)
+        # A shape can be read from the integers as well.
+        copy.input.extend(self._integers.get(n, n) if node.op_type == "Shape" else self._read(n) for n in node.input)
+        use = self._uses.get(node.output[0])
+        if use is not None and use[0].bias is not None:
+            copy.input[2] = self._bias(*use)
+        copy.output.extend(self._raw(name) for name in node.output)
+        self._nodes.append(copy)
+        for name, raw in zip(node.output, copy.output, strict=True):
+            self.quantize(name, raw)
+
+    def _move(self, node: NodeProto) -> None:
+        """The node on integers; its outputs keep the grid of its input."""
+        grid = self._grids[node.input[0]]
+        copy = NodeProto(op_type=node.op_type, domain=node.domain, name=node.name)
+        copy.attribute.extend(node.attribute)
+        copy.input.extend([self._integers[node.input[0]], *node.input[1:]])
+        if (node.op_type == "Pad" and len(node.input) > 2) or (node.op_type == "Pad" and grid.zero_point):
+            copy.input.extend([""] * (3 - len(copy.input)))
+            copy.input[2] = self._pooled(np.array(grid.zero_point, np.uint8), "zero")
+        for name in node.output:
+            self._grids[name] = grid
+            self._integers[name] = self._fresh(f"{name}_q")
+            copy.output.append(self._integers[name])
+        self._nodes.append(copy)
+
+    def _grid_saturates(self, node: NodeProto) -> bool:
+        """Whether the output's grid ends where this Relu or Clip would cut."""
+        grid = self._grids[node.output[0]]
+        if node.op_type not in SATURATION or grid.zero_point != 0:
+            return False
+        high = self._model.constant(node.input[2]) if len(node.input) > 2 else None
+        return high is None or grid.scale * LARGEST_CODE <= float(high)
+
+    def _read(self, name: str) -> str:
+        """What a reader of the float tensor `name` reads now; its DequantizeLinear is written when first wanted."""
+        if name in self._integers and name not in self._floats:
+            output = name if name in self._model.outputs else self._fresh(f"{name}_dq")
+            inputs = [self._integers[name], *self._parameters(name)]
+            self._nodes.append(helper.make_node("DequantizeLinear", inputs, [output]))
+            self._floats[name] = output
+        return self._floats.get(name, name)
+
+    def _raw(self, name: str) -> str:
+        """The name of a computed output before it is quantized; a graph output's own name goes to what comes after."""
+        return self._fresh(f"{name}_raw") if name in self._grids and name in self._model.outputs else name
+
+    def _bias(self, use: Use, weights: LayerWeights) -> str:
+        """The bias as int32 with scale s_x s_w, or in float where the input is not quantized."""
+        bias = self._model.constant(use.bias or "")
+        assert bias is not None
+        if use.activation not in self._integers or bias.size not in (1, len(weights.scale)):
+            return str(use.bias)
+        scale = (weights.scale * np.float32(self._grids[use.activation].scale)).astype(np.float32)
+        codes = np.rint(bias.reshape(-1).astype(np.float64) / scale).astype(np.int32)
+        inputs = [self._constant(f"{use.bias}_q", codes), self._pooled(scale, "scale")]
+        return self._add("DequantizeLinear", inputs, f"{use.bias}_dq", axis=0)
+
+    def _parameters(self, name: str) -> list[str]:
+        grid = self._grids[name]
+        scale, zero_point = np.array(grid.scale, np.float32), np.array(grid.zero_point, np.uint8)
+        return [self._pooled(scale, "scale"), self._pooled(zero_point, "zero")]
+
+    def _add(self, operator: str, inputs: Iterable[str], output: str, **attrs: int) -> str:
+        output = self._fresh(output)
+        node = helper.make_node(operator, list(inputs), [output])
+        node.attribute.extend(helper.make_attribute(name, value) for name, value in attrs.items())
+        self._nodes.append(node)
+        return output
+
+    def _constant(self, name: str, value: Array) -> str:
+        name = self._fresh(name)
+        self._constants[name] = value
+        return name
+
+    def _pooled(self, value: Array, name: str) -> str:
+        """A constant that is written once, however often it is used."""
+        key = (value.dtype.str, value.shape, value.tobytes())
+        if key not in self._pool:
+            self._pool[key] = self._constant(name, value)
+        return self._pool[key]

@@ -1,0 +1,136 @@
+"""Where activations are quantized, so that onnxruntime can fuse whatever it has an integer kernel for.
+
+Every layer wants its input quantized, and a Conv its output too. From there the wish walks up the graph: through
+operators that only move numbers (their output shares the input's grid) and through additions, pooling and other
+operators with integer kernels, to tensors whose producer has none. A Relu, or a Clip that the grid's own saturation
+stands for, belongs to the operator in front of it: its output is quantized, its input is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import NodeProto
+
+from onnx_cbq.model import Model, attributes
+from onnx_cbq.records import Layers, Use
+
+# They move numbers; on integers they do just the same.
+MOVEMENT = frozenset(
+    ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "MaxPool", "Gather", "Expand", "Tile", "Split")
+    + ("DepthToSpace", "SpaceToDepth", "Pad", "Resize")
+)
+# They have kernels that take and give integers of different grids.
+ARITHMETIC = frozenset(("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid"))
+SATURATION = frozenset(("Relu", "Clip"))
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Tensors to quantize.
+
+    Attributes:
+        measured: those that get a grid of their own.
+        shared: those that only moved: tensor -> the one in front, whose grid they use.
+        saturated: outputs of a Relu or Clip that belongs to the operator in front of it.
+    """
+
+    measured: tuple[str, ...]
+    shared: Mapping[str, str]
+    saturated: frozenset[str]
+
+    def grid_of(self, name: str) -> str:
+        """The tensor whose grid `name` uses."""
+        while name in self.shared:
+            name = self.shared[name]
+        return name
+
+
+NO_ACTIVATIONS = Placement((), {}, frozenset())
+
+
+def place_activations(model: Model, layers: Layers) -> Placement:
+    """Choose the tensors to quantize."""
+    uses = [(layer, use) for layer in layers for use in layer.uses if has_integer_kernel(layer.operator, use)]
+    pending = [use.activation for _, use in uses]
+    pending += [_behind_saturation(model, use.output) for layer, use in uses if layer.operator == "Conv"]
+    wanted: set[str] = set()
+    while pending:
+        name = pending.pop()
+        if (
+            name not in wanted
+            and not model.is_constant(name)
+            and (model.consumers.get(name) or name not in model.outputs)
+        ):
+            wanted.add(name)
+            pending.extend(_in_front(model, name))
+    shared = {name: str(model.producers[name].input[0]) for name in wanted if moves_integers(model, name)}
+    saturated = frozenset(name for name in wanted if _saturation(model, name) is not None)
+    return Placement(tuple(sorted(wanted - shared.keys())), shared, saturated)
+
+
+def has_integer_kernel(operator: str, use: Use) -> bool:
+    """Whether onnxruntime multiplies integers here: not for ConvTranspose, nor with the weight on the left."""
+    return operator in ("Conv", "Gemm") or (operator == "MatMul" and use.weight_index == 1)
+
+
+def moves_integers(model: Model, name: str) -> bool:
+    """Whether `name` comes from an operator that can move integers just as well."""
+    producer = model.producers.get(name)
+    if producer is None or producer.op_type not in MOVEMENT or model.is_constant(producer.input[0]):
+        return False
+    attrs = attributes(producer)
+    if producer.op_type == "MaxPool":
+        return len(producer.output) == 1
+    if producer.op_type == "Resize":
+        return bool(attrs.get("mode", "nearest") == "nearest")
+    if producer.op_type == "Pad":
+        return attrs.get("mode", "constant") != "constant" or _pads_with_zero(model, producer)
+    return True
+
+
+def _in_front(model: Model, name: str) -> list[str]:
+    """The tensors that should be quantized because `name` is."""
+    producer = model.producers.get(name)
+    if producer is None:
+        return []
+    if moves_integers(model, name):
+        return [producer.input[0]]
+    source = _saturation(model, name)
+    if source is not None:
+        producer = model.producers[source]
+    if producer.op_type in ARITHMETIC and not any(model.is_constant(i) for i in producer.input):
+        return list(producer.input)
+    return []
+
+
+def _saturation(model: Model, name: str) -> str | None:
+    """The tensor in front of a Relu, or of a Clip from 0, that makes `name` and is its only reader; else None."""
+    producer = model.producers.get(name)
+    if producer is None or producer.op_type not in SATURATION:
+        return None
+    source = str(producer.input[0])
+    if len(model.consumers[source]) != 1 or source in model.outputs or source not in model.producers:
+        return None
+    if producer.op_type == "Clip":
+        bounds = [model.constant(bound) if bound else None for bound in producer.input[1:]]
+        if not bounds or bounds[0] is None or bounds[0].item() != 0 or (len(bounds) > 1 and bounds[1] is None):
+            return None
+    return source
+
+
+def _behind_saturation(model: Model, name: str) -> str:
+    """`name`, or the output of the Relu or Clip that is its only reader."""
+    readers = model.consumers.get(name, [])
+    if len(readers) == 1 and _saturation(model, readers[0].output[0]) == name:
+        return str(readers[0].output[0])
+    return name
+
+
+def _pads_with_zero(model: Model, node: NodeProto) -> bool:
+    if len(node.input) < 3 or not node.input[2]:
+        return True
+    value = model.constant(node.input[2])
+    return value is not None and not np.any(value)

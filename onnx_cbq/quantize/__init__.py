@@ -1,0 +1,1 @@
+"""From a plan and statistics to integer weights and activation ranges: pure functions of arrays."""

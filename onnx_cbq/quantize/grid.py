@@ -1,0 +1,118 @@
+"""Integer grids for the weights of one channel, and the scale that fits them best.
+
+A channel of b bits is int8 codes times one scale, zero point 0, on one of two grids:
+
+    mid-tread   codes -q .. q, q = 2^(b-1) - 1                has a zero, 2^b - 1 levels   b = 2 .. 8
+    mid-rise    odd codes -(2^b - 1) .. 2^b - 1               no zero, all 2^b levels      b = 1 .. 7
+
+The scale of a mid-rise grid is half the distance of its levels, so both are plain DequantizeLinear. A channel of 0 bits
+has the code 0 everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_cbq.config import MOST_BITS
+from onnx_cbq.model import Array
+
+# A scale is tried at these shares of the one that just reaches the largest weight; few bits want to clip far.
+_RATIOS = np.linspace(0.15, 1.0, 35)
+_FINE_RATIOS = np.linspace(0.8, 1.0, 9)
+_FINE_BITS = 6
+_REFITS = 2
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Quantized rows: value = codes * scale.
+
+    Attributes:
+        codes: int8 [channels, weights per channel].
+        scale: float32 [channels], above 0.
+        bits: int8 [channels].
+    """
+
+    codes: Array
+    scale: Array
+    bits: Array
+
+    @property
+    def values(self) -> Array:
+        """What the codes stand for, float32 [channels, weights per channel]."""
+        return np.asarray(self.codes * self.scale[:, None])
+
+
+def quantize_rows(rows: Array, bits: Array) -> Channels:
+    """Round each row to `bits[row]` bits, on the grid and with the scale of least squared error.
+
+    Cost: about 80 passes over the weights.
+    """
+    codes = np.zeros(rows.shape, np.int8)
+    scale = np.ones(len(rows), np.float32)
+    for width in np.unique(bits):
+        chosen = np.flatnonzero(bits == width)
+        if width > 0:
+            codes[chosen], scale[chosen] = _best_of_both(rows[chosen], int(width))
+    return Channels(codes, scale, np.asarray(bits, np.int8))
+
+
+def round_to_grid(rows: Array, scale: Array, bits: int, *, mid_rise: bool) -> Array:
+    """Codes of the nearest levels, int8, for rows [channels, n] and scales [channels]."""
+    steps = rows / scale[:, None]
+    top = largest_code(bits, mid_rise=mid_rise)
+    if mid_rise:
+        return np.clip(2.0 * np.floor(steps / 2.0) + 1.0, -top, top).astype(np.int8)
+    return np.clip(np.rint(steps), -top, top).astype(np.int8)
+
+
+def largest_code(bits: int, *, mid_rise: bool) -> int:
+    """The largest code of a grid."""
+    return (1 << bits) - 1 if mid_rise else (1 << (bits - 1)) - 1
+
+
+def fits_bits(codes: Array, bits: int) -> bool:
+    """Whether the codes of one channel lie on one of the grids of `bits` bits."""
+    if bits == 0:
+        return not codes.any()
+    largest = int(np.abs(codes.astype(np.int16)).max(initial=0))
+    on_tread = bits > 1 and largest <= largest_code(bits, mid_rise=False)
+    on_rise = bits < MOST_BITS and largest <= largest_code(bits, mid_rise=True) and bool((codes % 2 != 0).all())
+    return on_tread or on_rise
+
+
+def _best_of_both(rows: Array, bits: int) -> tuple[Array, Array]:
+    kinds = [mid_rise for mid_rise in (False, True) if (bits > 1 if not mid_rise else bits < MOST_BITS)]
+    results = [_fit(rows, bits, mid_rise=mid_rise) for mid_rise in kinds]
+    best = np.argmin([error for _, _, error in results], axis=0)
+    codes = np.choose(best[:, None], [codes for codes, _, _ in results])
+    return codes, np.choose(best, [scale for _, scale, _ in results])
+
+
+def _fit(rows: Array, bits: int, *, mid_rise: bool) -> tuple[Array, Array, Array]:
+    """Codes, scale and squared error of each row on one grid."""
+    reach = np.abs(rows).max(axis=1) / largest_code(bits, mid_rise=mid_rise)
+    reach = np.where(reach > 0, reach, 1.0).astype(np.float32)
+    best_error = np.full(len(rows), np.inf)
+    best_scale = reach
+    for ratio in _FINE_RATIOS if bits >= _FINE_BITS else _RATIOS:
+        scale = reach * np.float32(ratio)
+        error = _squared_error(rows, round_to_grid(rows, scale, bits, mid_rise=mid_rise), scale)
+        better = error < best_error
+        best_error, best_scale = np.where(better, error, best_error), np.where(better, scale, best_scale)
+    for _ in range(_REFITS):
+        # With the codes fixed, the best scale is <w, c> / <c, c>; with that scale the codes may change again.
+        codes = round_to_grid(rows, best_scale, bits, mid_rise=mid_rise).astype(np.float32)
+        scale = np.einsum("ck,ck->c", rows, codes) / np.maximum(np.einsum("ck,ck->c", codes, codes), 1e-30)
+        scale = np.where(scale > 0, scale, best_scale).astype(np.float32)
+        error = _squared_error(rows, round_to_grid(rows, scale, bits, mid_rise=mid_rise), scale)
+        better = error < best_error
+        best_error, best_scale = np.where(better, error, best_error), np.where(better, scale, best_scale)
+    return round_to_grid(rows, best_scale, bits, mid_rise=mid_rise), best_scale, best_error
+
+
+def _squared_error(rows: Array, codes: Array, scale: Array) -> Array:
+    difference = codes * scale[:, None] - rows
+    return np.asarray(np.einsum("ck,ck->c", difference, difference))

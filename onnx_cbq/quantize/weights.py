@@ -1,0 +1,42 @@
+"""From a plan to the integer weights of every layer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from onnx_cbq.model import Array
+from onnx_cbq.quantize.grid import quantize_rows
+from onnx_cbq.records import Layer, LayerWeights
+
+# An int32 bias stays below this, so that the sum of products on top of it has room.
+LARGEST_BIAS = 2.0**30
+
+
+def quantize_layer(layer: Layer, weight: Array, bits: Array) -> LayerWeights:
+    """Round a layer's weight to the nearest levels, each channel to its bits."""
+    rows = quantize_rows(layer.rows(weight), bits)
+    return LayerWeights(layer.unrows(rows.codes), rows.scale, rows.bits)
+
+
+def leave_room_for_bias(layer: Layer, weights: LayerWeights, bias: Array, activation_scale: float) -> LayerWeights:
+    """Coarser scales for channels whose bias would not fit into int32 at scale s_x s_w; most layers have none.
+
+    That happens where a channel's weights are next to nothing beside its bias; a channel of 0 bits takes the finest
+    scale that its bias allows.
+    """
+    needed = np.abs(np.broadcast_to(bias.reshape(-1), weights.scale.shape)) / (activation_scale * LARGEST_BIAS)
+    needed = np.maximum(needed, np.finfo(np.float32).smallest_normal).astype(np.float32)
+    rows = layer.rows(weights.codes)
+    empty = ~rows.any(axis=1)
+    coarse = (needed > weights.scale) & ~empty
+    scale = np.where(empty | coarse, needed, weights.scale)
+    if not coarse.any():
+        return replace(weights, scale=scale)
+    # On the coarser scale a channel is rounded to the mid-tread grid of its width; 1 bit has none and becomes 0 bits.
+    bits = np.where(coarse & (weights.bits == 1), 0, weights.bits).astype(np.int8)
+    top = np.left_shift(1, np.maximum(bits.astype(np.int32) - 1, 0))[:, None] - 1
+    rounded = np.clip(np.rint(rows * (weights.scale / scale)[:, None]), -top, top).astype(np.int8)
+    codes = np.where(coarse[:, None], rounded, rows)
+    return LayerWeights(layer.unrows(codes), scale, bits)

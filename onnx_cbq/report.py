@@ -1,0 +1,120 @@
+"""Results as tables for a terminal. Nothing is computed here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from onnx_cbq.emit.metadata import StoredPlan
+from onnx_cbq.records import Evaluation, Layers, Scores
+from onnx_cbq.result import EvaluationResult, Result
+
+# Beyond this many classes only the worst are listed.
+LISTED_CLASSES = 20
+
+
+def result_table(result: Result, path: Path) -> RenderableType:
+    """Accuracy, bits, bytes and latency before and after, and the seconds of each stage."""
+    before, after, names = result.reference, result.quantized, result.class_names
+    table = _table("", "float", "quantized")
+    table.add_row("top-1 accuracy, %", _percent(before.top1), _percent(after.top1))
+    if before.top5 is not None:
+        table.add_row("top-5 accuracy, %", _percent(before.top5), _percent(after.top5))
+    table.add_row("worst class, %", _worst(before, names), _worst(after, names))
+    table.add_row("average bits", "32", f"{result.average_bits:.3f}")
+    table.add_row("bytes", f"{before.bytes:,}", f"{after.bytes:,}")
+    table.add_row("latency, ms", f"{before.latency_ms:.3f}", f"{after.latency_ms:.3f}")
+    table.add_row("same prediction, %", "", _percent(result.agreement))
+    stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds.items())
+    lines = [
+        f"{path}: {after.samples:,} samples, of which {result.calibration_samples:,} were used to calibrate",
+        f"seconds: {stages}",
+        *(f"left float: {entry.name} ({entry.operator}): {entry.reason}" for entry in result.layers.left_float),
+        *(f"note: {note}" for note in result.notes),
+    ]
+    return Group(table, *(Text(line) for line in lines))
+
+
+def evaluation_table(result: EvaluationResult) -> RenderableType:
+    """Accuracy overall and per class, bytes and latency, beside the reference if there is one."""
+    compared = [result.model] if result.reference is None else [result.reference, result.model]
+    table = _table("", *(["model"] if result.reference is None else ["reference", "model"]))
+    table.add_row("top-1 accuracy, %", *(_percent(e.top1) for e in compared))
+    if result.model.top5 is not None:
+        table.add_row("top-5 accuracy, %", *(_percent(e.top5) for e in compared))
+    table.add_row("worst class, %", *(_worst(e, result.class_names) for e in compared))
+    table.add_row("samples", *(f"{e.samples:,}" for e in compared))
+    table.add_row("bytes", *(f"{e.bytes:,}" for e in compared))
+    table.add_row("latency, ms", *(f"{e.latency_ms:.3f}" for e in compared))
+    if result.agreement is not None:
+        table.add_row("same prediction, %", "", _percent(result.agreement))
+    order = sorted(range(len(result.class_names)), key=lambda m: result.model.per_class[m] or 0.0)
+    listed = sorted(order[:LISTED_CLASSES])
+    table.add_section()
+    for m in listed:
+        table.add_row(f"  {result.class_names[m]}", *(_percent(e.per_class[m]) for e in compared))
+    hidden = len(order) - len(listed)
+    more = [Text(f"{hidden} classes of higher accuracy are in the JSON")] if hidden else []
+    return Group(table, *more, *(Text(f"note: {note}") for note in result.notes))
+
+
+def score_table(layers: Layers, scores: Scores) -> RenderableType:
+    """Importance gamma per layer: how many classes need its channels."""
+    table = _table("layer", "channels", "weights", "lowest", "median", "highest", "needed by none", "by all")
+    classes = len(scores.class_names)
+    for layer in layers:
+        gamma = sorted(scores.by_layer[layer.name].gamma.tolist())
+        table.add_row(
+            layer.name,
+            str(layer.channels),
+            f"{layer.size:,}",
+            *(f"{value:.2f}" for value in (gamma[0], gamma[len(gamma) // 2], gamma[-1])),
+            str(sum(value == 0 for value in gamma)),
+            str(sum(value == classes for value in gamma)),
+        )
+    samples = f"{sum(scores.samples):,} samples of {classes} classes"
+    return Group(table, Text(f"gamma: how many of {classes} classes need a channel; from {samples}"))
+
+
+def float_table(layers: Layers) -> RenderableType:
+    """The layers of a float model."""
+    table = _table("layer", "operator", "weight", "channels", "weights")
+    for layer in layers:
+        shape = "x".join(map(str, layer.weight_shape))
+        table.add_row(layer.name, layer.operator, shape, str(layer.channels), f"{layer.size:,}")
+    left = (Text(f"left float: {entry.name} ({entry.operator}): {entry.reason}") for entry in layers.left_float)
+    return Group(table, Text(f"{len(layers)} layers, {layers.size:,} weights"), *left)
+
+
+def plan_table(stored: StoredPlan) -> RenderableType:
+    """How many channels of each layer have which width."""
+    widths = sorted({int(width) for layer in stored.layers.values() for width in layer.bits})
+    table = _table("layer", "operator", "weight", "average", *(f"{width} bit" for width in widths))
+    for name, layer in stored.layers.items():
+        counts = Counter(layer.bits.tolist())
+        shape = "x".join(map(str, layer.shape))
+        columns = (str(counts[width] or "") for width in widths)
+        table.add_row(name, layer.operator, shape, f"{layer.bits.mean():.2f}", *columns)
+    title = f"made by onnx-cbq {stored.version}, method {stored.method}, {stored.average_bits:.3f} bits per weight"
+    return Group(table, Text(title))
+
+
+def _table(first: str, *columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column(first, overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _worst(evaluation: Evaluation, names: tuple[str, ...]) -> str:
+    m = evaluation.worst_class
+    return f"{_percent(evaluation.per_class[m])} ({names[m]})"

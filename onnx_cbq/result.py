@@ -1,0 +1,129 @@
+"""What the commands give back: records with everything about a result, saved as a model and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto
+
+from onnx_cbq.config import QuantizeConfig
+from onnx_cbq.emit.files import write_model
+from onnx_cbq.model import Model
+from onnx_cbq.records import Evaluation, Layers, Plan, Scores
+
+
+@dataclass(frozen=True)
+class Result:
+    """A quantized model that passed its check, and what it does beside the float one.
+
+    Attributes:
+        model: the quantized model.
+        plan: bits of every channel.
+        layers: the layers, and what was left float.
+        scores: class scores, if the method needs them.
+        reference, quantized: the float and the quantized model on all samples of the card.
+        agreement: share of samples on which both predict the same class, in percent.
+        class_names: in the order of the labels.
+        calibration_samples: how many samples were used for statistics and search.
+        seconds: per stage.
+        notes: what a user should know: samples missing, passes refused, what the search found.
+        versions: of onnx-cbq and of the packages that decide the result.
+        config: the settings.
+    """
+
+    model: Model
+    plan: Plan
+    layers: Layers
+    scores: Scores | None
+    reference: Evaluation
+    quantized: Evaluation
+    agreement: float
+    class_names: tuple[str, ...]
+    calibration_samples: int
+    seconds: Mapping[str, float]
+    notes: tuple[str, ...]
+    versions: Mapping[str, str]
+    config: QuantizeConfig
+
+    @property
+    def average_bits(self) -> float:
+        """Average bits per weight over all layers."""
+        return self.plan.average_bits(self.layers)
+
+    @property
+    def proto(self) -> ModelProto:
+        """The quantized model as one protobuf message."""
+        return self.model.to_proto()
+
+    def save(self, path: str | Path) -> int:
+        """Write the model whole or not at all; returns its bytes.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        return write_model(self.model, Path(path))
+
+    def to_json(self) -> str:
+        """Everything but the model, as JSON; accuracies are in percent."""
+        return _dump(
+            {
+                "average_bits": self.average_bits,
+                "bits": {name: bits.tolist() for name, bits in self.plan.bits.items()},
+                "float": evaluation_json(self.reference, self.class_names),
+                "quantized": evaluation_json(self.quantized, self.class_names),
+                "agreement": self.agreement,
+                "class_names": list(self.class_names),
+                "calibration_samples": self.calibration_samples,
+                "left_float": [asdict(entry) for entry in self.layers.left_float],
+                "notes": list(self.notes),
+                "seconds": dict(self.seconds),
+                "versions": dict(self.versions),
+                "settings": asdict(self.config),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """A model on labelled samples, and how often it agrees with a reference (percent; None without one)."""
+
+    model: Evaluation
+    reference: Evaluation | None
+    agreement: float | None
+    class_names: tuple[str, ...]
+    notes: tuple[str, ...]
+    versions: Mapping[str, str]
+
+    def to_json(self) -> str:
+        """The result as JSON; accuracies are in percent."""
+        reference = None if self.reference is None else evaluation_json(self.reference, self.class_names)
+        return _dump(
+            {
+                **evaluation_json(self.model, self.class_names),
+                "reference": reference,
+                "agreement": self.agreement,
+                "notes": list(self.notes),
+                "versions": dict(self.versions),
+            }
+        )
+
+
+def evaluation_json(evaluation: Evaluation, names: tuple[str, ...]) -> dict[str, Any]:
+    """One evaluation as a JSON object."""
+    return {
+        "top1": evaluation.top1,
+        "top5": evaluation.top5,
+        "per_class": dict(zip(names, evaluation.per_class, strict=True)),
+        "worst_class": names[evaluation.worst_class],
+        "samples": evaluation.samples,
+        "bytes": evaluation.bytes,
+        "latency_ms": evaluation.latency_ms,
+    }
+
+
+def _dump(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"

@@ -1,0 +1,111 @@
+"""The threshold search of CBQ (arXiv 2211.14928): bit widths from importance, checked against accuracy.
+
+Thresholds 0 <= p_1 <= ... <= p_N on the importance gamma: a channel with gamma < p_1 gets 0 bits, between p_k and
+p_{k+1} it gets k bits, from p_N on N bits. All start at 0, so every channel has N bits. p_1 moves up first, by a fixed
+step at a time; after each step the model is quantized as planned and measured. When the accuracy falls below the
+target T_1 the step is taken back and the threshold stays; p_2 goes on with T_2 = R T_1, and so on. The search ends when
+the average falls to the budget.
+
+Left open by the paper and chosen here: N, the step, T_1 and R (`CbqConfig`); when every threshold has stopped above
+the budget, all go on with targets lowered once more by R; and the last step is taken only as far as the budget asks,
+channels of equal importance in the order of their saliency.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_cbq.config import MOST_BITS, CbqConfig
+from onnx_cbq.model import Array
+
+Measure = Callable[[Array], float]
+
+
+@dataclass(frozen=True)
+class ThresholdSearch:
+    """What the search found.
+
+    Attributes:
+        bits: int8 [channels].
+        thresholds: p_1 .. p_N.
+        steps: (average bits, accuracy) of every plan that was measured and kept.
+        measured: how many plans were measured.
+    """
+
+    bits: Array
+    thresholds: tuple[float, ...]
+    steps: tuple[tuple[float, float], ...]
+    measured: int
+
+
+def search_thresholds(
+    importance: Array,
+    saliency: Array,
+    sizes: Array,
+    budget: float,
+    measure: Measure,
+    config: CbqConfig,
+    on_step: Callable[[float, float], None],
+) -> ThresholdSearch:
+    """Find the bits of every channel.
+
+    Args:
+        importance: gamma, [channels].
+        saliency: breaks ties of importance, [channels].
+        sizes: number of weights, [channels].
+        budget: largest average of bits per weight.
+        measure: accuracy in [0, 1] of the model quantized by a plan (int8 [channels]).
+        config: the constants.
+        on_step: told the first average and the one after each step.
+    """
+    most_bits = config.most_bits or min(math.ceil(budget) + 1, MOST_BITS)
+    thresholds = np.zeros(most_bits)
+    step = config.step * max(float(importance.max()), np.finfo(float).tiny)
+    bits = widths(importance, thresholds)
+    accuracy = measure(bits)
+    first_target = config.first_target * accuracy
+    steps, measured = [(_average(bits, sizes), accuracy)], 1
+    while True:
+        for k in range(most_bits):
+            while thresholds[k] <= importance.max():
+                raised = np.maximum(thresholds, np.where(np.arange(most_bits) >= k, thresholds[k] + step, 0.0))
+                candidate = widths(importance, raised)
+                if _average(candidate, sizes) <= budget:
+                    bits = _part_of_step(bits, candidate, importance, saliency, sizes, budget)
+                    return ThresholdSearch(bits, tuple(raised.tolist()), tuple(steps), measured)
+                if (candidate != bits).any():
+                    accuracy = measure(candidate)
+                    measured += 1
+                    if accuracy < first_target * config.ratio**k:
+                        break
+                    steps.append((_average(candidate, sizes), accuracy))
+                    on_step(steps[0][0], steps[-1][0])
+                thresholds, bits = raised, candidate
+        first_target *= config.ratio
+
+
+def widths(importance: Array, thresholds: Array) -> Array:
+    """Bits of each channel: the number of thresholds that its importance reaches, int8 [channels]."""
+    return np.searchsorted(thresholds, importance, side="right").astype(np.int8)
+
+
+def _average(bits: Array, sizes: Array) -> float:
+    return float(bits @ sizes / sizes.sum())
+
+
+def _part_of_step(
+    before: Array, after: Array, importance: Array, saliency: Array, sizes: Array, budget: float
+) -> Array:
+    """Of the channels that the step lowers, the least important ones, as many as it takes to meet the budget."""
+    lowered = np.flatnonzero(after < before)
+    order = lowered[np.lexsort((saliency[lowered], importance[lowered]))]
+    saved = np.cumsum((before[order] - after[order]) * sizes[order])
+    excess = before @ sizes - budget * sizes.sum()
+    count = int(np.searchsorted(saved, excess * (1 - 1e-12))) + 1
+    bits = before.copy()
+    bits[order[:count]] = after[order[:count]]
+    return bits
