@@ -189,11 +189,16 @@ def draw(samples: Samples, names: Sequence[str], count: int | None, seed: int) -
         wanted = np.minimum(wanted, limit)
     order = random.permutation(len(samples.labels))
     by_class = [order[samples.labels[order] == m][: wanted[m]] for m in range(classes)]
-    short = [m for m in range(classes) if count is not None and len(by_class[m]) < wanted[m]]
+    return Draw(tuple(by_class), () if count is None else _shortage(names, by_class, wanted))
+
+
+def _shortage(names: Sequence[str], by_class: Sequence[Indices], wanted: Indices) -> tuple[str, ...]:
+    short = [m for m, part in enumerate(by_class) if len(part) < wanted[m]]
+    if len(short) == len(names):
+        return (f"only {sum(map(len, by_class))} of the {wanted.sum()} samples wanted: no class has its share",)
     notes = [f"class {names[m]!r} has only {len(by_class[m])} of the {wanted[m]} samples wanted" for m in short[:5]]
-    if len(short) > 5:
-        notes.append(f"{len(short) - 5} more classes have fewer samples than wanted")
-    return Draw(tuple(by_class), tuple(notes))
+    more = len(short) - len(notes)
+    return (*notes, f"{more} more classes have fewer samples than wanted") if more else tuple(notes)
 
 
 def _open(card: Card, *, skip_unreadable: bool) -> Source:

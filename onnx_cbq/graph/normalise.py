@@ -13,7 +13,8 @@ import numpy as np
 
 from onnx_cbq.graph.passes.cleanup import remove_idle_nodes
 from onnx_cbq.graph.passes.constants import fold_constants, freeze_shapes
-from onnx_cbq.graph.passes.linear import fold_affine, fold_gemm_factors, matmul_to_gemm
+from onnx_cbq.graph.passes.kernels import matmul_to_gemm, mean_to_pool
+from onnx_cbq.graph.passes.linear import fold_affine, fold_gemm_factors
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.model import Array, Model
 from onnx_cbq.runtime import Session
@@ -25,6 +26,7 @@ PASSES: tuple[Pass, ...] = (
     freeze_shapes,
     remove_idle_nodes,
     matmul_to_gemm,
+    mean_to_pool,
     fold_gemm_factors,
     fold_affine,
 )

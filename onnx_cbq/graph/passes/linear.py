@@ -22,18 +22,6 @@ from onnx_cbq.model import Array, Model
 _FOLDS_AFFINE = ("Conv", "ConvTranspose", "Gemm")
 
 
-def matmul_to_gemm(model: Model, example: Example) -> Model:
-    """MatMul of 2-D data with a constant matrix becomes a Gemm, which takes a bias and has a fused integer kernel."""
-    found = [n for n in model.nodes if n.op_type == "MatMul" and model.is_constant(n.input[1])]
-    shapes = example.shapes(model) if found else None
-    flat = {n.output[0] for n in found if shapes and len(shapes[n.input[0]]) == len(shapes[n.input[1]]) == 2}
-    graph = to_surgeon(model)
-    for node in graph.nodes:
-        if node.op == "MatMul" and node.outputs[0].name in flat:
-            node.op = "Gemm"
-    return from_surgeon(graph, model) if flat else model
-
-
 def fold_gemm_factors(model: Model, example: Example) -> Model:
     """Gemm's alpha and beta go into its constant operands: alpha A B + beta C = A (alpha B) + (beta C)."""
     graph = to_surgeon(model)

@@ -1,0 +1,51 @@
+"""What many tests share: where the real data is, the bundled digits, exported nets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from onnx_cbq.calibration import CalibrationSet
+from tests.exports import CLASSES, export, make_net
+
+ROOT = Path(__file__).parents[1]
+DIGITS_MODEL = ROOT / "samples" / "digits_cnn.onnx"
+DIGITS_CARD = ROOT / "calibration" / "digits.toml"
+
+
+@pytest.fixture
+def real_data() -> Callable[[str], Path]:
+    """Path of a file of the real data; skips the test where it is missing."""
+    folder = Path(os.environ.get("ONNX_CBQ_DATA", ROOT.parent / "shared" / "data"))
+
+    def find(name: str) -> Path:
+        if not (folder / name).exists():
+            pytest.skip(f"real data is missing: {folder / name} (set ONNX_CBQ_DATA)")
+        return folder / name
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def exported() -> Callable[..., onnx.ModelProto]:
+    """Nets as torch exports them; each is exported once."""
+    made: dict[tuple[object, ...], onnx.ModelProto] = {}
+
+    def get(name: str, *, dynamo: bool, dynamic_batch: bool = True) -> onnx.ModelProto:
+        key = (name, dynamo, dynamic_batch)
+        if key not in made:
+            made[key] = export(make_net(name), dynamo=dynamo, dynamic_batch=dynamic_batch)
+        return made[key]
+
+    return get
+
+
+def random_set(shape: tuple[int, ...], count: int = 40, classes: int = CLASSES) -> CalibrationSet:
+    """Random samples with every class in turn."""
+    x = np.random.default_rng(0).standard_normal((count, *shape)).astype(np.float32)
+    return CalibrationSet.from_arrays(x, np.arange(count) % classes)

@@ -1,0 +1,188 @@
+"""Everything that can be wrong with a model file, and the forms of a right one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from onnx_cbq.errors import ModelError
+from onnx_cbq.graph.load import LOWEST_OPSET, load, raise_opset
+from onnx_cbq.model import INLINE_BYTES
+from onnx_cbq.runtime import Session
+from tests.graphs import make_model, node
+
+WEIGHT = np.random.default_rng(0).standard_normal((16, INLINE_BYTES // 16)).astype(np.float32)
+FEEDS = {"x": np.ones((2, 16), np.float32)}
+EXPECTED = FEEDS["x"] @ WEIGHT
+
+
+def matmul(opset: int = 18, weight: np.ndarray = WEIGHT) -> onnx.ModelProto:
+    return make_model([node("MatMul", "x w")], {"x": ["N", 16]}, ["y"], {"w": weight}, opset=opset)
+
+
+def save_external(folder: Path, location: str = "weights.bin") -> Path:
+    path = folder / "model.onnx"
+    onnx.save(matmul(), path, save_as_external_data=True, location=location, size_threshold=0)
+    return path
+
+
+def test_path_and_proto_load_alike(tmp_path: Path) -> None:
+    onnx.save(matmul(), tmp_path / "model.onnx")
+    for source in (matmul(), tmp_path / "model.onnx", str(tmp_path / "model.onnx")):
+        np.testing.assert_allclose(Session(load(source)).run(FEEDS)["y"], EXPECTED, rtol=1e-5)
+
+
+def test_external_data_is_mapped_not_read(tmp_path: Path) -> None:
+    """A model of many gigabytes has to load without being copied into memory."""
+    model = load(save_external(tmp_path))
+    base = model.weights["w"]
+    while not isinstance(base, np.memmap):
+        assert base.base is not None
+        base = base.base
+    np.testing.assert_allclose(Session(model).run(FEEDS)["y"], EXPECTED, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "not an ONNX model: it has no nodes"),
+        (b"this is no protobuf at all", "not an ONNX model, or cut short"),
+        (matmul().SerializeToString()[:-100], "not an ONNX model, or cut short"),
+        (onnx.ModelProto().SerializeToString(), "not an ONNX model: it has no nodes"),
+    ],
+    ids=["empty", "text", "truncated", "no-graph"],
+)
+def test_broken_files_are_explained(tmp_path: Path, content: bytes, expected: str) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=expected):
+        load(path)
+
+
+def test_missing_file_and_folder_are_explained(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such file"):
+        load(tmp_path / "none.onnx")
+    with pytest.raises(ModelError, match="got a folder"):
+        load(tmp_path)
+
+
+def outside(path: Path) -> None:
+    (path.parent.parent / "secret.bin").write_bytes(b"\0" * WEIGHT.nbytes)
+    relocate(path, "../secret.bin")
+
+
+def absolute(path: Path) -> None:
+    relocate(path, str(path.parent.parent / "weights.bin"))
+
+
+def linked(path: Path) -> None:
+    (path.parent.parent / "secret.bin").write_bytes(b"\0" * WEIGHT.nbytes)
+    (path.parent / "weights.bin").unlink()
+    (path.parent / "weights.bin").symlink_to(path.parent.parent / "secret.bin")
+
+
+def short(path: Path) -> None:
+    (path.parent / "weights.bin").write_bytes(b"\0" * 100)
+
+
+def relocate(path: Path, location: str) -> None:
+    proto = onnx.load(path, load_external_data=False)
+    for entry in proto.graph.initializer[0].external_data:
+        if entry.key == "location":
+            entry.value = location
+    path.write_bytes(proto.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (outside, "points outside the model's folder"),
+        (absolute, "points outside the model's folder"),
+        (linked, "points outside the model's folder"),
+        (short, "does not fit: expected .* got 100"),
+        (lambda path: (path.parent / "weights.bin").unlink(), "is missing"),
+    ],
+    ids=["outside", "absolute", "linked", "short", "missing"],
+)
+def test_external_data_is_checked(tmp_path: Path, damage: Callable[[Path], None], expected: str) -> None:
+    """A hostile model must not make us read a file elsewhere, nor more than there is."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    path = save_external(folder)
+    damage(path)
+    with pytest.raises(ModelError, match=expected):
+        load(path)
+
+
+def test_external_data_without_a_folder_is_explained(tmp_path: Path) -> None:
+    proto = onnx.load(save_external(tmp_path), load_external_data=False)
+    with pytest.raises(ModelError, match="pass the model's path"):
+        load(proto)
+
+
+@pytest.mark.parametrize("opset", [11, 12, 13, 17, 18, 21])
+def test_opsets_from_11_on_load(opset: int) -> None:
+    model = load(matmul(opset))
+    assert model.opset == max(opset, LOWEST_OPSET)
+    np.testing.assert_allclose(Session(model).run(FEEDS)["y"], EXPECTED, rtol=1e-5)
+
+
+def test_raising_the_opset_keeps_weights_outside() -> None:
+    """The converter serialises what it is given: weights of 2 GB must not go through it."""
+    model = raise_opset(load(matmul(13)), 18)
+    assert model.opset == 18
+    assert set(model.weights) == {"w"}
+    np.testing.assert_allclose(Session(model).run(FEEDS)["y"], EXPECTED, rtol=1e-5)
+
+
+def test_old_opset_is_explained() -> None:
+    with pytest.raises(ModelError, match="opset 10 is too old, expected 11 or later"):
+        load(matmul(10))
+
+
+def test_local_functions_are_inlined() -> None:
+    """torch's exporter writes modules as functions; their layers have to be found."""
+    body = [node("MatMul", "a b", "c"), node("Relu", "c", "d")]
+    function = helper.make_function("local", "Linear", ["a", "b"], ["d"], body, [helper.make_opsetid("", 18)])
+    proto = matmul()
+    proto.graph.node[0].CopyFrom(helper.make_node("Linear", ["x", "w"], ["y"], domain="local"))
+    proto.functions.append(function)
+    proto.opset_import.append(helper.make_opsetid("local", 1))
+    model = load(proto)
+    assert [n.op_type for n in model.nodes] == ["MatMul", "Relu"]
+    np.testing.assert_allclose(Session(model).run(FEEDS)["y"], np.maximum(EXPECTED, 0), rtol=1e-5)
+
+
+def if_model(branch: list[onnx.NodeProto]) -> onnx.ModelProto:
+    graph = helper.make_graph(branch, "branch", [], [helper.make_tensor_value_info("b", TensorProto.FLOAT, None)])
+    choice = helper.make_node("If", ["c"], ["y"], then_branch=graph, else_branch=graph)
+    return make_model([choice], {"c": [], "x": ["N", 16]}, ["y"], {"w": WEIGHT}, dtypes={"c": np.bool_})
+
+
+def test_layers_in_control_flow_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"\(If\) has layers in its branches"):
+        load(if_model([node("MatMul", "x w", "b")]))
+
+
+def test_control_flow_without_layers_is_allowed() -> None:
+    assert load(if_model([node("Neg", "x", "b")])).nodes[0].op_type == "If"
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("size", [4, INLINE_BYTES], ids=["inline", "outside"])
+def test_weights_that_are_not_finite_are_named(bad: float, size: int) -> None:
+    weight = np.ones((16, size // 4), np.float32)
+    weight[3, 0] = bad
+    with pytest.raises(ModelError, match="weight 'w' holds NaN or infinity"):
+        load(matmul(weight=weight))
+
+
+def test_infinite_mask_is_no_weight() -> None:
+    """Attention masks hold -inf on purpose."""
+    mask = np.full((16,), -np.inf, np.float32)
+    load(make_model([node("Add", "x mask")], {"x": ["N", 16]}, ["y"], {"mask": mask}))

@@ -1,0 +1,77 @@
+"""Which activations are quantized. Whether onnxruntime then fuses them is tested where they are written (emit)."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from onnx_cbq.graph.layers import find_layers
+from onnx_cbq.graph.load import load
+from onnx_cbq.graph.placement import Placement, place_activations
+from onnx_cbq.graph.shapes import Example
+from tests.graphs import make_model, node
+
+SHAPE: list[int | str] = ["N", 4, 6, 6]
+CONSTANTS = {"w": np.ones((4, 4, 1, 1), np.float32), "v": np.ones((4, 4, 1, 1), np.float32)}
+
+
+def place(nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray] | None = None) -> Placement:
+    model = load(make_model(nodes, {"x": SHAPE}, ["y"], CONSTANTS | (constants or {})))
+    return place_activations(model, find_layers(model, Example.made_up(model).shapes(model)))
+
+
+def test_relu_belongs_to_the_layer_in_front() -> None:
+    placed = place([node("Conv", "x w", "a"), node("Relu", "a", "b"), node("Conv", "b v", "c"), node("Exp", "c")])
+    assert placed.measured == ("b", "c", "x")
+    assert placed.saturated == {"b"}
+
+
+def test_the_graph_output_stays_float() -> None:
+    """Class scores are what is compared; nothing is gained by rounding them last."""
+    assert place([node("Conv", "x w", "a"), node("Relu", "a", "b"), node("Conv", "b v")]).measured == ("b", "x")
+
+
+def test_a_relu_that_is_not_the_only_reader_stands_alone() -> None:
+    nodes = [node("Conv", "x w", "a"), node("Relu", "a", "b"), node("Add", "a b", "c"), node("Conv", "c v")]
+    placed = place(nodes)
+    assert set(placed.measured) == {"x", "a", "b", "c"}
+    assert not placed.saturated
+
+
+def test_residual_addition_and_both_branches_are_quantized() -> None:
+    nodes = [node("Conv", "x w", "a"), node("Add", "a x", "b"), node("Relu", "b", "c"), node("Conv", "c v")]
+    assert set(place(nodes).measured) == {"x", "a", "c"}
+
+
+def test_moved_numbers_share_the_grid() -> None:
+    nodes = [
+        node("Conv", "x w", "a"),
+        node("Relu", "a", "b"),
+        node("MaxPool", "b", "c", kernel_shape=[2, 2], strides=[2, 2]),
+        node("Transpose", "c", "d", perm=[0, 1, 3, 2]),
+        node("Conv", "d v", "e"),
+        node("Relu", "e"),
+    ]
+    placed = place(nodes)
+    assert placed.shared == {"c": "b", "d": "c"}
+    assert placed.grid_of("d") == "b"
+
+
+@pytest.mark.parametrize(("value", "shared"), [(0.0, True), (1.0, False)])
+def test_padding_moves_integers_only_with_zero(value: float, shared: bool) -> None:
+    """Zero is a level of every grid; another number may lie between two."""
+    nodes = [node("Conv", "x w", "a"), node("Pad", "a pads value", "b"), node("Conv", "b v", "c"), node("Relu", "c")]
+    constants = {"pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "value": np.array(value, np.float32)}
+    assert ("b" in place(nodes, constants).shared) is shared
+
+
+def test_float_operators_stay_float() -> None:
+    """Nothing is gained by rounding in front of an operator without an integer kernel."""
+    nodes = [node("Exp", "x", "a"), node("Log", "a", "b"), node("Conv", "b w", "c"), node("Elu", "c")]
+    assert set(place(nodes).measured) == {"b", "c"}
+
+
+def test_only_layers_with_integer_kernels_want_integers() -> None:
+    nodes = [node("Exp", "x", "a"), node("ConvTranspose", "a w", "b"), node("Exp", "b", "c"), node("Conv", "c v")]
+    assert set(place(nodes).measured) == {"c"}

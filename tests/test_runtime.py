@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from onnx_cbq.errors import ModelError
+from onnx_cbq.model import Model
+from onnx_cbq.runtime import Session, fused_operators, median_latency
+from tests.graphs import make_model, node
+
+ADD = make_model([node("Add", "x x")], {"x": ["N", 3]}, ["y"])
+
+
+def test_what_onnxruntime_says_becomes_one_line() -> None:
+    """A user sees the first line of an error, not a page of C++ frames."""
+    session = Session(Model.from_proto(ADD))
+    with pytest.raises(ModelError, match="onnxruntime cannot run the model") as caught:
+        session.run({"x": np.zeros((2, 4), np.float32)})
+    assert "\n" not in str(caught.value)
+    broken = make_model([node("Nonsense", "x")], {"x": [1]}, ["y"])
+    with pytest.raises(ModelError, match="onnxruntime cannot load the model") as caught:
+        Session(Model.from_proto(broken))
+    assert "\n" not in str(caught.value)
+
+
+def test_intermediate_tensors_can_be_outputs() -> None:
+    proto = make_model([node("Add", "x x", "z"), node("Neg", "z")], {"x": ["N", 3]}, ["y"])
+    model = Model.from_proto(proto).with_graph(outputs=["z", "y"])
+    values = Session(model).run({"x": np.ones((1, 3), np.float32)})
+    assert (values["z"] == 2).all()
+    assert (values["y"] == -2).all()
+
+
+def test_fused_operators_are_those_of_the_optimized_graph(tmp_path: Path) -> None:
+    """The tests that count integer kernels rely on it: two opposite transposes must be gone."""
+    proto = make_model(
+        [node("Transpose", "x", "t", perm=[1, 0]), node("Transpose", "t", "u", perm=[1, 0]), node("Neg", "u")],
+        {"x": [2, 3]},
+        ["y"],
+    )
+    onnx.save(proto, tmp_path / "model.onnx")
+    assert fused_operators(tmp_path / "model.onnx") == {"Neg": 1}
+
+
+def test_latency_is_measured_for_each_session() -> None:
+    latencies = median_latency([Session(Model.from_proto(ADD))] * 2, {"x": np.zeros((1, 3), np.float32)}, seconds=0.02)
+    assert len(latencies) == 2
+    assert all(0 < latency < 0.02 for latency in latencies)
