@@ -2,8 +2,8 @@
 
 Every layer wants its input quantized, and a Conv its output too unless nothing but the user reads it. From there the
 wish walks up the graph: through operators that only move numbers (their output shares the input's grid) and through
-additions, pooling and other operators with integer kernels, to tensors whose producer has none. A Relu, or a Clip that the grid's own saturation
-stands for, belongs to the operator in front of it: its output is quantized, its input is not.
+additions, pooling and other operators with integer kernels, to tensors whose producer has none. A Relu, or a Clip that
+the grid's own saturation stands for, belongs to the operator in front of it: its output is quantized, its input is not.
 """
 
 from __future__ import annotations
