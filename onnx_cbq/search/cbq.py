@@ -7,8 +7,8 @@ target T_1 the step is taken back and the threshold stays; p_2 goes on with T_2 
 the average falls to the budget.
 
 Left open by the paper and chosen here: N, the step, T_1 and R (`CbqConfig`); when every threshold has stopped above
-the budget, all go on with targets lowered once more by R; and the last step is taken only as far as the budget asks,
-channels of equal importance in the order of their saliency.
+the budget, all go on with targets lowered once more by R, or to what the best step reaches where no step would pass;
+and the last step is taken only as far as the budget asks, channels of equal importance in the order of their saliency.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ def search_thresholds(
     first_target = config.first_target * accuracy
     steps, measured = [(_average(bits, sizes), accuracy)], 1
     while True:
+        start, refused = thresholds, [0.0]
         for k in range(most_bits):
             while thresholds[k] <= importance.max():
                 raised = np.maximum(thresholds, np.where(np.arange(most_bits) >= k, thresholds[k] + step, 0.0))
@@ -81,11 +82,14 @@ def search_thresholds(
                     accuracy = measure(candidate)
                     measured += 1
                     if accuracy < first_target * config.ratio**k:
+                        refused.append(accuracy / config.ratio**k)
                         break
                     steps.append((_average(candidate, sizes), accuracy))
                     on_step(steps[0][0], steps[-1][0])
                 thresholds, bits = raised, candidate
         first_target *= config.ratio
+        if thresholds is start:
+            first_target = min(first_target, max(refused))
 
 
 def widths(importance: Array, thresholds: Array) -> Array:
