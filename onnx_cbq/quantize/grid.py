@@ -23,6 +23,8 @@ _RATIOS = np.linspace(0.15, 1.0, 35)
 _FINE_RATIOS = np.linspace(0.8, 1.0, 9)
 _FINE_BITS = 6
 _REFITS = 2
+# A row that stays below this counts as zeros: its scale would vanish in float32.
+_SMALLEST = np.float32(1e-30)
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,10 @@ class Channels:
 def quantize_rows(rows: Array, bits: Array) -> Channels:
     """Round each row to `bits[row]` bits, on the grid and with the scale of least squared error.
 
-    Cost: about 80 passes over the weights.
+    A row of zeros that would get 1 bit, where there is no zero, gets 0 bits. Cost: about 80 passes over the weights.
     """
+    rows = np.where(np.abs(rows).max(axis=1, keepdims=True) < _SMALLEST, 0, rows)
+    bits = np.where((bits == 1) & ~rows.any(axis=1), 0, bits)
     codes = np.zeros(rows.shape, np.int8)
     scale = np.ones(len(rows), np.float32)
     for width in np.unique(bits):
