@@ -41,7 +41,7 @@ def main() -> None:
     net.eval()
     inputs = torch.tensor(test["x"] / 16, dtype=torch.float32).permute(0, 3, 1, 2)
     hits = (net(inputs).argmax(1).numpy() == test["y"]).mean()
-    print(f"accuracy on the test digits: {hits:.2%}")  # noqa: T201
+    print(f"accuracy on the test digits: {hits:.2%}")
     torch.onnx.export(
         net,
         (x[:1],),
