@@ -16,6 +16,8 @@ from onnx_cbq.records import ActivationGrid
 
 _LOG2_HALF = 12
 _HALF = 1 << _LOG2_HALF
+# The reciprocal of the narrowest bin is a float32.
+_LOWEST_EXPONENT = -120
 LEVELS = 256
 # More values than this at once are thinned out evenly before they are counted; minimum and maximum see all of them.
 LARGEST_COUNT = 1 << 20
@@ -35,20 +37,19 @@ class Histogram:
 
     @staticmethod
     def empty() -> Histogram:
-        """No values yet; the first ones set the width."""
-        return Histogram(np.zeros(2 * _HALF, np.int64), 0, math.inf, -math.inf)
+        """No values yet; the first ones that are not 0 set the width."""
+        return Histogram(np.zeros(2 * _HALF, np.int64), _LOWEST_EXPONENT, math.inf, -math.inf)
 
     def add(self, values: Array) -> Histogram:
         """The histogram with `values` counted too. Cost: about 5 ns per value."""
         flat = values.reshape(-1)
         low, high = float(flat.min()), float(flat.max())
         # frexp: reach < 2^power, which is 4096 bins of width 2^(power - 12).
-        needed = math.frexp(max(abs(low), abs(high)))[1] - _LOG2_HALF
-        counts, exponent = self.counts, needed
-        if self.low <= self.high:
-            exponent = max(self.exponent, needed)
-            for _ in range(exponent - self.exponent):
-                counts = _merge_pairs(counts)
+        reach = max(abs(low), abs(high))
+        exponent = max(self.exponent, math.frexp(reach)[1] - _LOG2_HALF) if reach else self.exponent
+        counts = self.counts
+        for _ in range(exponent - self.exponent if counts.any() else 0):
+            counts = _merge_pairs(counts)
         thin = flat[:: -(-len(flat) // LARGEST_COUNT)]
         bins = np.floor(thin * np.float32(2.0**-exponent)).astype(np.int32) + _HALF
         counts = counts + np.bincount(bins, minlength=2 * _HALF)

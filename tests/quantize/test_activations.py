@@ -1,0 +1,172 @@
+"""Streaming histograms against numpy's, and ranges against exhaustive search."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from random import Random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnx_cbq.model import Array
+from onnx_cbq.quantize import activations
+from onnx_cbq.quantize.activations import Histogram, choose_grid
+from onnx_cbq.records import ActivationGrid
+
+HALF = 4096
+
+
+def histogram_of(*parts: Array) -> Histogram:
+    histogram = Histogram.empty()
+    for part in parts:
+        histogram = histogram.add(part)
+    return histogram
+
+
+def assert_counts_like_numpy(histogram: Histogram, values: Array) -> None:
+    width = 2.0**histogram.exponent
+    edges = np.arange(-HALF, HALF + 1) * width
+    np.testing.assert_array_equal(histogram.counts, np.histogram(values.astype(np.float64), edges)[0])
+    assert histogram.counts.sum() == values.size
+    assert (histogram.low, histogram.high) == (values.min(), values.max())
+
+
+def assert_same(one: Histogram, other: Histogram) -> None:
+    np.testing.assert_array_equal(one.counts, other.counts)
+    assert (one.exponent, one.low, one.high) == (other.exponent, other.low, other.high)
+
+
+def error(values: Array, grid: ActivationGrid) -> float:
+    """Mean squared error of `values` on a grid."""
+    codes = np.clip(np.rint(values / grid.scale) + grid.zero_point, 0, 255)
+    return float(np.mean(((codes - grid.zero_point) * grid.scale - values) ** 2))
+
+
+def best_error(values: Array) -> float:
+    """The least of any scale and zero point: scales in steps of 1 %, up to the one that clips nothing."""
+    reach = max(values.max() - min(values.min(), 0), 1e-30)
+    scales = reach / 255 * np.exp(np.arange(0, np.log(0.1), -0.01))
+    zero_points = range(256) if values.min() < 0 else [0]
+    return min(error(values, ActivationGrid(float(scale), zero)) for scale in scales for zero in zero_points)
+
+
+@given(
+    st.lists(st.floats(-1e6, 1e6, width=32), min_size=2, max_size=60),
+    st.lists(st.integers(1, 59), max_size=5),
+    st.randoms(use_true_random=False),
+)
+def test_any_order_and_chunking_counts_like_numpy(values: list[float], cuts: list[int], random: Random) -> None:
+    """Calibration reads samples in batches; the range must not depend on how they were cut."""
+    array = np.array(values, np.float32)
+    shuffled = np.array(random.sample(values, len(values)), np.float32)
+    bounds = [0, *sorted({min(cut, len(values)) for cut in cuts}), len(values)]
+    chunked = histogram_of(*(shuffled[a:b] for a, b in pairwise(bounds) if a < b))
+    assert_counts_like_numpy(chunked, array)
+    assert_same(chunked, histogram_of(array))
+
+
+@pytest.mark.parametrize("factor", [1e-42, 1e-38, 1e-20, 1e-3, 1.0, 1e5, 1e30, 3e38])
+def test_values_of_any_size_are_counted_like_numpy(factor: float) -> None:
+    """The width of a bin is a power of two far from those of float32 at either end."""
+    values = (np.random.default_rng(0).uniform(-1, 1, 1000) * factor).astype(np.float32)
+    assert_counts_like_numpy(histogram_of(*np.split(values, 10)), values)
+
+
+def test_zeros_in_front_cost_no_resolution() -> None:
+    """A batch of nothing but zeros, as a dead map gives, says nothing about the width of a bin."""
+    values = np.random.default_rng(0).uniform(0, 1e-6, 1000).astype(np.float32)
+    histogram = histogram_of(np.zeros(50, np.float32), values)
+    assert_counts_like_numpy(histogram, np.concatenate([np.zeros(50, np.float32), values]))
+    assert np.count_nonzero(histogram.counts) > 500
+
+
+def test_powers_of_two_lie_inside() -> None:
+    """The largest value on the edge of the last bin is one that the next wider histogram has to hold."""
+    assert_counts_like_numpy(histogram_of(np.array([4.0, -4.0], np.float32)), np.array([4.0, -4.0]))
+
+
+def test_an_array_is_not_written_to_and_nor_is_the_histogram() -> None:
+    values = np.array([1.0, 2.0], np.float32)
+    before = histogram_of(values)
+    counts = before.counts.copy()
+    before.add(np.array([100.0], np.float32))
+    np.testing.assert_array_equal(before.counts, counts)
+    np.testing.assert_array_equal(values, [1.0, 2.0])
+
+
+def test_of_very_many_values_an_even_part_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large maps would take long; the ends of the range are still those of all values."""
+    monkeypatch.setattr(activations, "LARGEST_COUNT", 100)
+    values = np.arange(1000, dtype=np.float32)
+    histogram = histogram_of(values)
+    assert (histogram.low, histogram.high) == (0, 999)
+    edges = np.arange(-HALF, HALF + 1) * 2.0**histogram.exponent
+    np.testing.assert_array_equal(histogram.counts, np.histogram(values[::10], edges)[0])
+
+
+def draw(kind: str, size: int = 4000) -> Array:
+    random = np.random.default_rng(0)
+    z = random.standard_normal(size)
+    values = {
+        "normal": z,
+        "relu": np.maximum(z, 0),
+        "heavy-tailed": random.standard_t(3, size),
+        "shifted": z + 2,
+        "outlier": np.append(random.uniform(0, 1, size), 3.0),
+        "silu": 2 * z / (1 + np.exp(-2 * z)),
+        "negative": -random.exponential(size=size),
+    }
+    return values[kind].astype(np.float32)
+
+
+KINDS = ["normal", "relu", "heavy-tailed", "shifted", "outlier", "silu", "negative"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_range_is_nearly_the_best_of_all(kind: str) -> None:
+    values = draw(kind)
+    grid = choose_grid(histogram_of(*np.array_split(values, 7)))
+    assert error(values, grid) < 1.03 * best_error(values)
+
+
+@pytest.mark.parametrize("kind", ["relu", "outlier"])
+def test_values_that_are_never_negative_get_zero_point_0(kind: str) -> None:
+    """The ReLU in front is then left out: the grid saturates where it would cut."""
+    assert choose_grid(histogram_of(draw(kind))).zero_point == 0
+
+
+def test_values_that_are_never_positive_end_at_zero() -> None:
+    assert choose_grid(histogram_of(draw("negative"))).zero_point == 255
+
+
+@pytest.mark.parametrize("value", [5.0, -5.0, 1e-3, 1e-30, 1e38])
+def test_a_constant_is_a_level(value: float) -> None:
+    """To half a bin of the histogram, 2^-12 of the value."""
+    grid = choose_grid(histogram_of(np.full(10, value, np.float32)))
+    levels = (np.arange(256) - grid.zero_point) * grid.scale
+    assert np.abs(levels - value).min() <= abs(value) * 2**-11
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-45])
+def test_nothing_but_zeros_gets_a_grid_that_works(value: float) -> None:
+    """A scale of 0 would divide by zero in onnxruntime."""
+    grid = choose_grid(histogram_of(np.full(10, value, np.float32)))
+    assert np.float32(grid.scale) >= np.finfo(np.float32).smallest_normal
+    assert grid.zero_point == 0
+
+
+def test_without_values_the_grid_works() -> None:
+    assert choose_grid(Histogram.empty()).scale > 0
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e-6, 1e6, 1e37])
+@pytest.mark.parametrize("kind", ["normal", "relu"])
+def test_the_grid_scales_with_the_values(kind: str, factor: float) -> None:
+    """Powers of two apart from rounding; no size of the numbers may change what is clipped."""
+    power = 2.0 ** np.round(np.log2(factor))
+    values = draw(kind)
+    grid, scaled = choose_grid(histogram_of(values)), choose_grid(histogram_of(values * np.float32(power)))
+    assert scaled.zero_point == grid.zero_point
+    assert scaled.scale == pytest.approx(grid.scale * power, rel=1e-6)

@@ -1,0 +1,91 @@
+"""Layers to integers, and scales that leave an int32 bias its room."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnx_cbq.model import Array
+from onnx_cbq.quantize.grid import fits_bits, quantize_rows
+from onnx_cbq.quantize.weights import LARGEST_BIAS, leave_room_for_bias, quantize_layer
+from onnx_cbq.records import Layer, LayerWeights, Use
+
+ACTIVATION_SCALE = 0.02
+
+
+def layer(shape: tuple[int, ...], axis: int) -> Layer:
+    use = Use("y", "x", 1, "b", 1, 0, (2, shape[axis]))
+    return Layer("layer", "Gemm", "w", shape, axis, 1, (use,), 2)
+
+
+def weights(shape: tuple[int, ...]) -> Array:
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+def room(found: LayerWeights, bias: list[float]) -> LayerWeights:
+    return leave_room_for_bias(layer(found.codes.shape, 0), found, np.array(bias, np.float32), ACTIVATION_SCALE)
+
+
+def bias_codes(found: LayerWeights, bias: list[float]) -> Array:
+    return np.rint(np.array(bias) / (found.scale.astype(np.float64) * np.float32(ACTIVATION_SCALE)))
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((6, 4, 3, 3), 0), ((4, 6), 1), ((4, 6, 3), 1)])
+def test_a_layer_is_rounded_channel_by_channel(shape: tuple[int, ...], axis: int) -> None:
+    """Codes stand in the weight's own shape, with the bits and scale of the channel along its axis."""
+    weight, bits = weights(shape), np.array([0, 1, 2, 3, 5, 8], np.int8)
+    found = quantize_layer(layer(shape, axis), weight, bits)
+    assert found.codes.shape == shape
+    np.testing.assert_array_equal(found.bits, bits)
+    for channel in range(6):
+        alone = quantize_rows(np.take(weight, channel, axis).reshape(1, -1), bits[channel : channel + 1])
+        np.testing.assert_array_equal(np.take(found.codes, channel, axis).reshape(-1), alone.codes[0])
+        assert found.scale[channel] == alone.scale[0]
+
+
+def test_ordinary_biases_change_nothing() -> None:
+    found = quantize_layer(layer((4, 9), 0), weights((4, 9)), np.array([1, 2, 4, 8], np.int8))
+    after = room(found, [1.0, -5.0, 0.0, 100.0])
+    np.testing.assert_array_equal(after.codes, found.codes)
+    np.testing.assert_array_equal(after.scale, found.scale)
+    np.testing.assert_array_equal(after.bits, found.bits)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("largeness", [0.9, 1.5, 40.0, 1e6])
+def test_a_large_bias_fits_and_so_do_the_codes(bits: int, largeness: float) -> None:
+    """A bias beyond int32 wraps around and turns the sign of the output."""
+    found = quantize_layer(layer((3, 200), 0), weights((3, 200)), np.full(3, bits, np.int8))
+    bias = [0.0, 1.0, -float(found.scale[2]) * ACTIVATION_SCALE * LARGEST_BIAS * largeness]
+    after = room(found, bias)
+    # Two roundings of the scale to float32.
+    assert np.abs(bias_codes(after, bias)).max() <= LARGEST_BIAS * (1 + 2**-22)
+    for channel in range(3):
+        assert fits_bits(after.codes[channel], int(after.bits[channel]))
+    assert (after.bits <= found.bits).all()
+    np.testing.assert_array_equal(after.codes[:2], found.codes[:2])
+
+
+def test_on_the_coarser_scale_weights_are_rounded_to_the_nearest_level() -> None:
+    """8 bits lie on a mid-tread grid, so that no weight is clipped and none is off by more than half a step."""
+    found = quantize_layer(layer((1, 300), 0), weights((1, 300)), np.array([8], np.int8))
+    after = room(found, [float(found.scale[0]) * ACTIVATION_SCALE * LARGEST_BIAS * 3])
+    assert after.scale[0] == pytest.approx(3 * found.scale[0], rel=1e-6)
+    before_values, after_values = found.codes * found.scale[:, None], after.codes * after.scale[:, None]
+    assert np.abs(after_values - before_values).max() <= after.scale[0] * (0.5 + 1e-5)
+
+
+def test_a_channel_without_weights_takes_the_finest_scale_that_its_bias_allows() -> None:
+    """Only its bias is left of it, which is the more exact the finer the scale."""
+    found = quantize_layer(layer((2, 9), 0), weights((2, 9)), np.array([0, 0], np.int8))
+    after = room(found, [3.7, 0.0])
+    assert abs(bias_codes(after, [3.7, 0.0])[0]) == pytest.approx(LARGEST_BIAS, rel=1e-6)
+    assert (after.scale > 0).all()
+    assert not after.codes.any()
+
+
+def test_one_bias_for_all_channels_counts_for_each() -> None:
+    """The C of a Gemm may be a single number."""
+    found = quantize_layer(layer((3, 9), 0), weights((3, 9)), np.full(3, 4, np.int8))
+    bias = [float(found.scale.max()) * ACTIVATION_SCALE * LARGEST_BIAS * 2]
+    assert (np.abs(bias_codes(room(found, bias), bias)) <= LARGEST_BIAS * (1 + 2**-22)).all()
