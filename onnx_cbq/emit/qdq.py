@@ -62,7 +62,15 @@ class _Writer:
     def add_weight(self, layer: Layer, weights: LayerWeights) -> None:
         """The codes of a layer and their DequantizeLinear, in place of its float weight."""
         self._uses.update({use.output: (use, weights) for use in layer.uses})
-        inputs = [self._constant(f"{layer.weight}_q", weights.codes), self._pooled(weights.scale, "scale")]
+        codes = self._constant(f"{layer.weight}_q", weights.codes)
+        if layer.operator == "MatMul" and len(layer.weight_shape) > 2:
+            # onnxruntime fuses such a MatMul if it can, and then refuses to run it with scales per channel.
+            plain = self._add("DequantizeLinear", [codes, self._pooled(np.float32(1), "scale")], f"{layer.weight}_dq")
+            shape = [-1 if axis == layer.weight_axis else 1 for axis in range(len(layer.weight_shape))]
+            scale = self._pooled(weights.scale.reshape(shape), "scale")
+            self._floats[layer.weight] = self._add("Mul", [plain, scale], f"{layer.weight}_scaled")
+            return
+        inputs = [codes, self._pooled(weights.scale, "scale")]
         if layer.operator in ("Gemm", "MatMul"):
             # Without an explicit zero point onnxruntime does not fuse a Gemm.
             inputs.append(self._pooled(np.zeros(layer.channels, np.int8), "zero"))

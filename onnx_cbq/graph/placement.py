@@ -15,7 +15,7 @@ import numpy as np
 from onnx import NodeProto
 
 from onnx_cbq.model import Model, attributes
-from onnx_cbq.records import Layers, Use
+from onnx_cbq.records import Layer, Layers, Use
 
 # They move numbers; on integers they do just the same.
 MOVEMENT = frozenset(
@@ -53,7 +53,7 @@ NO_ACTIVATIONS = Placement((), {}, frozenset())
 
 def place_activations(model: Model, layers: Layers) -> Placement:
     """Choose the tensors to quantize."""
-    uses = [(layer, use) for layer in layers for use in layer.uses if has_integer_kernel(layer.operator, use)]
+    uses = [(layer, use) for layer in layers for use in layer.uses if has_integer_kernel(layer, use)]
     pending = [use.activation for _, use in uses]
     pending += [_behind_saturation(model, use.output) for layer, use in uses if layer.operator == "Conv"]
     wanted: set[str] = set()
@@ -71,9 +71,13 @@ def place_activations(model: Model, layers: Layers) -> Placement:
     return Placement(tuple(sorted(wanted - shared.keys())), shared, saturated)
 
 
-def has_integer_kernel(operator: str, use: Use) -> bool:
-    """Whether onnxruntime multiplies integers here: not for ConvTranspose, nor with the weight on the left."""
-    return operator in ("Conv", "Gemm") or (operator == "MatMul" and use.weight_index == 1)
+def has_integer_kernel(layer: Layer, use: Use) -> bool:
+    """Whether onnxruntime multiplies integers here.
+
+    It does not for ConvTranspose, nor with the weight on the left or with scales per channel of several matrices.
+    """
+    is_matrix = len(layer.weight_shape) == 2 and use.weight_index == 1
+    return layer.operator in ("Conv", "Gemm") or (layer.operator == "MatMul" and is_matrix)
 
 
 def moves_integers(model: Model, name: str) -> bool:
