@@ -118,7 +118,7 @@ def draw(kind: str, size: int = 4000) -> Array:
         "silu": 2 * z / (1 + np.exp(-2 * z)),
         "negative": -random.exponential(size=size),
     }
-    return values[kind].astype(np.float32)
+    return np.asarray(values[kind], np.float32)
 
 
 KINDS = ["normal", "relu", "heavy-tailed", "shifted", "outlier", "silu", "negative"]
