@@ -7,9 +7,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -17,11 +18,23 @@ from onnx_cbq import pipeline, report
 from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.config import QuantizeConfig
 from onnx_cbq.emit.files import check_writable, write_arrays, write_text
-from onnx_cbq.errors import OnnxCbqError
+from onnx_cbq.errors import OnnxCbqError, OutputError, StoppedError
 from onnx_cbq.progress import Progress as ProgressHook
 from onnx_cbq.progress import silent
 
+
+class _Commands(typer.core.TyperGroup):
+    """Turns Ctrl-C into one of our errors, at the one place that nothing below can mistake it for its own."""
+
+    def invoke(self, ctx: Any) -> object:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise StoppedError("stopped; no unfinished file was left behind") from None
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Quantize an exported ONNX classifier, with a bit width of its own for every filter and neuron.",
     no_args_is_help=True,
     add_completion=False,
@@ -35,20 +48,30 @@ CardPath = Annotated[
     Path, typer.Option("--data", metavar="CARD", help="Calibration card: a TOML file.", show_default=False)
 ]
 SourcePath = Annotated[
-    Path | None, typer.Option("--source", metavar="PATH", help="Samples to use instead of the card's source.")
+    Path | None, typer.Option("--source", metavar="PATH", help="Samples to use.", show_default="the card's source")
 ]
 SkipUnreadable = Annotated[
-    bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read, and count them.")
+    bool,
+    typer.Option(
+        "--skip-unreadable",
+        help="Leave out images that cannot be read, and count them.",
+        show_default="stop at the first",
+    ),
 ]
 Logits = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Output with the class scores, where several have that shape.")
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Output with the class scores.", show_default="the only one of shape (samples, classes)"
+    ),
 ]
 Samples = Annotated[
     int, typer.Option(metavar="N", help="Calibration samples, drawn evenly from the classes; 0 takes all.")
 ]
 Seed = Annotated[int, typer.Option(metavar="N", help="Decides which samples are drawn.")]
-JsonPath = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to this file.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars and no table.")]
+JsonPath = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to this file.", show_default="none")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars and no table.", show_default="both")]
 
 
 @app.command()
@@ -58,9 +81,7 @@ def quantize(
     source: SourcePath = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            metavar="OUT.onnx", help="File to write.  [default: MODEL with .quantized.onnx]", show_default=False
-        ),
+        typer.Option(metavar="OUT.onnx", help="File to write.", show_default="MODEL with the ending .quantized.onnx"),
     ] = None,
     bits: Annotated[float, typer.Option(metavar="B", help="Average bits per weight, over all layers.")] = 4.0,
     method: Annotated[
@@ -79,8 +100,7 @@ def quantize(
     config = QuantizeConfig(
         bits=bits, method=method, activation_bits=activation_bits, samples=samples or None, seed=seed, logits=logits
     )
-    for path in filter(None, (target, json)):
-        check_writable(path)
+    _check_outputs(target, json, inputs=(model, data, source))
     card = CalibrationSet.from_card(data, source, skip_unreadable=skip_unreadable)
     with _progress(quiet=quiet) as progress:
         result = pipeline.quantize(model, card, config, progress)
@@ -97,7 +117,10 @@ def evaluate(
     data: CardPath,
     source: SourcePath = None,
     reference: Annotated[
-        Path | None, typer.Option(metavar="FLOAT.onnx", help="Model to compare with, prediction by prediction.")
+        Path | None,
+        typer.Option(
+            metavar="FLOAT.onnx", help="Model to compare with, prediction by prediction.", show_default="none"
+        ),
     ] = None,
     logits: Logits = None,
     skip_unreadable: SkipUnreadable = False,
@@ -105,8 +128,7 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Run MODEL on all samples of a card: accuracy overall and per class, bytes, latency at batch 1."""
-    if json:
-        check_writable(json)
+    _check_outputs(json, inputs=(model, data, source, reference))
     card = CalibrationSet.from_card(data, source, skip_unreadable=skip_unreadable)
     with _progress(quiet=quiet) as progress:
         result = pipeline.evaluate(model, card, reference, logits, progress)
@@ -122,7 +144,8 @@ def score(
     data: CardPath,
     source: SourcePath = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE.npz", help="Write beta and gamma of every layer to this file.")
+        Path | None,
+        typer.Option(metavar="FILE.npz", help="Write beta and gamma of every layer to this file.", show_default="none"),
     ] = None,
     samples: Samples = 1000,
     seed: Seed = 0,
@@ -131,8 +154,7 @@ def score(
     quiet: Quiet = False,
 ) -> None:
     """Score every channel of MODEL by how many classes need it."""
-    if output:
-        check_writable(output)
+    _check_outputs(output, inputs=(model, data, source))
     config = QuantizeConfig(samples=samples or None, seed=seed, logits=logits)
     card = CalibrationSet.from_card(data, source, skip_unreadable=skip_unreadable)
     with _progress(quiet=quiet) as progress:
@@ -151,13 +173,27 @@ def inspect(model: ModelPath) -> None:
 
 
 def main() -> None:
-    """Run the command line; exit codes: 0 done, 1 known error, 2 usage, 3 a check or a requested limit not met."""
+    """Run the command line.
+
+    Exit codes: 0 done, 1 known error, 2 usage, 3 a check or a requested limit not met, 130 Ctrl-C or SIGTERM.
+    """
     signal.signal(signal.SIGTERM, _terminate)
     try:
         app(standalone_mode=True)
     except OnnxCbqError as error:
-        _err.print(f"onnx-cbq: {error}", markup=False, highlight=False, soft_wrap=True)
+        message = " ".join(str(error).splitlines())
+        _err.print(f"onnx-cbq: {message}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
+
+
+def _check_outputs(*outputs: Path | None, inputs: tuple[Path | None, ...]) -> None:
+    """Find out before the work begins whether every output can be written, and whether it would replace an input."""
+    taken = {path.resolve() for path in inputs if path}
+    for path in filter(None, outputs):
+        if path.resolve() in taken:
+            raise OutputError(f"{path}: is also another file of this command; give the output a name of its own")
+        check_writable(path)
+        taken.add(path.resolve())
 
 
 def _terminate(*_: object) -> None:

@@ -7,6 +7,7 @@ OnnxCbqError              exit code 1
 │   └── UnsupportedOperatorError   no gradient rule for an operator
 ├── CalibrationError      a card, its source or a sample is wrong
 ├── OutputError           a result cannot be written
+├── StoppedError          exit code 130: Ctrl-C or SIGTERM
 └── VerificationError     exit code 3: the result failed its own check
 ```
 
@@ -40,6 +41,12 @@ class CalibrationError(OnnxCbqError):
 
 class OutputError(OnnxCbqError):
     """A result cannot be written."""
+
+
+class StoppedError(OnnxCbqError):
+    """The user, or the system, ended the command."""
+
+    exit_code = 130
 
 
 class VerificationError(OnnxCbqError):

@@ -19,6 +19,7 @@ from onnx_cbq.config import QuantizeConfig
 from onnx_cbq.emit.files import write_model
 from onnx_cbq.emit.metadata import StoredPlan, read_metadata, with_metadata
 from onnx_cbq.emit.qdq import emit_qdq
+from onnx_cbq.errors import CalibrationError
 from onnx_cbq.graph.layers import find_layers
 from onnx_cbq.graph.load import load
 from onnx_cbq.graph.logits import Logits, find_logits
@@ -60,7 +61,7 @@ def quantize(
     with clock.stage("load"):
         work = prepare(model, data, config.logits)
         drawn = draw(work.samples, work.class_names, config.samples, config.seed)
-        train, held = drawn.split(config.cbq.held_back) if config.method == "cbq" else (drawn, drawn)
+        train, held = _split(drawn, config)
     with clock.stage("score"):
         scores = _scores(work, train, config, progress) if config.method == "cbq" else None
     with clock.stage("search"):
@@ -223,6 +224,19 @@ class Clock:
         start = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - start
+
+
+def _split(drawn: Draw, config: QuantizeConfig) -> tuple[Draw, Draw]:
+    """The samples to score channels with, and those that plans are measured on."""
+    if config.method != "cbq":
+        return drawn, drawn
+    train, held = drawn.split(config.cbq.held_back)
+    if not len(held.indices):
+        raise CalibrationError(
+            "no class has two samples, one to score channels and one to measure plans; give more samples, "
+            "or use --method uniform"
+        )
+    return train, held
 
 
 def _scores(work: Workload, drawn: Draw, config: QuantizeConfig, progress: Progress) -> Scores:

@@ -16,6 +16,32 @@ from onnx_cbq.model import Array
 
 
 @dataclass(frozen=True)
+class Windows:
+    """Windows over `inputs` positions that make `outputs` positions, each field with one entry per spatial axis.
+
+    Output position o covers the input positions o stride + k dilation - before, k = 0 .. kernel - 1.
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    before: tuple[int, ...]
+
+    @property
+    def reach(self) -> tuple[int, ...]:
+        """Extent of a dilated kernel less one: (kernel - 1) dilation."""
+        return tuple((k - 1) * d for k, d in zip(self.kernel, self.dilations, strict=True))
+
+    @property
+    def after(self) -> tuple[int, ...]:
+        """Padding behind the input so that the last window just fits; negative where inputs are left over."""
+        sizes = zip(self.inputs, self.outputs, self.strides, self.reach, self.before, strict=True)
+        return tuple((o - 1) * s + r + 1 - n - p for n, o, s, r, p in sizes)
+
+
+@dataclass(frozen=True)
 class Use:
     """One node that uses a layer's weight."""
 
@@ -26,6 +52,7 @@ class Use:
     channel_axis: int  # of z
     batch_axis: int  # of z
     output_shape: tuple[int, ...]  # of z, measured
+    windows: Windows | None = None  # of a Conv or ConvTranspose
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,8 @@ def versions() -> dict[str, str]:
 
 def _start(source: bytes | str, options: Any) -> Any:
     try:
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        # Its fallback would print to stdout, and try again with the same provider.
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:
         raise ModelError(f"onnxruntime cannot load the model: {_first_line(error)}") from error
 

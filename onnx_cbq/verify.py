@@ -58,6 +58,10 @@ def compare(
         predictions = []
         for i, session in enumerate(sessions):
             scores = _class_scores(session, batch.feeds, output, batch.count)
+            if scores.shape[1] != classes:
+                raise ModelError(
+                    f"the models to compare have {scores.shape[1]} and {classes} classes; expected the same number"
+                )
             predictions.append(scores.argmax(axis=1))
             np.add.at(confusion[i], (batch.labels, predictions[i]), 1)
             in_top[i] += _label_in_top(scores, batch.labels)

@@ -24,7 +24,7 @@ class Card:
     Attributes:
         source: an `.npz` with `x` and `y` (optionally `class_names`), or a folder with one sub-folder per class.
         layout: order of the axes of the samples as stored, "NHWC" or "NCHW"; None if it is the model's own.
-        scale: multiplied first.
+        scale: multiplied first. It, mean and std apply to inputs of real numbers; whole ones (token ids) stay as is.
         mean, std: subtracted, divided by; one number, or one per channel.
         resize: images only: length of the shorter side, or (height, width).
         crop: images only: side of the centre square, or (height, width).

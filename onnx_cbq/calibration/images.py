@@ -54,10 +54,10 @@ class ImageSource(Source):
         del name
         files = [self._files[i] for i in indices]
         images = list(self._pool.map(lambda file: _read_image(file, self._card, self.channels), files))
-        shapes = {image.shape for image in images}
-        if len(shapes) > 1:
-            sizes = " and ".join(f"{w}x{h}" for h, w, _ in sorted(shapes)[:2])
-            raise CalibrationError(f"{self.label}: images differ in size ({sizes}); set resize and crop in the card")
+        for file, image in zip(files, images, strict=True):
+            if image.shape != images[0].shape:
+                sizes = " and ".join(f"{w}x{h}" for h, w, _ in (image.shape, images[0].shape))
+                raise CalibrationError(f"{file}: images differ in size ({sizes}); set resize and crop in the card")
         return np.stack(images)
 
 
@@ -91,18 +91,21 @@ def _read_image(file: Path, card: Card, channels: int) -> Array:
 
 
 def _resized(size: tuple[int, int], target: tuple[int, ...]) -> tuple[int, int]:
-    """Width and height after `resize`: as given, or with the shorter side of that length."""
+    """Width and height after `resize`: as given, or with the shorter side of that length, rounded as torchvision does.
+
+    A pixel more or less would shift the whole image against the one that a model was trained on.
+    """
     if len(target) == 2:
         return target[1], target[0]
     width, height = size
-    factor = target[0] / min(width, height)
-    return max(round(width * factor), 1), max(round(height * factor), 1)
+    longer = int(target[0] * max(size) / min(size))
+    return (target[0], longer) if width <= height else (longer, target[0])
 
 
 def _crop(picture: Image.Image, target: tuple[int, ...], file: Path) -> Image.Image:
     height, width = target if len(target) == 2 else (target[0], target[0])
-    left, top = (picture.width - width) // 2, (picture.height - height) // 2
-    if left < 0 or top < 0:
+    left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
+    if picture.width < width or picture.height < height:
         raise CalibrationError(
             f"{file}: {picture.width}x{picture.height} is smaller than crop {width}x{height}; set a larger resize"
         )

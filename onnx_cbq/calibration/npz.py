@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import io
+import lzma
 import shutil
 import tempfile
 import threading
 import weakref
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from onnx_cbq.calibration.sources import Source
+from onnx_cbq.calibration.sources import Source, checked_labels
 from onnx_cbq.errors import CalibrationError
 from onnx_cbq.model import Array
 
 _COPY_BYTES = 1 << 20
+# What zipfile and its decompressors raise where bytes are missing or changed.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, ValueError)
 
 
 class NpzSource(Source):
@@ -30,20 +35,18 @@ class NpzSource(Source):
             with zipfile.ZipFile(path) as archive:
                 members = {name.removesuffix(".npy"): name for name in archive.namelist()}
                 self._require(members)
-                self.labels = _small_array(archive, members["y"], self.label)
-                names = _small_array(archive, members["class_names"], self.label) if "class_names" in members else None
-                self.class_names = None if names is None else tuple(str(name) for name in names)
+                labels = _small_array(archive, members["y"], self.label)
+                if "class_names" in members:
+                    names = _small_array(archive, members["class_names"], self.label)
+                    self.class_names = tuple(str(name) for name in np.atleast_1d(names))
                 inputs = [key for key in members if key not in ("y", "class_names")]
                 self._rows = {key: _Rows(path, archive, members[key], self.label) for key in inputs}
-        except zipfile.BadZipFile:
+        except _DAMAGED:
             raise CalibrationError(f"{path}: not an .npz file, or cut short; write it with np.savez") from None
+        except OSError as error:
+            raise CalibrationError(f"{path}: cannot be read: {error.strerror}") from error
         self.inputs = tuple(self._rows)
-        for key, rows in self._rows.items():
-            if len(rows) != len(self.labels):
-                raise CalibrationError(
-                    f"{path}: {key!r} has {len(rows)} samples but 'y' has {len(self.labels)} labels; "
-                    f"expected one label per sample"
-                )
+        self.labels = checked_labels(labels, {key: rows.shape for key, rows in self._rows.items()}, self.label)
 
     def _require(self, members: Mapping[str, str]) -> None:
         listing = ", ".join(members) or "nothing"
@@ -76,9 +79,6 @@ class _Rows:
         self._lock = threading.Lock()
         self._start = start
         self._row_bytes = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
-
-    def __len__(self) -> int:
-        return self.shape[0] if self.shape else 0
 
     def read(self, indices: Sequence[int]) -> Array:
         """Rows `indices`, [len(indices), *row]."""
@@ -118,10 +118,12 @@ def _small_array(archive: zipfile.ZipFile, member: str, label: str) -> Array:
 
 def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
     """A member's bytes in a temporary file that has no name and vanishes with the process."""
-    file = tempfile.TemporaryFile()  # noqa: SIM115, closed with its reader
-    with archive.open(info) as stream:
-        shutil.copyfileobj(stream, file, _COPY_BYTES)
-    return file
+    with ExitStack() as closed_on_error:
+        file = closed_on_error.enter_context(tempfile.TemporaryFile())
+        with archive.open(info) as stream:
+            shutil.copyfileobj(stream, file, _COPY_BYTES)
+        closed_on_error.pop_all()
+        return file
 
 
 def _data_offset(file: IO[bytes], info: zipfile.ZipInfo) -> int:

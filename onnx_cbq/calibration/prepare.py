@@ -19,8 +19,9 @@ _CHANNEL_AXIS = {"NCHW": 0, "NHWC": 2}
 
 @dataclass(frozen=True)
 class Preparation:
-    """How raw samples become one model input."""
+    """How raw samples of one shape become one model input."""
 
+    shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
     scale: float
     mean: Array  # broadcasts against a raw sample
@@ -31,11 +32,17 @@ class Preparation:
         """A raw batch [n, ...] as the model's input: (x scale - mean) / std, then the model's layout.
 
         Raises:
-            CalibrationError: a sample holds NaN or infinity.
+            CalibrationError: a sample has another shape than the first one, or holds NaN or infinity.
         """
+        if raw.shape[1:] != self.shape:
+            raise CalibrationError(
+                f"{label}: sample {indices[0]} is {raw.shape[1:]}, the first one {self.shape}; expected one size for "
+                f"all, set resize and crop in the card"
+            )
         values = raw
         if np.issubdtype(self.dtype, np.floating):
-            values = (raw.astype(np.float32) * np.float32(self.scale) - self.mean) / self.std
+            with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is found right below
+                values = (raw.astype(np.float32) * np.float32(self.scale) - self.mean) / self.std
             finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
             if not finite.all():
                 raise CalibrationError(
@@ -52,17 +59,19 @@ def fit(card: Card, spec: InputSpec, sample: Array, label: str) -> Preparation:
     Raises:
         CalibrationError: they cannot; the message says what the card gives, what the model wants, which key to change.
     """
-    is_number = np.issubdtype(sample.dtype, np.number) or sample.dtype == np.bool_
-    if not is_number or (not np.issubdtype(spec.dtype, np.floating) and np.issubdtype(sample.dtype, np.floating)):
+    accepted = "biuf" if np.issubdtype(spec.dtype, np.floating) else "biu"
+    if sample.dtype.kind not in accepted or spec.dtype.kind not in "biuf":
         raise CalibrationError(f"{label}: samples are {sample.dtype}, model input {spec.name!r} wants {spec.dtype}")
     layout = card.layout or ("NHWC" if card.source.is_dir() else None)
-    permutation = _permutation(layout, spec, sample.shape, label)
+    permutation = _permutation(layout, spec, sample.shape, label, from_images=card.source.is_dir())
     axis = _channel_axis(layout, spec, sample.shape)
+    mean, std = (card.mean, card.std) if np.issubdtype(spec.dtype, np.floating) else ((0.0,), (1.0,))
     return Preparation(
+        shape=sample.shape,
         dtype=spec.dtype,
         scale=card.scale,
-        mean=_per_channel(card.mean, sample.shape, axis, f"{label}: mean"),
-        std=_per_channel(card.std, sample.shape, axis, f"{label}: std"),
+        mean=_per_channel(mean, sample.shape, axis, f"{label}: mean"),
+        std=_per_channel(std, sample.shape, axis, f"{label}: std"),
         permutation=permutation,
     )
 
@@ -72,29 +81,30 @@ def wants_grey(spec: InputSpec) -> bool:
     return spec.shape is not None and len(spec.shape) == 4 and 1 in (spec.shape[1], spec.shape[3])
 
 
-def _permutation(layout: str | None, spec: InputSpec, shape: tuple[int, ...], label: str) -> tuple[int, ...] | None:
+def _permutation(
+    layout: str | None, spec: InputSpec, shape: tuple[int, ...], label: str, *, from_images: bool
+) -> tuple[int, ...] | None:
     """How to reorder the axes of a raw batch, or None if they are the model's own."""
     if spec.shape is None:
         return None
     wanted = spec.shape[1:]
-    for target in ("NCHW", "NHWC") if layout and len(shape) == 3 else ():
-        permutation = None if target == layout else _PERMUTATION[target]
+    for permutation in _permutations(layout, shape):
         if _fits(_arranged(shape, permutation), wanted):
             return permutation
-    if layout is None or len(shape) != 3:
-        if _fits(shape, wanted):
-            return None
-        other = next((known for known in _PERMUTATION if _fits_as(known, shape, wanted)), None)
-        advice = f'set layout = "{other}" in the card' if other else "prepare samples of that shape"
-    else:
-        advice = f'the card says layout = "{layout}": change layout, or set resize and crop'
     sizes = ", ".join("any" if size is None else str(size) for size in wanted)
-    raise CalibrationError(f"{label}: samples are {shape}, model input {spec.name!r} wants ({sizes}); {advice}")
+    given = f'{shape} (layout = "{layout}")' if layout and len(shape) == 3 else str(shape)
+    advice = "set resize and crop in the card" if from_images else "prepare samples of that shape"
+    for other in _PERMUTATION:
+        if other != layout and any(_fits(_arranged(shape, p), wanted) for p in _permutations(other, shape)):
+            advice = f'set layout = "{other}" in the card'
+    raise CalibrationError(f"{label}: samples are {given}, model input {spec.name!r} wants ({sizes}); {advice}")
 
 
-def _fits_as(layout: str, shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
-    other = "NHWC" if layout == "NCHW" else "NCHW"
-    return len(shape) == 3 and _fits(_arranged(shape, _PERMUTATION[other]), wanted)
+def _permutations(layout: str | None, shape: tuple[int, ...]) -> list[tuple[int, ...] | None]:
+    """How images of a layout become NCHW, then NHWC; anything else is left as it is."""
+    if layout is None or len(shape) != 3:
+        return [None]
+    return [None if target == layout else permutation for target, permutation in _PERMUTATION.items()]
 
 
 def _arranged(shape: tuple[int, ...], permutation: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -62,12 +62,8 @@ class CalibrationSet:
         """
         given = x if isinstance(x, Mapping) else {"x": x}
         arrays = {name: np.asarray(values) for name, values in given.items()}
-        labels = np.asarray(y)
-        for name, values in arrays.items():
-            if values.shape[:1] != labels.shape[:1]:
-                raise CalibrationError(f"{name!r} has {len(values)} samples but 'y' has {len(labels)} labels")
         names = None if class_names is None else tuple(class_names)
-        return _checked(CalibrationSet(ArraySource(arrays, labels, names), Card(Path())))
+        return _checked(CalibrationSet(ArraySource(arrays, np.asarray(y), names), Card(Path())))
 
     @property
     def labels(self) -> Indices:
@@ -179,8 +175,13 @@ def draw(samples: Samples, names: Sequence[str], count: int | None, seed: int) -
     """`count` samples (None: all, up to the card's limit), as evenly as the classes allow, shuffled within each class.
 
     A class that has fewer than its share gives all it has; the rest is not made up by others, and a note says so.
+
+    Raises:
+        CalibrationError: `count` is less than one sample per class.
     """
     classes, limit = len(names), samples.data.card.limit
+    if count is not None and count < classes:
+        raise CalibrationError(f"--samples {count}: the model has {classes} classes; expected at least one of each")
     random = np.random.default_rng(seed)
     wanted = np.full(classes, len(samples.labels) if count is None else count // classes)
     if count is not None:
@@ -217,13 +218,8 @@ def _open(card: Card, *, skip_unreadable: bool) -> Source:
 
 
 def _checked(data: CalibrationSet) -> CalibrationSet:
-    labels, label = data.labels, data.source.label
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise CalibrationError(
-            f"{label}: labels 'y' must be whole numbers, one per sample; got {labels.dtype} of shape {labels.shape}"
-        )
-    if not len(labels):
-        raise CalibrationError(f"{label}: no samples; expected at least one of every class")
+    if not len(data.labels):
+        raise CalibrationError(f"{data.source.label}: no samples; expected at least one of every class")
     return data
 
 

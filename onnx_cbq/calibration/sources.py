@@ -8,6 +8,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
+from onnx_cbq.errors import CalibrationError
 from onnx_cbq.model import Array
 
 
@@ -43,7 +46,7 @@ class ArraySource(Source):
 
     def __init__(self, arrays: Mapping[str, Array], labels: Array, class_names: tuple[str, ...] | None) -> None:
         self.label = "the samples"
-        self.labels = labels
+        self.labels = checked_labels(labels, {name: values.shape for name, values in arrays.items()}, self.label)
         self.class_names = class_names
         self.inputs = tuple(arrays)
         self._arrays = arrays
@@ -51,3 +54,22 @@ class ArraySource(Source):
     def read(self, name: str, indices: Sequence[int]) -> Array:
         """Samples `indices` of array `name`."""
         return self._arrays[name][list(indices)]
+
+
+def checked_labels(labels: Array, shapes: Mapping[str, tuple[int, ...]], source: str) -> Array:
+    """`labels` as int64 [n], held against the shapes of all arrays.
+
+    Raises:
+        CalibrationError: they are no whole numbers, one per sample.
+    """
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise CalibrationError(
+            f"{source}: labels 'y' must be whole numbers, one per sample; got {labels.dtype} of shape {labels.shape}"
+        )
+    for name, shape in shapes.items():
+        if shape[:1] != labels.shape:
+            raise CalibrationError(
+                f"{source}: {name!r} has {shape[0] if shape else 'no'} samples but 'y' has {len(labels)} labels; "
+                f"expected one label per sample"
+            )
+    return labels.astype(np.int64)

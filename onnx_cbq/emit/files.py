@@ -23,12 +23,18 @@ def check_writable(path: Path) -> None:
     """Find out before the work begins whether `path` can be written.
 
     Raises:
-        OutputError: its folder is missing or may not be written to, or `path` is itself a folder.
+        OutputError: its folder is missing or may not be written to, or `path` is itself a folder or a device.
     """
-    if path.is_dir():
-        raise OutputError(f"{path}: is a folder; give the name of the file to write")
+    _check_kind(path)
     with _explained(path), tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
         pass
+
+
+def _check_kind(path: Path) -> None:
+    """A file of the new name takes the place of what is there, so that must be a file too: /dev/null is not."""
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a device or pipe"
+        raise OutputError(f"{path}: is {kind}; give the name of the file to write")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -94,6 +100,7 @@ def _write_bytes(path: Path, content: bytes) -> None:
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` that takes its place at the end, or is removed if anything goes wrong."""
+    _check_kind(path)
     with _explained(path):
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         os.close(descriptor)

@@ -13,8 +13,9 @@ from __future__ import annotations
 import numpy as np
 
 from onnx_cbq.gradient.step import Builder, Gradients, Rule, Step
-from onnx_cbq.gradient.window import Windows, crop, spread, transposed_windows, windows
+from onnx_cbq.gradient.window import crop, spread, transposed_windows, windows
 from onnx_cbq.model import Array
+from onnx_cbq.records import Windows
 
 
 def conv(step: Step) -> Gradients:

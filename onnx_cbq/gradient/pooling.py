@@ -10,8 +10,9 @@ from onnx import numpy_helper
 
 from onnx_cbq.gradient.conv import conv_input_gradient
 from onnx_cbq.gradient.step import Gradients, Rule, Step
-from onnx_cbq.gradient.window import Windows, windows
+from onnx_cbq.gradient.window import windows
 from onnx_cbq.model import Array
+from onnx_cbq.records import Windows
 
 
 def max_pool(step: Step) -> Gradients:

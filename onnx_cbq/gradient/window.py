@@ -1,73 +1,27 @@
-"""Where the windows of a convolution or pooling lie: pads, strides, dilations, per spatial axis.
-
-Sizes are the measured ones, so `auto_pad`, `ceil_mode` and `output_shape` need no case of their own behind this file.
-"""
+"""The windows of a gradient step, and how values are spread over strides and cut to size."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 
 from onnx_cbq.gradient.step import Builder, Step
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Windows over `inputs` positions that make `outputs` positions, each field with one entry per spatial axis.
-
-    Output position o covers the input positions o stride + k dilation - before, k = 0 .. kernel - 1.
-    """
-
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    kernel: tuple[int, ...]
-    strides: tuple[int, ...]
-    dilations: tuple[int, ...]
-    before: tuple[int, ...]
-
-    @property
-    def reach(self) -> tuple[int, ...]:
-        """Extent of a dilated kernel less one: (kernel - 1) dilation."""
-        return tuple((k - 1) * d for k, d in zip(self.kernel, self.dilations, strict=True))
-
-    @property
-    def after(self) -> tuple[int, ...]:
-        """Padding behind the input so that the last window just fits; negative where inputs are left over."""
-        sizes = zip(self.inputs, self.outputs, self.strides, self.reach, self.before, strict=True)
-        return tuple((o - 1) * s + r + 1 - n - p for n, o, s, r, p in sizes)
+from onnx_cbq.graph.windows import find_windows
+from onnx_cbq.records import Windows
 
 
 def windows(step: Step, kernel: Sequence[int]) -> Windows:
     """The windows of a Conv or of a pooling node."""
     inputs, outputs = step.shape()[2:], step.output_shape[2:]
-    return _windows(step, kernel, inputs, outputs)
+    return find_windows(step.node.op_type, step.attrs, kernel, inputs, outputs)
 
 
 def transposed_windows(step: Step, kernel: Sequence[int]) -> Windows:
     """The windows of the convolution whose transpose a ConvTranspose is: its output is that convolution's input."""
     inputs, outputs = step.output_shape[2:], step.shape()[2:]
-    return _windows(step, kernel, inputs, outputs)
-
-
-def _windows(step: Step, kernel: Sequence[int], inputs: Sequence[int], outputs: Sequence[int]) -> Windows:
-    rank = len(inputs)
-    strides = tuple(step.attrs.get("strides", [1] * rank))
-    dilations = tuple(step.attrs.get("dilations", [1] * rank))
-    before = tuple(step.attrs.get("pads", [0] * 2 * rank)[:rank])
-    found = Windows(tuple(inputs), tuple(outputs), tuple(kernel), strides, dilations, before)
-    auto_pad = step.attrs.get("auto_pad", "NOTSET")
-    split_by_size = auto_pad.startswith("SAME") or "output_shape" in step.attrs
-    if auto_pad == "VALID":
-        return replace(found, before=(0,) * rank)
-    if not split_by_size:
-        return found
-    extra = step.attrs.get("output_padding", [0] * rank)
-    total = [max(pad + more, 0) for pad, more in zip(replace(found, before=(0,) * rank).after, extra, strict=True)]
-    lower = auto_pad == "SAME_LOWER" if step.node.op_type != "ConvTranspose" else auto_pad != "SAME_UPPER"
-    return replace(found, before=tuple((pad + lower) // 2 for pad in total))
+    return find_windows(step.node.op_type, step.attrs, kernel, inputs, outputs)
 
 
 def spread(build: Builder, name: str, channels: int, sizes: Windows) -> str:

@@ -11,8 +11,9 @@ from onnx import NodeProto
 from onnx_cbq.errors import ModelError
 from onnx_cbq.graph.load import LAYER_OPERATORS
 from onnx_cbq.graph.shapes import Shapes
+from onnx_cbq.graph.windows import find_windows
 from onnx_cbq.model import Array, Model, attributes, is_generated_name
-from onnx_cbq.records import Layer, Layers, LeftFloat, Use
+from onnx_cbq.records import Layer, Layers, LeftFloat, Use, Windows
 
 
 def find_layers(model: Model, shapes: Shapes) -> Layers:
@@ -59,7 +60,15 @@ def _use(model: Model, shapes: Shapes, node: NodeProto) -> Use | str:
     if reason := _unfit(model, shapes, node, index, channel_axis):
         return reason
     assert batch_axis is not None
-    return Use(output, node.input[1 - index], index, bias, channel_axis, batch_axis, shapes[output])
+    sizes = _windows(node, shapes) if node.op_type in ("Conv", "ConvTranspose") else None
+    return Use(output, node.input[1 - index], index, bias, channel_axis, batch_axis, shapes[output], sizes)
+
+
+def _windows(node: NodeProto, shapes: Shapes) -> Windows:
+    inputs, outputs = shapes[node.input[0]][2:], shapes[node.output[0]][2:]
+    if node.op_type == "ConvTranspose":
+        inputs, outputs = outputs, inputs
+    return find_windows(node.op_type, attributes(node), shapes[node.input[1]][2:], inputs, outputs)
 
 
 def _unfit(model: Model, shapes: Shapes, node: NodeProto, index: int, channel_axis: int) -> str | None:

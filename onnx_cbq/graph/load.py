@@ -39,7 +39,7 @@ def load(source: str | Path | ModelProto) -> Model:
         proto, folder, label = _read(Path(source)), Path(source).resolve().parent, str(source)
     _check_header(proto, label)
     _check_control_flow(proto.graph, label)
-    model = Model.from_proto(proto, dict(_external_data(proto.graph, folder, label)))
+    model = _split(proto, folder, label)
     if proto.functions:
         model = Model(onnx.inliner.inline_local_functions(model.skeleton), model.weights)
     _check_weights(model, label)
@@ -50,7 +50,7 @@ def _read(path: Path) -> ModelProto:
     if path.is_dir():
         raise ModelError(f"{path}: expected an .onnx file, got a folder; give the file in it")
     try:
-        return onnx.load(path, load_external_data=False)
+        return onnx.load(path, format="protobuf", load_external_data=False)
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file; check the model's path") from None
     except DecodeError:
@@ -85,6 +85,22 @@ def _nested_nodes(node: NodeProto) -> Iterator[NodeProto]:
             for inner in graph.node:
                 yield inner
                 yield from _nested_nodes(inner)
+
+
+def _split(proto: ModelProto, folder: Path | None, label: str) -> Model:
+    """Skeleton and weights; protobuf finds some damage only when a field is read, so all that matter are read here."""
+    try:
+        model = Model.from_proto(proto, dict(_external_data(proto.graph, folder, label)))
+        for tensor in proto.graph.initializer:
+            model.constant(tensor.name)
+        for node in model.nodes:
+            _ = node.name, node.op_type, *node.input, *node.output
+        _ = model.inputs, model.outputs
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise ModelError(
+            f"{label}: damaged ({type(error).__name__}: {error}); expected a valid ONNX model; export or copy it again"
+        ) from error
+    return model
 
 
 def _external_data(graph: GraphProto, folder: Path | None, label: str) -> Iterator[tuple[str, Array]]:

@@ -1,0 +1,80 @@
+"""The rows that a layer's weights multiply: what the layer's output is a linear function of.
+
+For one output position z[c] = sum_k w[c, k] x[k] + b[c], where w[c] is the layer's row of channel c and x the values
+under the window (Conv, ConvTranspose) or the vector (Gemm, MatMul). A sample of the positions is enough for moments.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from onnx_cbq.model import Array
+from onnx_cbq.records import Layer, Use, Windows
+
+
+def has_rows(layer: Layer) -> bool:
+    """Whether the layer's output is a linear function of rows that its channels share, a group at a time.
+
+    Not so for a MatMul with a stack of weight matrices, nor for a ConvTranspose whose groups share their scales.
+    """
+    if layer.operator == "ConvTranspose":
+        return layer.repeats == 1 and (layer.groups == 1 or layer.channels == layer.groups)
+    return layer.operator in ("Conv", "Gemm") or len(layer.weight_shape) == 2
+
+
+def position_count(use: Use, samples: int) -> int:
+    """Output positions per sample of one use."""
+    return math.prod(use.output_shape) // (use.output_shape[use.channel_axis] * samples)
+
+
+def input_rows(layer: Layer, use: Use, x: Array, positions: int, random: np.random.Generator) -> Array:
+    """The rows under at most `positions` output positions per sample, the same ones for all samples of the batch.
+
+    x as the layer reads it -> [groups, rows, weights per channel]. Cost: the values of the result, gathered once.
+    """
+    if use.windows is None:
+        matrix = np.moveaxis(x, -2, -1) if use.weight_index == 0 else x
+        per_sample = matrix.size // matrix.shape[-1] // len(x) if use.batch_axis == 0 else 0
+        rows = matrix.reshape(-1, matrix.shape[-1])
+        if per_sample > positions:
+            chosen = _choose(per_sample, positions, random)
+            rows = matrix.reshape(len(x), per_sample, -1)[:, chosen].reshape(-1, matrix.shape[-1])
+        return rows[None]
+    transposed = layer.operator == "ConvTranspose"
+    outputs = use.windows.inputs if transposed else use.windows.outputs
+    chosen = _choose(math.prod(outputs), positions, random)
+    index = _window_index(use.windows, chosen, transposed=transposed)
+    count, channels = x.shape[:2]
+    values = x.reshape(count, channels, -1)
+    # A window position outside of the input reads the zero behind its end.
+    padded = np.concatenate([values, np.zeros((count, channels, 1), x.dtype)], axis=2)
+    # [N, C, P, K] -> [groups, N P, C / groups * K]
+    taken = padded[:, :, index].reshape(count, layer.groups, channels // layer.groups, *index.shape)
+    return taken.transpose(1, 0, 3, 2, 4).reshape(layer.groups, count * len(chosen), -1)
+
+
+def _choose(total: int, wanted: int, random: np.random.Generator) -> Array:
+    return np.arange(total) if total <= wanted else np.sort(random.choice(total, wanted, replace=False))
+
+
+def _window_index(sizes: Windows, chosen: Array, *, transposed: bool) -> Array:
+    """Flat input index under each window position, int64 [positions, kernel size]; the number of inputs if outside."""
+    outputs, inputs = (sizes.inputs, sizes.outputs) if transposed else (sizes.outputs, sizes.inputs)
+    flat = np.zeros((len(chosen), 1), np.int64)
+    inside = np.ones((len(chosen), 1), bool)
+    for axis, position in enumerate(np.unravel_index(chosen, outputs)):
+        steps = np.arange(sizes.kernel[axis]) * sizes.dilations[axis] - sizes.before[axis]
+        stride = sizes.strides[axis]
+        if transposed:
+            # Input i reaches output o = i stride + k dilation - before.
+            index, rest = np.divmod(position[:, None] - steps, stride)
+            valid = rest == 0
+        else:
+            index = position[:, None] * stride + steps
+            valid = np.ones(index.shape, bool)
+        valid &= (index >= 0) & (index < inputs[axis])
+        flat = (flat[:, :, None] * inputs[axis] + index[:, None, :]).reshape(len(chosen), -1)
+        inside = (inside[:, :, None] & valid[:, None, :]).reshape(len(chosen), -1)
+    return np.where(inside, flat, math.prod(inputs))
