@@ -1,0 +1,176 @@
+"""Cards: every key, its default, and what is said about a wrong one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from onnx_cbq.calibration.card import Card, load_card
+from onnx_cbq.errors import CalibrationError
+from tests.conftest import ROOT
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "card.toml"
+    path.write_text(text)
+    return path
+
+
+def test_everything_but_the_source_has_a_default(tmp_path: Path) -> None:
+    assert load_card(write(tmp_path, 'source = "a.npz"')) == Card(
+        source=tmp_path / "a.npz",
+        layout=None,
+        scale=1.0,
+        mean=(0.0,),
+        std=(1.0,),
+        resize=None,
+        crop=None,
+        classes=None,
+        limit=None,
+    )
+
+
+def test_every_key_is_read(tmp_path: Path) -> None:
+    card = load_card(
+        write(
+            tmp_path,
+            """
+            source = "images"
+            layout = "NCHW"
+            scale = 0.5
+            mean = [1, 2.5]
+            std = 3
+            resize = 40
+            crop = [20, 30]
+            classes = ["b", "a"]
+            limit = 7
+            """,
+        )
+    )
+    assert card == Card(tmp_path / "images", "NCHW", 0.5, (1.0, 2.5), (3.0,), (40,), (20, 30), ("b", "a"), 7)
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("sorce", "source"),
+        ("layuot", "layout"),
+        ("mena", "mean"),
+        ("Std", "std"),
+        ("size", "resize"),
+        ("croop", "crop"),
+        ("class", "classes"),
+        ("limits", "limit"),
+    ],
+)
+def test_unknown_key_names_the_nearest(tmp_path: Path, key: str, nearest: str) -> None:
+    with pytest.raises(CalibrationError, match=f"unknown key '{key}'; did you mean '{nearest}'"):
+        load_card(write(tmp_path, f'source = "a.npz"\n{key} = 1'))
+
+
+def test_key_unlike_any_other_lists_all(tmp_path: Path) -> None:
+    with pytest.raises(
+        CalibrationError, match=r"unknown key 'zzz'; known keys: classes, crop, layout, .*, source, std"
+    ):
+        load_card(write(tmp_path, 'source = "a.npz"\nzzz = 1'))
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("source = 3", "source: expected a path in quotes, got 3"),
+        ('source = ""', "source: expected a path in quotes, got ''"),
+        ('layout = "HWC"', 'layout: expected "NHWC" or "NCHW", got \'HWC\''),
+        ('layout = ["NHWC"]', 'layout: expected "NHWC" or "NCHW"'),
+        ('scale = "1/255"', "scale: expected a finite number, got '1/255'"),
+        ("scale = true", "scale: expected a finite number, got True"),
+        ("scale = [1, 2]", "scale: expected a finite number"),
+        ("scale = inf", "scale: expected a finite number, got inf"),
+        ("scale = nan", "scale: expected a finite number, got nan"),
+        ("mean = []", "mean: expected a number, or one per channel"),
+        ('mean = [0.5, "a"]', "mean: expected a finite number, got 'a'"),
+        ("mean = nan", "mean: expected a finite number"),
+        ("std = 0", "std: expected numbers above 0, got 0"),
+        ("std = [1.0, -1.0]", "std: expected numbers above 0"),
+        ("std = {a = 1}", "std: expected a finite number"),
+        ("resize = 0", "resize: expected a whole number above 0, got 0"),
+        ("resize = 3.5", "resize: expected a whole number above 0, got 3.5"),
+        ("resize = [1, 2, 3]", r"resize: expected one size, or \[height, width\]"),
+        ("crop = []", r"crop: expected one size, or \[height, width\]"),
+        ("crop = [8, true]", "crop: expected a whole number above 0, got True"),
+        ('classes = "cat"', "classes: expected a list of names, got 'cat'"),
+        ("classes = []", "classes: expected a list of names"),
+        ("classes = [1, 2]", "classes: expected a list of names"),
+        ('classes = ["cat", "cat"]', "classes: expected names that differ"),
+        ("limit = 0", "limit: expected a whole number above 0, got 0"),
+        ("limit = 1.0", "limit: expected a whole number above 0, got 1.0"),
+        ("limit = true", "limit: expected a whole number above 0, got True"),
+    ],
+)
+def test_wrong_values_say_what_was_expected(tmp_path: Path, line: str, expected: str) -> None:
+    text = line if line.startswith("source") else f'source = "a.npz"\n{line}'
+    with pytest.raises(CalibrationError, match=rf"card\.toml: {expected}"):
+        load_card(write(tmp_path, text))
+
+
+def test_paths_are_relative_to_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "cards"
+    folder.mkdir()
+    write(folder, 'source = "../data/a.npz"')
+    monkeypatch.chdir(tmp_path)
+    assert load_card(Path("cards/card.toml")).source.resolve() == tmp_path / "data" / "a.npz"
+
+
+def test_absolute_path_stays(tmp_path: Path) -> None:
+    assert load_card(write(tmp_path, 'source = "/data/a.npz"')).source == Path("/data/a.npz")
+
+
+@pytest.mark.parametrize("text", ['source = "a.npz"\nscale = 2', "scale = 2"], ids=["with", "without"])
+def test_given_source_replaces_the_card_s_and_is_not_relative_to_it(tmp_path: Path, text: str) -> None:
+    card = load_card(write(tmp_path, text), Path("other.npz"))
+    assert (card.source, card.scale) == (Path("other.npz"), 2.0)
+
+
+def test_card_without_source_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match=r"no key 'source'; .* give --source"):
+        load_card(write(tmp_path, "scale = 1"))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"source = 'a'\nscale = = 1", "not a TOML file: .*line 2"),
+        (b"\xff\xfe\x00", "not a TOML file"),
+        (b"source = 'a'\nsource = 'b'", "not a TOML file: Cannot overwrite"),
+    ],
+    ids=["syntax", "bytes", "twice"],
+)
+def test_broken_cards_are_explained(tmp_path: Path, content: bytes, expected: str) -> None:
+    path = tmp_path / "card.toml"
+    path.write_bytes(content)
+    with pytest.raises(CalibrationError, match=expected):
+        load_card(path)
+
+
+def test_missing_card_is_explained(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.toml", tmp_path):
+        with pytest.raises(CalibrationError, match="no such card"):
+            load_card(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "std"),
+    [
+        ("cifar10", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("imagenet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("mnist", (0.0,), (1.0,)),
+    ],
+)
+def test_ready_cards_are_the_well_known_preprocessings(
+    name: str, mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    card = load_card(ROOT / "calibration" / f"{name}.toml")
+    assert (card.layout, card.mean, card.std) == ("NHWC", mean, std)
+    assert card.scale == 1 / 255
+    assert (card.resize, card.crop) == (((256,), (224,)) if name == "imagenet" else (None, None))

@@ -1,0 +1,192 @@
+"""Folders of images: order of the classes, decoding, resize and crop as torchvision does them, unreadable files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from onnx_cbq.calibration import CalibrationSet
+from onnx_cbq.calibration.card import Card
+from onnx_cbq.calibration.images import ImageSource
+from onnx_cbq.errors import CalibrationError
+from onnx_cbq.model import Array, InputSpec
+
+RANDOM = np.random.default_rng(0)
+
+
+def picture(height: int = 6, width: int = 5) -> Array:
+    """Smooth, so that a pixel of shift shows, with a different slope in each direction and channel."""
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(y / (2 + c)) + np.cos(x / (3 + c)) for c in range(3)]
+    return np.asarray((np.stack(waves, axis=2) + 2) * 60, np.uint8)
+
+
+def write(folder: Path, name: str, pixels: Array, mode: str | None = None) -> Path:
+    path = folder / name
+    path.parent.mkdir(exist_ok=True, parents=True)
+    image = Image.fromarray(pixels)
+    (image.convert(mode) if mode else image).save(path)
+    return path
+
+
+def source(folder: Path, *, skip_unreadable: bool = False, **settings: Any) -> ImageSource:
+    return ImageSource(folder, Card(folder, **settings), skip_unreadable=skip_unreadable)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two cats, one dog, a file that is no image and a hidden folder of none."""
+    for name in ("dog/0.png", "cat/b.PNG", "cat/a.png"):
+        write(tmp_path, name, np.full((4, 4, 3), len(list(tmp_path.rglob("*.*"))), np.uint8))
+    (tmp_path / "cat" / "notes.txt").write_text("no image")
+    (tmp_path / "README.md").write_text("no class")
+    return tmp_path
+
+
+def test_classes_are_the_folders_in_alphabetical_order(folder: Path) -> None:
+    found = source(folder)
+    assert found.class_names == ("cat", "dog")
+    assert found.labels.tolist() == [0, 0, 1]
+    assert found.read("x", [0, 1, 2])[:, 0, 0, 0].tolist() == [2, 1, 0]
+
+
+def test_card_gives_the_order_of_the_classes_and_leaves_some_out(folder: Path) -> None:
+    write(folder, "ant/0.png", picture())
+    found = source(folder, classes=("dog", "cat"))
+    assert found.class_names == ("dog", "cat")
+    assert found.labels.tolist() == [0, 1, 1]
+
+
+def test_class_without_a_folder_is_named(folder: Path) -> None:
+    with pytest.raises(CalibrationError, match="no folder for class 'cow'; it holds: cat, dog"):
+        source(folder, classes=("cat", "cow"))
+
+
+def test_folder_without_classes_is_explained(tmp_path: Path) -> None:
+    write(tmp_path, "0.png", picture())
+    with pytest.raises(CalibrationError, match="no sub-folders; expected one folder of images per class"):
+        source(tmp_path)
+
+
+def test_one_image_is_no_source(tmp_path: Path) -> None:
+    path = write(tmp_path, "0.png", picture())
+    (tmp_path / "card.toml").write_text('source = "0.png"')
+    with pytest.raises(CalibrationError, match=f"{path}: one image is no data set"):
+        CalibrationSet.from_card(tmp_path / "card.toml")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1", "CMYK"])
+def test_every_kind_of_image_becomes_rgb_or_grey(tmp_path: Path, mode: str) -> None:
+    suffix = "jpg" if mode == "CMYK" else "png"
+    path = write(tmp_path, f"a/0.{suffix}", picture(), mode)
+    found = source(tmp_path)
+    with Image.open(path) as image:
+        assert image.mode == mode
+        np.testing.assert_array_equal(found.read("x", [0])[0], np.asarray(image.convert("RGB")))
+        np.testing.assert_array_equal(found.decoded_to(1).read("x", [0])[0, :, :, 0], np.asarray(image.convert("L")))
+
+
+@pytest.mark.parametrize(("channels", "shape"), [(1, (1, 6, 5)), (3, (3, 6, 5)), (1, (6, 5, 1)), (3, (6, 5, 3))])
+def test_model_decides_about_colour_and_layout(tmp_path: Path, channels: int, shape: tuple[int, ...]) -> None:
+    write(tmp_path, "a/0.png", picture())
+    data = CalibrationSet(source(tmp_path), Card(tmp_path))
+    found = data.for_model([InputSpec("x", np.dtype(np.float32), (None, *shape))]).read([0])["x"][0]
+    assert found.shape == shape
+    with Image.fromarray(picture()) as image:
+        expected = np.asarray(image if channels == 3 else image.convert("L")).reshape(6, 5, channels)
+    np.testing.assert_array_equal(found, expected if shape[2] == channels else expected.transpose(2, 0, 1))
+
+
+def torchvision(pixels: Array, resize: int, crop: int) -> Array:
+    """torchvision.transforms.functional.resize and center_crop of a PIL image, written down from their source."""
+    height, width = pixels.shape[:2]
+    short, long = sorted((height, width))
+    new_long = int(resize * long / short)
+    new_width, new_height = (resize, new_long) if width <= height else (new_long, resize)
+    image = Image.fromarray(pixels).resize((new_width, new_height), Image.Resampling.BILINEAR)
+    top, left = round((new_height - crop) / 2.0), round((new_width - crop) / 2.0)
+    return np.asarray(image.crop((left, top, left + crop, top + crop)))
+
+
+@pytest.mark.parametrize("height", [30, 37, 41, 50, 75])
+@pytest.mark.parametrize("width", [30, 40, 43, 61])
+@pytest.mark.parametrize(("resize", "crop"), [(32, 28), (29, 22), (60, 31)])
+def test_resize_and_crop_are_those_of_torchvision(
+    tmp_path: Path, height: int, width: int, resize: int, crop: int
+) -> None:
+    """A pixel of shift costs accuracy that nobody can explain."""
+    write(tmp_path, "a/0.png", picture(height, width))
+    found = source(tmp_path, resize=(resize,), crop=(crop,)).read("x", [0])[0]
+    np.testing.assert_array_equal(found, torchvision(picture(height, width), resize, crop))
+
+
+def test_resize_and_crop_take_height_and_width(tmp_path: Path) -> None:
+    write(tmp_path, "a/0.png", picture(30, 40))
+    assert source(tmp_path, resize=(20, 26)).read("x", [0]).shape == (1, 20, 26, 3)
+    cropped = source(tmp_path, crop=(20, 26)).read("x", [0])[0]
+    np.testing.assert_array_equal(cropped, picture(30, 40)[5:25, 7:33])
+
+
+def test_crop_larger_than_an_image_names_it(tmp_path: Path) -> None:
+    """Pillow would fill the rest with black and say nothing."""
+    path = write(tmp_path, "a/0.png", picture(30, 40))
+    with pytest.raises(CalibrationError, match=f"{path}: 40x30 is smaller than crop 31x31; set a larger resize"):
+        source(tmp_path, crop=(31,)).read("x", [0])
+
+
+def test_images_of_different_sizes_are_named(tmp_path: Path) -> None:
+    write(tmp_path, "a/0.png", picture(30, 40))
+    path = write(tmp_path, "a/1.png", picture(30, 41))
+    with pytest.raises(
+        CalibrationError, match=rf"{path}: images differ in size \(41x30 and 40x30\); set resize and crop"
+    ):
+        source(tmp_path).read("x", [0, 1])
+
+
+def damaged(path: Path, kind: str) -> Path:
+    content = path.read_bytes()
+    path.write_bytes({"empty": b"", "text": b"no image", "cut": content[: len(content) // 2]}[kind])
+    return path
+
+
+@pytest.mark.parametrize("kind", ["empty", "text", "cut"])
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_unreadable_image_is_named(tmp_path: Path, kind: str, suffix: str) -> None:
+    write(tmp_path, f"a/0.{suffix}", picture(40, 40))
+    path = damaged(write(tmp_path, f"a/1.{suffix}", picture(40, 40)), kind)
+    with pytest.raises(CalibrationError, match=f"{path}: cannot be read as an image .* --skip-unreadable"):
+        source(tmp_path).read("x", [0, 1])
+
+
+def test_unreadable_images_are_skipped_and_counted_on_request(tmp_path: Path) -> None:
+    """The labels must follow: a file that is left out must not shift those behind it."""
+    for i, name in enumerate(("a/0.png", "a/1.png", "b/0.png", "b/1.png", "b/2.png")):
+        write(tmp_path, name, np.full((8, 8, 3), i, np.uint8))
+    for name, kind in (("a/0.png", "cut"), ("b/0.png", "empty"), ("b/2.png", "text")):
+        damaged(tmp_path / name, kind)
+    found = source(tmp_path, skip_unreadable=True)
+    assert found.skipped == 3
+    assert found.labels.tolist() == [0, 1]
+    assert found.read("x", [0, 1])[:, 0, 0, 0].tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_changed_bytes_never_get_an_error_of_pillow_through(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path, f"a/0.{suffix}", RANDOM.integers(0, 256, (16, 16, 3)).astype(np.uint8))
+    content = path.read_bytes()
+    refused = 0
+    for _ in range(150):
+        changed = bytearray(content)
+        changed[RANDOM.integers(0, len(content))] ^= int(RANDOM.integers(1, 256))
+        path.write_bytes(changed)
+        readable = source(tmp_path, skip_unreadable=True).skipped == 0
+        try:
+            source(tmp_path).read("x", [0])
+        except CalibrationError:
+            refused += 1
+            assert not readable
+    assert refused > 10

@@ -1,0 +1,252 @@
+"""Samples for a model: matching of inputs, labels, drawing, batches, and that they stream."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnx_cbq.calibration import CalibrationSet, Samples
+from onnx_cbq.calibration.card import Card
+from onnx_cbq.calibration.samples import Draw, _ahead, draw
+from onnx_cbq.calibration.sources import Source
+from onnx_cbq.errors import CalibrationError
+from onnx_cbq.model import Array, InputSpec
+
+NAMES = ("cat", "dog", "ship")
+
+
+def spec(name: str = "input", *shape: int | None, batch: int | None = None, dtype: Any = np.float32) -> InputSpec:
+    return InputSpec(name, np.dtype(dtype), (batch, *(shape or (2,))))
+
+
+def samples(labels: Sequence[int], limit: int | None = None, batch: int | None = None) -> Samples:
+    """Sample i holds the number i twice."""
+    x = np.repeat(np.arange(len(labels), dtype=np.float32)[:, None], 2, axis=1)
+    data = CalibrationSet.from_arrays(x, np.array(labels))
+    return CalibrationSet(data.source, Card(Path(), limit=limit)).for_model([spec(batch=batch)])
+
+
+def test_arrays_make_a_set_in_one_line() -> None:
+    data = CalibrationSet.from_arrays([[1, 2], [3, 4]], [0, 1], ["a", "b"])
+    assert data.class_names == ("a", "b")
+    np.testing.assert_array_equal(data.for_model([spec()]).read([1])["input"], np.array([[3, 4]], np.float32))
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "expected"),
+    [
+        ([[1], [2]], [0], "'x' has 2 samples but 'y' has 1 labels"),
+        (3.0, [0], "'x' has no samples"),
+        ([[1], [2]], 0, "labels 'y' must be whole numbers"),
+        ([[1], [2]], [0.0, 1.0], "labels 'y' must be whole numbers, one per sample; got float64"),
+        ([], np.zeros(0, int), "no samples; expected at least one of every class"),
+    ],
+)
+def test_wrong_arrays_are_explained(x: Any, y: Any, expected: str) -> None:
+    with pytest.raises(CalibrationError, match=expected):
+        CalibrationSet.from_arrays(x, y)
+
+
+def test_several_inputs_take_an_array_each() -> None:
+    """Matched by name, whatever the order, each with its own type."""
+    ids, mask = np.arange(12).reshape(3, 4), np.ones((3, 4), bool)
+    data = CalibrationSet.from_arrays({"mask": mask, "ids": ids}, [0, 1, 2])
+    found = data.for_model([spec("ids", 4, dtype=np.int64), spec("mask", None, dtype=np.float32)]).read([2, 0])
+    np.testing.assert_array_equal(found["ids"], ids[[2, 0]])
+    np.testing.assert_array_equal(found["mask"], mask[[2, 0]])
+    assert {name: str(value.dtype) for name, value in found.items()} == {"ids": "int64", "mask": "float32"}
+
+
+@pytest.mark.parametrize(("keys", "used"), [(("images",), "images"), (("x", "extra"), "x"), (("x", "input"), "input")])
+def test_single_input_takes_the_array_that_can_be_meant(keys: tuple[str, ...], used: str) -> None:
+    arrays = {key: np.full((3, 2), i, np.float32) for i, key in enumerate(keys)}
+    found = CalibrationSet.from_arrays(arrays, [0, 1, 2]).for_model([spec()]).read([0])["input"]
+    np.testing.assert_array_equal(found, arrays[used][:1])
+
+
+@pytest.mark.parametrize("wanted", [("ids", "mask"), ("input",)])
+def test_missing_input_is_named(wanted: tuple[str, ...]) -> None:
+    data = CalibrationSet.from_arrays({"ids": np.zeros((3, 2)), "other": np.zeros((3, 2))}, [0, 1, 2])
+    with pytest.raises(
+        CalibrationError, match=f"no array for model input '{wanted[-1]}'; it holds ids, other, the model"
+    ):
+        data.for_model([spec(name) for name in wanted])
+
+
+def test_limit_and_names_of_the_card_reach_the_samples(tmp_path: Path) -> None:
+    np.savez(
+        tmp_path / "a.npz", x=np.zeros((9, 2), np.float32), y=np.arange(9) % 3, class_names=np.array(["0", "1", "2"])
+    )
+    (tmp_path / "card.toml").write_text('source = "a.npz"\nlimit = 2\nclasses = ["cat", "dog", "ship"]')
+    data = CalibrationSet.from_card(tmp_path / "card.toml")
+    assert data.class_names == NAMES
+    assert [len(part) for part in draw(data.for_model([spec()]), NAMES, None, 0).by_class] == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([0, 1, 2, 3], r"label 3 of sample 3 is outside 0\.\.2; the model has 3 classes"),
+        ([0, -1, 2], r"label -1 of sample 1 is outside 0\.\.2"),
+        ([0, 2, 2], r"class '1' \(label 1\) has no samples; expected some of every class, 1 of 3 have none"),
+    ],
+)
+def test_labels_are_held_against_the_model(labels: list[int], expected: str) -> None:
+    with pytest.raises(CalibrationError, match=expected):
+        samples(labels).check_labels(3, every_class=True)
+
+
+def test_number_of_names_is_held_against_the_model() -> None:
+    data = CalibrationSet.from_arrays(np.zeros((2, 2)), [0, 1], NAMES)
+    with pytest.raises(CalibrationError, match="3 class names, but the model has 2 classes"):
+        data.for_model([spec()]).check_labels(2, every_class=True)
+
+
+def test_evaluation_allows_classes_without_samples() -> None:
+    assert samples([0, 2]).check_labels(3, every_class=False) == ("0", "1", "2")
+
+
+def test_drawing_is_even_and_seeded() -> None:
+    found = samples([0] * 500 + [1] * 60 + [2] * 40)
+    labels = found.labels
+    first, again, other = (draw(found, NAMES, 100, seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first.indices, again.indices)
+    assert not np.array_equal(first.indices, other.indices)
+    assert len(set(first.indices.tolist())) == 100
+    assert sorted(np.bincount(labels[first.indices])) == [33, 33, 34]
+    for m, part in enumerate(first.by_class):
+        assert (labels[part] == m).all()
+    assert first.notes == ()
+
+
+def test_first_samples_of_a_class_are_not_preferred() -> None:
+    """Files are often sorted by something: the draw must come from the whole class."""
+    taken = draw(samples([0] * 1000 + [1] * 1000), NAMES[:2], 200, 0).by_class[0]
+    assert abs(taken.mean() - 500) < 4 * 289 / np.sqrt(100)
+
+
+def test_class_with_too_few_gives_all_and_is_noted() -> None:
+    found = draw(samples([0] * 50 + [1] * 5 + [2] * 50), NAMES, 90, 0)
+    assert [len(part) for part in found.by_class] == [30, 5, 30]
+    assert found.notes == ("class 'dog' has only 5 of the 30 samples wanted",)
+
+
+def test_all_classes_with_too_few_are_one_note() -> None:
+    found = draw(samples([0, 1, 2] * 4), NAMES, 90, 0)
+    assert found.notes == ("only 12 of the 90 samples wanted: no class has its share",)
+
+
+def test_long_list_of_short_classes_is_cut() -> None:
+    names = tuple(f"class {m}" for m in range(20))
+    notes = draw(samples([*range(20), 19]), names, 40, 0).notes
+    assert len(notes) == 6
+    assert notes[-1] == "14 more classes have fewer samples than wanted"
+
+
+def test_limit_bounds_a_draw_without_a_note() -> None:
+    found = draw(samples([0, 1, 2] * 50, limit=4), NAMES, 90, 0)
+    assert [len(part) for part in found.by_class] == [4, 4, 4]
+    assert found.notes == ()
+
+
+def test_all_samples_are_taken_without_a_note() -> None:
+    found = draw(samples([0] * 5 + [1] + [2] * 9), NAMES, None, 0)
+    np.testing.assert_array_equal(found.indices, np.arange(15))
+    assert found.notes == ()
+
+
+def test_fewer_samples_than_classes_are_refused() -> None:
+    with pytest.raises(CalibrationError, match="--samples 2: the model has 3 classes; expected at least one of each"):
+        draw(samples([0, 1, 2] * 5), NAMES, 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("size", "share", "held"), [(100, 0.25, 25), (2, 0.25, 1), (1, 0.25, 0), (2, 0.9, 1), (0, 0.5, 0)]
+)
+def test_split_keeps_samples_on_both_sides(size: int, share: float, held: int) -> None:
+    whole = Draw((np.arange(size), np.arange(size, size + 8)))
+    first, second = whole.split(share)
+    assert len(second.by_class[0]) == held
+    joined = np.concatenate([*first.by_class, *second.by_class])
+    np.testing.assert_array_equal(np.sort(joined), whole.indices)
+
+
+def test_batches_keep_order_and_labels() -> None:
+    found = samples([0, 1, 2] * 4)
+    indices = np.array([7, 3, 3, 11, 0])
+    batches = list(found.batches(indices, 2))
+    assert [batch.count for batch in batches] == [2, 2, 1]
+    np.testing.assert_array_equal(np.concatenate([b.feeds["input"][:, 0] for b in batches]), indices)
+    np.testing.assert_array_equal(np.concatenate([b.labels for b in batches]), found.labels[indices])
+
+
+def test_fixed_batch_is_filled_up() -> None:
+    """What pads the last batch must not be counted."""
+    batches = list(samples([0, 1, 2] * 4, batch=4).batches(np.arange(6), 100))
+    assert [(len(b.feeds["input"]), b.count, len(b.labels)) for b in batches] == [(4, 4, 4), (4, 2, 2)]
+    np.testing.assert_array_equal(batches[1].feeds["input"][:2, 0], [4, 5])
+
+
+class Counting(Source):
+    """Samples made when they are asked for; sample 57 cannot be read."""
+
+    def __init__(self, count: int, broken: int | None = None) -> None:
+        self.label, self.inputs = "made", ("x",)
+        self.labels = np.zeros(count, np.int64)
+        self.broken = broken
+        self.largest = self.read_so_far = 0
+
+    def read(self, name: str, indices: Sequence[int]) -> Array:
+        if self.broken in indices:
+            raise CalibrationError(f"made: sample {self.broken} cannot be read")
+        self.largest = max(self.largest, len(indices))
+        self.read_so_far += len(indices)
+        return np.array(indices, np.float32)[:, None].repeat(2, axis=1)
+
+
+def test_samples_stream() -> None:
+    """At any time no more than the batch in use and the next one have been read."""
+    source = Counting(100)
+    found = CalibrationSet(source, Card(Path())).for_model([spec()])
+    source.read_so_far = 0
+    for done, batch in enumerate(found.batches(np.arange(100), 10)):
+        assert source.read_so_far <= 10 * (done + 2)
+        assert batch.feeds["input"][0, 0] == 10 * done
+    assert source.largest == 10
+
+
+def test_errors_of_the_reading_thread_arrive() -> None:
+    """Batches before the broken one come; an error must neither hang nor end the samples early without a word."""
+    found = CalibrationSet(Counting(100, broken=57), Card(Path())).for_model([spec()])
+    seen: list[int] = []
+    with pytest.raises(CalibrationError, match="sample 57 cannot be read"):
+        seen.extend(batch.count for batch in found.batches(np.arange(100), 10))
+    assert sum(seen) == 50
+
+
+def test_stopping_early_ends_the_reading_thread() -> None:
+    before = threading.active_count()
+    batches = samples([0, 1, 2] * 4).batches(np.arange(12), 2)
+    next(batches)
+    assert isinstance(batches, Iterator)
+    del batches
+    assert threading.active_count() == before
+
+
+def test_next_item_is_made_while_the_last_is_used() -> None:
+    second = threading.Event()
+
+    def items() -> Iterator[int]:
+        yield 1
+        second.set()
+        yield 2
+
+    made = _ahead(items())
+    assert next(made) == 1
+    assert second.wait(5)
+    assert list(made) == [2]
