@@ -136,7 +136,7 @@ def evaluate(
         reference=comparison.evaluations[0] if reference is not None else None,
         agreement=comparison.agreements[-1] if reference is not None else None,
         class_names=names,
-        notes=_missing_classes(comparison.evaluations[-1], names),
+        notes=(*_missing_classes(comparison.evaluations[-1], names), *_left_out(samples)),
         versions=_versions(),
     )
 
@@ -195,9 +195,7 @@ def prepare(model: ModelSource, data: DataSource, logits: str | None = None) -> 
     layers = find_layers(normalised.model, shapes)
     found = find_logits(normalised.model, shapes, logits)
     names = samples.check_labels(found.classes, every_class=True)
-    skipped = samples.data.source.skipped
-    notes = (*normalised.notes, *([f"{skipped} unreadable images were left out"] if skipped else []))
-    size = size_of(model)
+    size, notes = size_of(model), (*normalised.notes, *_left_out(samples))
     return Workload(source, size, normalised.model, layers, found, samples, example, names, notes)
 
 
@@ -304,6 +302,11 @@ def _example(samples: Samples) -> Example:
 def _missing_classes(evaluation: Evaluation, names: tuple[str, ...]) -> tuple[str, ...]:
     missing = [name for name, accuracy in zip(names, evaluation.per_class, strict=True) if accuracy is None]
     return (f"no samples of {len(missing)} classes, the first of them {missing[0]!r}",) if missing else ()
+
+
+def _left_out(samples: Samples) -> tuple[str, ...]:
+    skipped = samples.data.source.skipped
+    return (f"{skipped} unreadable images were left out",) if skipped else ()
 
 
 def _versions() -> dict[str, str]:

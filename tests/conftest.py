@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,8 @@ import onnx
 import pytest
 
 from onnx_cbq.calibration import CalibrationSet
+from onnx_cbq.runtime import median_latency
+from tests.command import Command, run
 from tests.exports import CLASSES, export, make_net
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +47,15 @@ def exported() -> Callable[..., onnx.ModelProto]:
         return made[key]
 
     return get
+
+
+@pytest.fixture
+def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
+    """The command line in this process; latencies are measured as briefly as possible."""
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("onnx_cbq.verify.median_latency", partial(median_latency, seconds=0))
+    yield lambda *arguments: run(arguments, capfd, monkeypatch)
+    signal.signal(signal.SIGTERM, handler)
 
 
 def random_set(shape: tuple[int, ...], count: int = 40, classes: int = CLASSES) -> CalibrationSet:

@@ -1,0 +1,33 @@
+"""The command line, run inside the test process: what a shell would see of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from onnx_cbq import cli
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Exit code, and what was written to stdout and stderr, by libraries in C++ too."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Finished]
+
+
+def run(arguments: tuple[object, ...], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Finished:
+    """Run `onnx-cbq` with `arguments`."""
+    monkeypatch.setattr(sys, "argv", ["onnx-cbq", *map(str, arguments)])
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert isinstance(stop.value.code, int)
+    return Finished(stop.value.code, *capfd.readouterr())
