@@ -7,6 +7,8 @@ its number.
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
@@ -20,6 +22,8 @@ from onnx_cbq.model import Array, read_only
 
 _T = TypeVar("_T")
 _TREE = "record"
+# What numpy and the archive behind it say of a file that is damaged, or no archive; a single array is no context.
+_DAMAGED = (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error)
 
 
 def _is_array(kind: Any) -> bool:
@@ -52,8 +56,9 @@ def load_record(path: Path, kind: type[_T]) -> _T:
     """
     converter = Converter(forbid_extra_keys=True)
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # Opened here: np.load leaves the file open when it is no archive.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             converter.register_structure_hook_func(_is_array, lambda name, _: read_only(stored[name]))
             return converter.structure(json.loads(bytes(stored[_TREE])), kind)
-    except (OSError, KeyError, ValueError, ClassValidationError) as error:
+    except (*_DAMAGED, ClassValidationError) as error:
         raise ModelError(f"{path}: not a saved {kind.__name__}: {type(error).__name__}; make it again") from error

@@ -1,0 +1,47 @@
+"""Histograms over the samples of a draw."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnx_cbq.calibration import CalibrationSet
+from onnx_cbq.calibration.samples import Draw
+from onnx_cbq.graph.load import load
+from onnx_cbq.model import Array
+from onnx_cbq.quantize.activations import Histogram
+from onnx_cbq.statistics import collect_histograms
+from tests.graphs import make_model, node
+
+X = np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32)
+DRAWN = Draw((np.array([3, 1, 19]), np.array([7, 8, 2, 11])))
+
+
+def histogram(values: Array) -> Histogram:
+    return Histogram.empty().add(values)
+
+
+@pytest.mark.parametrize("batch", ["N", 1, 3], ids=str)
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_every_drawn_sample_is_counted_in_every_tensor(size: int, batch: int | str) -> None:
+    """Inputs and inner tensors, at any batch size. A fixed batch repeats samples to fill up: no new extremes come."""
+    proto = make_model([node("Relu", "x", "a"), node("Exp", "a")], {"x": [batch, 4]}, ["y"])
+    model = load(proto)
+    samples = CalibrationSet.from_arrays(X, np.arange(20) % 2).for_model(model.inputs)
+    steps: list[tuple[str, int, int]] = []
+    found = collect_histograms(model, ["x", "a"], samples, DRAWN, size, lambda *step: steps.append(step))
+    seen = X[DRAWN.indices]
+    for name, values in (("x", seen), ("a", np.maximum(seen, 0))):
+        expected = histogram(values)
+        assert (found[name].low, found[name].high) == (expected.low, expected.high)
+        if batch != 3:
+            np.testing.assert_array_equal(found[name].counts, expected.counts)
+    assert steps[-1] == ("activations", 7, 7)
+
+
+def test_inputs_alone_can_be_measured() -> None:
+    """A model of a single layer has no inner tensor to ask for."""
+    model = load(make_model([node("Relu", "x")], {"x": ["N", 4]}, ["y"]))
+    samples = CalibrationSet.from_arrays(X, np.arange(20) % 2).for_model(model.inputs)
+    found = collect_histograms(model, ["x"], samples, DRAWN, 2)
+    np.testing.assert_array_equal(found["x"].counts, histogram(X[DRAWN.indices]).counts)
