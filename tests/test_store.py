@@ -82,7 +82,7 @@ def test_loaded_arrays_cannot_be_written_to(tmp_path: Path) -> None:
         loaded.bits["w"][0] = 1
 
 
-@pytest.mark.parametrize(("saved", "wanted"), permutations(RECORDS, 2))
+@pytest.mark.parametrize(("saved", "wanted"), list(permutations(RECORDS, 2)))
 def test_a_record_of_another_type_is_refused(saved: str, wanted: str, tmp_path: Path) -> None:
     save_record(tmp_path / "record.npz", RECORDS[saved])
     with pytest.raises(ModelError, match=f"record.npz: not a saved {wanted}: .*; make it again"):

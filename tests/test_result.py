@@ -1,0 +1,95 @@
+"""What a result says about itself, in JSON and on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from onnx_cbq.config import QuantizeConfig
+from onnx_cbq.errors import OutputError
+from onnx_cbq.model import Model
+from onnx_cbq.records import Evaluation, Layer, Layers, LeftFloat, Plan, Use
+from onnx_cbq.result import EvaluationResult, Result, evaluation_json
+from tests.graphs import make_model, node
+
+NAMES = ("cat", "dog", "übel")
+FLOAT = Evaluation(75.0, None, (50.0, 100.0, None), np.array([[1, 1, 0], [0, 2, 0], [0, 0, 0]]), 4000, 0.5)
+QUANTIZED = Evaluation(50.0, None, (0.0, 100.0, None), np.array([[0, 2, 0], [0, 2, 0], [0, 0, 0]]), 1000, 0.25)
+WEIGHT = np.random.default_rng(0).standard_normal((20, 20)).astype(np.float32)
+
+
+def result() -> Result:
+    layers = [
+        Layer(name, "Gemm", name, (count, size), 0, 1, (Use("z", "x", 1, None, 1, 0, (2, count)),), 2)
+        for name, count, size in (("first", 2, 3), ("second", 3, 4))
+    ]
+    return Result(
+        model=Model.from_proto(make_model([node("MatMul", "x w")], {"x": ["N", 20]}, ["y"], {"w": WEIGHT})),
+        plan=Plan({"first": np.array([8, 1], np.int8), "second": np.array([0, 2, 4], np.int8)}),
+        layers=Layers(tuple(layers), (LeftFloat("odd", "MatMul", "its weight is computed"),)),
+        scores=None,
+        reference=FLOAT,
+        quantized=QUANTIZED,
+        agreement=75.0,
+        class_names=NAMES,
+        calibration_samples=12,
+        seconds={"load": 0.25, "search": 1.0},
+        notes=("a note",),
+        versions={"onnx-cbq": "1"},
+        config=QuantizeConfig(bits=3.5),
+    )
+
+
+def test_average_bits_weigh_channels_by_their_weights() -> None:
+    # (8 + 1) x 3 weights and (0 + 2 + 4) x 4 weights, of 6 + 12 weights.
+    assert result().average_bits == pytest.approx((9 * 3 + 6 * 4) / 18)
+
+
+def test_the_json_holds_all_that_was_promised() -> None:
+    """Programs read it: a key that is missing or renamed breaks them."""
+    found = json.loads(result().to_json())
+    assert found["average_bits"] == pytest.approx(51 / 18)
+    assert found["bits"] == {"first": [8, 1], "second": [0, 2, 4]}
+    assert found["float"] == {
+        "top1": 75.0,
+        "top5": None,
+        "per_class": {"cat": 50.0, "dog": 100.0, "übel": None},
+        "worst_class": "cat",
+        "samples": 4,
+        "bytes": 4000,
+        "latency_ms": 0.5,
+    }
+    assert (found["quantized"]["top1"], found["quantized"]["bytes"]) == (50.0, 1000)
+    assert found["agreement"] == 75.0
+    assert found["seconds"] == {"load": 0.25, "search": 1.0}
+    assert found["versions"] == {"onnx-cbq": "1"}
+    assert (found["settings"]["bits"], found["settings"]["cbq"]["ratio"]) == (3.5, 0.98)
+    assert found["left_float"] == [{"name": "odd", "operator": "MatMul", "reason": "its weight is computed"}]
+    assert (found["class_names"], found["calibration_samples"], found["notes"]) == (list(NAMES), 12, ["a note"])
+
+
+@pytest.mark.parametrize("reference", [None, FLOAT], ids=["alone", "with-reference"])
+def test_an_evaluation_is_the_same_object_wherever_it_stands(reference: Evaluation | None) -> None:
+    agreement = None if reference is None else 75.0
+    found = json.loads(EvaluationResult(QUANTIZED, reference, agreement, NAMES, (), {"onnx": "1"}).to_json())
+    expected = evaluation_json(QUANTIZED, NAMES)
+    assert {key: found[key] for key in expected} == expected
+    assert found["reference"] == (None if reference is None else evaluation_json(FLOAT, NAMES))
+    assert found["agreement"] == agreement
+
+
+def test_the_saved_file_and_the_proto_are_the_same_model(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    assert result().save(str(path)) == path.stat().st_size
+    assert onnx.load(path) == result().proto
+    (weight,) = onnx.load(path).graph.initializer
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(weight), WEIGHT)
+
+
+def test_a_result_that_cannot_be_saved_says_why(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="does not exist; create it first"):
+        result().save(tmp_path / "no" / "model.onnx")

@@ -1,0 +1,239 @@
+"""Every way in which a written file can be wrong is noticed, and evaluations are counted right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnx_cbq import verify
+from onnx_cbq.calibration import CalibrationSet
+from onnx_cbq.errors import VerificationError
+from onnx_cbq.graph.load import load
+from onnx_cbq.model import Array, Model
+from onnx_cbq.records import Evaluation
+from onnx_cbq.runtime import Feeds, Optimization, Session, median_latency
+from onnx_cbq.verify import Comparison, batch_size, check_codes, check_file, compare
+from tests.emit.emitted import Emitted, emitted
+from tests.graphs import make_model, node
+
+
+@pytest.fixture(autouse=True)
+def _no_time_for_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "median_latency", lambda sessions, feeds: median_latency(sessions, feeds, 0.01))
+
+
+def small_net() -> onnx.ModelProto:
+    random = np.random.default_rng(0)
+    proto = make_model(
+        [node("Conv", "x w", "a"), node("Relu", "a", "r"), node("Flatten", "r", "f"), node("Gemm", "f v b")],
+        {"x": ["N", 3, 4, 4]},
+        ["y"],
+        {
+            "w": random.standard_normal((4, 3, 3, 3)).astype(np.float32),
+            "v": random.standard_normal((16, 5)).astype(np.float32),
+            "b": random.standard_normal(5).astype(np.float32),
+        },
+    )
+    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 5]))
+    return proto
+
+
+@pytest.fixture
+def case() -> Emitted:
+    return emitted(small_net(), 5)
+
+
+def check(case: Emitted, path: Path) -> None:
+    check_file(path, case.original, case.layers, case.weights, case.feeds)
+
+
+def test_a_right_file_passes(case: Emitted, tmp_path: Path) -> None:
+    check(case, case.save(tmp_path))
+
+
+def rename_output(proto: onnx.ModelProto) -> None:
+    proto.graph.output[0].name = "other"
+    next(n for n in proto.graph.node if "y" in n.output).output[0] = "other"
+
+
+def widen_output(proto: onnx.ModelProto) -> None:
+    del proto.graph.output[0].type.tensor_type.shape.dim[:]
+    proto.graph.output[0].type.tensor_type.shape.dim.extend(
+        onnx.TensorShapeProto.Dimension(dim_param=name) for name in ("N", "C", "D")
+    )
+    next(n for n in proto.graph.node if "y" in n.output).output[0] = "flat"
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([-1, 5, 1]), "shape"))
+    proto.graph.node.append(node("Reshape", "flat shape"))
+
+
+def forget_a_weight(proto: onnx.ModelProto) -> None:
+    del proto.graph.initializer[0]
+
+
+def unknown_operator(proto: onnx.ModelProto) -> None:
+    next(n for n in proto.graph.node if n.op_type == "Conv").op_type = "Convolve"
+
+
+def wrong_type(proto: onnx.ModelProto) -> None:
+    """The declared type of the output is not the one that comes out."""
+    proto.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
+
+
+def not_finite(proto: onnx.ModelProto) -> None:
+    """NaN in the last layer's weights. A comparison that counts NaN as no difference would let it through."""
+    for tensor in proto.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT and list(tensor.dims) == [5]:
+            tensor.CopyFrom(numpy_helper.from_array(np.full(5, np.nan, np.float32), tensor.name))
+
+
+@pytest.mark.parametrize(
+    ("corrupt", "message"),
+    [
+        (rename_output, "output 'y' of the quantized model has another shape than in the float model"),
+        (widen_output, "output 'y' of the quantized model has another shape than in the float model"),
+        (forget_a_weight, "the quantized model is not valid: "),
+        (unknown_operator, "the quantized model is not valid: "),
+        (wrong_type, "the quantized model is not valid: "),
+        (not_finite, "output 'y': onnxruntime's optimized graph differs from the plain one by nan%"),
+    ],
+)
+def test_a_corrupted_file_is_noticed(
+    case: Emitted, tmp_path: Path, corrupt: Callable[[onnx.ModelProto], None], message: str
+) -> None:
+    proto = onnx.load(case.save(tmp_path))
+    corrupt(proto)
+    onnx.save(proto, tmp_path / "corrupted.onnx")
+    with pytest.raises(VerificationError, match=message) as caught:
+        check(case, tmp_path / "corrupted.onnx")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_truncated_file_is_noticed(case: Emitted, tmp_path: Path) -> None:
+    path = case.save(tmp_path)
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(VerificationError, match="the quantized model is not valid"):
+        check(case, path)
+
+
+def test_kernels_that_compute_something_else_are_noticed(
+    case: Emitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without VNNI some kernels saturate sums of two products: errors as large as the outputs."""
+
+    class Saturating(Session):
+        def run(self, feeds: Feeds, outputs: object = None) -> dict[str, Array]:
+            values = super().run(feeds)
+            return values if self.plain else {name: 0.7 * value for name, value in values.items()}
+
+        def __init__(self, model: Model | Path, optimization: Optimization = "all") -> None:
+            super().__init__(model, optimization)
+            self.plain = optimization == "off"
+
+    monkeypatch.setattr(verify, "Session", Saturating)
+    with pytest.raises(VerificationError, match=r"differs from the plain one by 30%, expected at most 20%.*--bits 7"):
+        check(case, case.save(tmp_path))
+
+
+def test_codes_that_do_not_fit_are_noticed(case: Emitted, tmp_path: Path) -> None:
+    name, weights = next(iter(case.weights.items()))
+    codes = weights.codes.copy()
+    codes[2, 0, 0, 0] = 32  # 5 bits end at 15, or 31 for odd codes
+    wrong = replace(case, weights={**case.weights, name: replace(weights, codes=codes)})
+    with pytest.raises(VerificationError, match=f"layer '{name}': the codes of channel 2 do not fit 5 bits"):
+        check(wrong, case.save(tmp_path))
+
+
+def test_codes_of_a_channel_are_held_against_its_own_bits() -> None:
+    rows = np.array([[0, 0, 0], [1, -1, 1], [1, 0, -1], [127, -127, 3]], np.int8)
+    check_codes("w", rows, np.array([0, 1, 2, 7]))
+    for channel, bits in enumerate([[1, 1, 2, 7], [0, 0, 2, 7], [0, 1, 1, 7], [0, 1, 2, 6]]):
+        with pytest.raises(VerificationError, match=f"channel {channel} do not fit {bits[channel]} bits"):
+            check_codes("w", rows, np.array(bits))
+
+
+CLASSES = 12
+
+
+def scores_model(offset: float = 0.0) -> Model:
+    """Gives its input as class scores, class 3 more often than it should for an offset."""
+    bias = np.zeros(CLASSES, np.float32)
+    bias[3] = offset
+    return load(make_model([node("Add", "x b")], {"x": ["N", CLASSES]}, ["y"], {"b": bias}))
+
+
+def compared(models: list[Model], x: Array, y: Array, sizes: list[int] | None = None) -> Comparison:
+    samples = CalibrationSet.from_arrays(x, y).for_model(models[0].inputs)
+    count = len(y)
+    return compare(models, sizes or [1] * len(models), "y", samples, np.arange(count), CLASSES)
+
+
+def assert_evaluation(found: Evaluation, scores: Array, y: Array) -> None:
+    """Every number by numpy, from all scores at once."""
+    predicted = scores.argmax(axis=1)
+    assert found.top1 == pytest.approx(100 * np.mean(predicted == y))
+    order = np.argsort(-scores, axis=1)[:, :5]
+    assert found.top5 == pytest.approx(100 * np.mean([label in row for label, row in zip(y, order, strict=True)]))
+    for m, accuracy in enumerate(found.per_class):
+        assert accuracy == (pytest.approx(100 * np.mean(predicted[y == m] == m)) if (y == m).any() else None)
+    expected = [[np.sum((y == a) & (predicted == b)) for b in range(CLASSES)] for a in range(CLASSES)]
+    np.testing.assert_array_equal(found.confusion, expected)
+    assert found.samples == len(y)
+    assert found.latency_ms > 0
+
+
+@pytest.mark.parametrize("batch_bytes", [1, 1000, 1 << 20])
+def test_accuracies_are_those_of_numpy(batch_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At any batch size; one class has no samples, and one no hits."""
+    monkeypatch.setattr(verify, "BATCH_BYTES", batch_bytes)
+    random = np.random.default_rng(0)
+    y = random.integers(0, CLASSES - 1, 70)
+    x = random.standard_normal((70, CLASSES)).astype(np.float32)
+    x[np.arange(70), y] += 2.5
+    x[y == 5, 5] -= 9
+    found = compared([scores_model(), scores_model(0.8)], x, y, [10, 20])
+    shifted = x.copy()
+    shifted[:, 3] += 0.8
+    assert_evaluation(found.evaluations[0], x, y)
+    assert_evaluation(found.evaluations[1], shifted, y)
+    agreement = 100 * np.mean(x.argmax(axis=1) == shifted.argmax(axis=1))
+    assert found.agreements == pytest.approx((100.0, agreement))
+    assert 0 < agreement < 100
+    assert [e.bytes for e in found.evaluations] == [10, 20]
+    assert found.evaluations[0].worst_class == 5
+
+
+def test_with_ten_classes_or_fewer_there_is_no_top_5() -> None:
+    model = load(make_model([node("Identity", "x")], {"x": ["N", 10]}, ["y"]))
+    samples = CalibrationSet.from_arrays(np.eye(10, dtype=np.float32), np.arange(10)).for_model(model.inputs)
+    found = compare([model], [1], "y", samples, np.arange(10), 10).evaluations[0]
+    assert (found.top1, found.top5) == (100.0, None)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_samples_that_fill_up_a_fixed_batch_do_not_count(batch: int) -> None:
+    model = load(make_model([node("Identity", "x")], {"x": [batch, CLASSES]}, ["y"]))
+    x = np.eye(CLASSES, dtype=np.float32)[[0, 1, 2, 3, 4, 0]]
+    found = compared([model], x, np.array([0, 1, 2, 3, 4, 5]))
+    assert_evaluation(found.evaluations[0], x, np.array([0, 1, 2, 3, 4, 5]))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_scores_that_are_not_finite_are_an_error(value: float) -> None:
+    """argmax of NaN is a prediction like any other."""
+    with pytest.raises(VerificationError, match="output 'y' holds NaN or infinity"):
+        compared([scores_model(value)], np.eye(CLASSES, dtype=np.float32), np.arange(CLASSES))
+
+
+def test_the_batch_depends_on_the_samples_alone() -> None:
+    """Else two commands would sum in another order, and the last digits of their accuracies could differ."""
+    samples = CalibrationSet.from_arrays(np.zeros((3, CLASSES), np.float32), [0, 1, 2]).for_model(scores_model().inputs)
+    assert batch_size(samples) == 100
+    large = load(make_model([node("Identity", "x")], {"x": ["N", 1 << 20]}, ["y"]))
+    samples = CalibrationSet.from_arrays(np.zeros((1, 1 << 20), np.float32), [0]).for_model(large.inputs)
+    assert batch_size(samples) == 4
