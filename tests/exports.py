@@ -180,5 +180,5 @@ def sklearn_classifier(options: dict[str, object] | None = None) -> tuple[onnx.M
     random = np.random.default_rng(0)
     y = np.arange(300) % 3
     x = (random.standard_normal((3, 12))[y] + random.standard_normal((300, 12)) * 0.7).astype(np.float32)
-    fitted = MLPClassifier((16,), max_iter=300, random_state=0).fit(x, y)
+    fitted = MLPClassifier((16,), max_iter=2000, random_state=0).fit(x, y)
     return to_onnx(fitted, x[:1], options=options or {"zipmap": False}, target_opset=18), x, y

@@ -32,12 +32,19 @@ def find_logits(model: Model, shapes: Shapes, name: str | None = None) -> Logits
     if len(candidates) != 1:
         listing = ", ".join(f"{n} {shapes[n]}" if n in shapes else n for n in model.outputs)
         found = "several outputs" if candidates else "no output"
-        raise ModelError(f"{found} of shape (samples, classes) among: {listing}; name the class scores with --logits")
+        raise ModelError(f"{found} of shape (samples, classes) among: {listing}; {_advice(model)}")
     output = candidates[0]
     classes = _classes(shapes, output)
     if not classes:
         raise ModelError(f"--logits {output!r}: expected shape (samples, classes), got {shapes[output]}")
     return Logits(output, _before_softmax(model, shapes, output), classes)
+
+
+def _advice(model: Model) -> str:
+    producers = (model.producers.get(name) for name in model.outputs)
+    if any(producer is not None and producer.op_type == "ZipMap" for producer in producers):
+        return "convert the model with skl2onnx's options={'zipmap': False}, so that the scores are a tensor"
+    return "name the class scores with --logits"
 
 
 def _classes(shapes: Shapes, name: str) -> int:
