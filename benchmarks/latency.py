@@ -42,7 +42,7 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no
 
 
 def quantize_by_onnxruntime(model: Path, work: Workload, target: Path) -> None:
-    """int8 activations and per-channel int8 weights, the tool's default types, in QDQ format."""
+    """uint8 activations, per-channel int8 weights, QDQ. With its default int8 activations half the Convs stay float."""
     prepared = target.with_suffix(".prepared.onnx")
     quant_pre_process(model, prepared, skip_symbolic_shape=True)
     quantize_static(
@@ -51,7 +51,7 @@ def quantize_by_onnxruntime(model: Path, work: Workload, target: Path) -> None:
         Reader(work),
         quant_format=QuantFormat.QDQ,
         per_channel=True,
-        activation_type=QuantType.QInt8,
+        activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
     )
 

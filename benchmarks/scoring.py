@@ -4,7 +4,8 @@ All three read the same class-pure batches of ResNet-20 and take turns in one ru
 
 - scoring: the whole pass, from making the session to beta, saliency and squared gradients per layer.
 - forward: the float model in onnxruntime, outputs only.
-- torch: the net rebuilt from its ONNX nodes, torch.autograd.grad at every layer's output, then the same sums.
+- torch: the net rebuilt from its ONNX nodes, torch.autograd.grad at every layer's output, then the same sums. With one
+  thread and with all, and the faster of the two counts: on a busy machine its threads wait for each other.
 
 Memory is the peak of a process that does nothing else, with 1,000 and with 10,000 samples.
 
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 from common import CARDS, Requirements, data_file
@@ -65,7 +67,8 @@ def passes(work: Workload, drawn: Draw) -> dict[str, Callable[[], object]]:
         for _, batch in batches(work, drawn):
             session.run(batch.feeds)
 
-    def torch_autograd() -> None:
+    def torch_autograd(threads: int) -> None:
+        torch.set_num_threads(threads)
         totals: list[list[torch.Tensor]] = []
         for label, batch in batches(work, drawn):
             logits, outputs = net(torch.tensor(batch.feeds[name], requires_grad=True))
@@ -77,7 +80,10 @@ def passes(work: Workload, drawn: Draw) -> dict[str, Callable[[], object]]:
                 sums += [(criticality > 0).sum(0), criticality.sum(axes), (g * g).sum(axes)]
             totals.append(sums)
 
-    return {"scoring": scoring, "forward": forward, "torch": torch_autograd}
+    timed: dict[str, Callable[[], object]] = {"scoring": scoring, "forward": forward}
+    for threads in sorted({1, torch.get_num_threads()}):
+        timed[f"torch, threads: {threads}"] = partial(torch_autograd, threads)
+    return timed
 
 
 def medians(timed: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -115,9 +121,10 @@ def main() -> int:
     for name, seconds in spent.items():
         print(f"{name}: {seconds:.3f} s for 1,000 samples in batches of {batch_size(work.layers)}")
     print(f"peak memory: {few / 1024:.0f} MiB with 1,000 samples, {many / 1024:.0f} MiB with 10,000")
+    fastest = min(seconds for name, seconds in spent.items() if name.startswith("torch"))
     required = Requirements()
     required.at_most("scoring / forward", spent["scoring"] / spent["forward"], LARGEST_OVER_FORWARD)
-    required.at_most("scoring / torch", spent["scoring"] / spent["torch"], LARGEST_OVER_TORCH)
+    required.at_most("scoring / torch", spent["scoring"] / fastest, LARGEST_OVER_TORCH)
     required.at_most("peak memory, 10,000 / 1,000 samples", many / few, LARGEST_MEMORY_GROWTH)
     return required.exit_code
 
