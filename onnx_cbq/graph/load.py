@@ -93,9 +93,10 @@ def _split(proto: ModelProto, folder: Path | None, label: str) -> Model:
         model = Model.from_proto(proto, dict(_external_data(proto.graph, folder, label)))
         for tensor in proto.graph.initializer:
             model.constant(tensor.name)
-        for node in model.nodes:
-            _ = node.name, node.op_type, *node.input, *node.output
-        _ = model.inputs, model.outputs
+        texts = [text for node in model.nodes for text in (node.name, node.op_type, *node.input, *node.output)]
+        # protobuf hands out bytes where text is not UTF-8
+        if any(isinstance(text, bytes) for text in (*texts, *model.outputs, *(spec.name for spec in model.inputs))):
+            raise ModelError(f"{label}: damaged: a name is not UTF-8 text; export or copy it again")
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise ModelError(
             f"{label}: damaged ({type(error).__name__}: {error}); expected a valid ONNX model; export or copy it again"
