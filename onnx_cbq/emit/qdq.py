@@ -65,7 +65,9 @@ class _Writer:
         codes = self._constant(f"{layer.weight}_q", weights.codes)
         if layer.operator == "MatMul" and len(layer.weight_shape) > 2:
             # onnxruntime fuses such a MatMul if it can, and then refuses to run it with scales per channel.
-            plain = self._add("DequantizeLinear", [codes, self._pooled(np.float32(1), "scale")], f"{layer.weight}_dq")
+            plain = self._add(
+                "DequantizeLinear", [codes, self._pooled(np.array(1, np.float32), "scale")], f"{layer.weight}_dq"
+            )
             shape = [-1 if axis == layer.weight_axis else 1 for axis in range(len(layer.weight_shape))]
             scale = self._pooled(weights.scale.reshape(shape), "scale")
             self._floats[layer.weight] = self._add("Mul", [plain, scale], f"{layer.weight}_scaled")
