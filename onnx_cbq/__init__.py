@@ -5,6 +5,10 @@
 >>> result.save("model.quantized.onnx")  # doctest: +SKIP
 """
 
+# isort: off
+from onnx_cbq import _threads  # noqa: F401, before numpy is imported
+
+# isort: on
 from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.config import CbqConfig, QuantizeConfig, ScoringConfig
 from onnx_cbq.errors import (

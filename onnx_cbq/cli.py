@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 import typer.core
@@ -16,11 +16,13 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from onnx_cbq import pipeline, report
 from onnx_cbq.calibration import CalibrationSet
-from onnx_cbq.config import QuantizeConfig
+from onnx_cbq.config import METHODS, RANGES, ROUNDINGS, QuantizeConfig
 from onnx_cbq.emit.files import check_writable, write_arrays, write_text
-from onnx_cbq.errors import OnnxCbqError, OutputError, StoppedError
+from onnx_cbq.errors import ConfigError, OnnxCbqError, OutputError, StoppedError
 from onnx_cbq.progress import Progress as ProgressHook
 from onnx_cbq.progress import silent
+
+_N = TypeVar("_N", int, float)
 
 
 class _Commands(typer.core.TyperGroup):
@@ -85,9 +87,26 @@ def quantize(
     ] = None,
     bits: Annotated[float, typer.Option(metavar="B", help="Average bits per weight, over all layers.")] = 4.0,
     method: Annotated[
-        str, typer.Option(metavar="cbq|uniform", help="cbq: by class importance; uniform: the same everywhere.")
-    ] = "cbq",
-    activation_bits: Annotated[int, typer.Option(metavar="8|0", help="8, or 0 to leave activations float.")] = 8,
+        str,
+        typer.Option(
+            metavar="|".join(METHODS),
+            help="rate-distortion: bits where they lower the loss most; cbq: by class importance; "
+            "uniform: the same everywhere.",
+        ),
+    ] = "rate-distortion",
+    rounding: Annotated[
+        str, typer.Option(metavar="|".join(ROUNDINGS), help="compensate: weights make up for each other's errors.")
+    ] = "compensate",
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=BITS", help="Width that a layer keeps, by name or pattern; repeatable.", show_default="none"
+        ),
+    ] = None,
+    activation_bits: Annotated[int, typer.Option(metavar="2..8|0", help="One width for all; 0 leaves them float.")] = 8,
+    activation_range: Annotated[
+        str, typer.Option(metavar="|".join(RANGES), help="mse: the range of least squared error.")
+    ] = "mse",
     samples: Samples = 1000,
     seed: Seed = 0,
     logits: Logits = None,
@@ -98,7 +117,15 @@ def quantize(
     """Quantize MODEL and prove what it costs: accuracy overall and per class, bytes, latency."""
     target = output or model.with_suffix(".quantized.onnx")
     config = QuantizeConfig(
-        bits=bits, method=method, activation_bits=activation_bits, samples=samples or None, seed=seed, logits=logits
+        bits=bits,
+        method=method,
+        rounding=rounding,
+        keep=tuple(_named_number("--keep", entry, int) for entry in keep or ()),
+        activation_bits=activation_bits,
+        activation_range=activation_range,
+        samples=samples or None,
+        seed=seed,
+        logits=logits,
     )
     _check_outputs(target, json, inputs=(model, data, source))
     card = CalibrationSet.from_card(data, source, skip_unreadable=skip_unreadable)
@@ -194,6 +221,18 @@ def _check_outputs(*outputs: Path | None, inputs: tuple[Path | None, ...]) -> No
             raise OutputError(f"{path}: is also another file of this command; give the output a name of its own")
         check_writable(path)
         taken.add(path.resolve())
+
+
+def _named_number(option: str, entry: str, kind: Callable[[str], _N]) -> tuple[str, _N]:
+    """NAME=NUMBER as a pair; the name itself may hold an equals sign."""
+    name, _, number = entry.rpartition("=")
+    try:
+        value = kind(number)
+    except ValueError:
+        name = ""
+    if not name:
+        raise ConfigError(f"{option} {entry}: expected NAME=NUMBER")
+    return name, value
 
 
 def _terminate(*_: object) -> None:

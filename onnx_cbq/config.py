@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 from onnx_cbq.errors import ConfigError
 
-METHODS = ("cbq", "uniform")
+METHODS = ("rate-distortion", "cbq", "uniform")
+ROUNDINGS = ("compensate", "nearest")
+RANGES = ("mse", "percentile", "minmax")
 MOST_BITS = 8
 
 
@@ -56,38 +58,112 @@ class CbqConfig:
 
 
 @dataclass(frozen=True)
+class RateDistortionConfig:
+    """How much the rate-distortion search measures.
+
+    Attributes:
+        held_back: share of the calibration samples of each class that plans are measured on, and nothing else.
+        exchanges: at most so many plans are measured while layers trade bits.
+        strengths: a trade multiplies the predicted losses of one layer by this, or divides them; one round for each.
+    """
+
+    held_back: float = 0.25
+    exchanges: int = 60
+    strengths: tuple[float, ...] = (2.0, 1.4)
+
+    def __post_init__(self) -> None:
+        _check(0 < self.held_back < 1, "held_back", "a number between 0 and 1", self.held_back)
+        _check(self.exchanges >= 0, "exchanges", "a number of at least 0", self.exchanges)
+        _check(all(s > 1 for s in self.strengths), "strengths", "numbers above 1", self.strengths)
+
+
+@dataclass(frozen=True)
+class RoundingConfig:
+    """How rounding compensates for its errors.
+
+    Attributes:
+        damping: what is added to the diagonal of the inputs' second moment, as a share of its mean; more where it
+            cannot be factorised otherwise.
+        order: columns by "falling" second moment, or in the order of the "file".
+        refits: how often scales are fitted to the codes and the codes to the scales after compensation.
+        sweeps: passes of coordinate descent per refit.
+        rows: layer inputs that moments are taken over; with fewer samples than that, several positions of each.
+        passes: at most so many times the float and the quantized model are run side by side, so that layers see what
+            the quantized layers in front of them give; deeper models share passes.
+    """
+
+    damping: float = 0.01
+    order: str = "falling"
+    refits: int = 2
+    sweeps: int = 2
+    rows: int = 24_000
+    passes: int = 32
+
+    def __post_init__(self) -> None:
+        _check(0 < self.damping < 1, "damping", "a number between 0 and 1", self.damping)
+        _check(self.order in ("falling", "file"), "order", '"falling" or "file"', self.order)
+        for name in ("refits", "sweeps"):
+            _check(getattr(self, name) >= 0, name, "a number of at least 0", getattr(self, name))
+        for name in ("rows", "passes"):
+            _check(getattr(self, name) > 0, name, "a number above 0", getattr(self, name))
+
+
+@dataclass(frozen=True)
 class QuantizeConfig:
     """Everything that decides the result of `quantize`.
 
     Attributes:
         bits: average bits per weight over all layers; whole for `uniform`.
-        method: "cbq" (thresholds on class importance) or "uniform" (every channel the same).
-        activation_bits: 8, or 0 to leave activations float.
+        method: "rate-distortion" (bits where they lower the predicted loss most), "cbq" (thresholds on class
+            importance) or "uniform" (every channel the same).
+        rounding: "compensate" (weights make up for each other's errors) or "nearest".
+        keep: (pattern, bits) pairs: layers whose names match a pattern keep that width, as in a shell.
+        activation_bits: 2 to 8, or 0 to leave activations float.
+        activation_range: "mse" (least squared error), "percentile" (99.99 % of the values) or "minmax".
         samples: how many calibration samples are drawn, evenly from the classes; None for all.
         seed: decides which samples are drawn.
         logits: name of the output that holds the class scores; None if only one can be meant.
-        scoring, cbq: settings of the stages.
+        scoring, cbq, search, compensation: settings of the stages.
     """
 
     bits: float = 4.0
-    method: str = "cbq"
-    activation_bits: int = 8
+    method: str = "rate-distortion"
+    rounding: str = "compensate"
+    keep: tuple[tuple[str, int], ...] = ()
+    activation_bits: int = MOST_BITS
+    activation_range: str = "mse"
     samples: int | None = 1000
     seed: int = 0
     logits: str | None = None
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     cbq: CbqConfig = field(default_factory=CbqConfig)
+    search: RateDistortionConfig = field(default_factory=RateDistortionConfig)
+    compensation: RoundingConfig = field(default_factory=RoundingConfig)
 
     def __post_init__(self) -> None:
-        _check(self.method in METHODS, "--method", " or ".join(METHODS), self.method)
+        _check(self.method in METHODS, "--method", _either(METHODS), self.method)
+        _check(self.rounding in ROUNDINGS, "--rounding", _either(ROUNDINGS), self.rounding)
         _check(0 < self.bits <= MOST_BITS, "--bits", f"a number above 0 and up to {MOST_BITS}", self.bits)
         whole = float(self.bits).is_integer() or self.method != "uniform"
         _check(whole, "--bits", "a whole number with --method uniform", self.bits)
-        _check(self.activation_bits in (0, 8), "--activation-bits", "8, or 0 for float", self.activation_bits)
+        for pattern, width in self.keep:
+            _check(width in range(MOST_BITS + 1), f"--keep {pattern}", f"0 to {MOST_BITS} bits", width)
+        widths = (0, *range(2, MOST_BITS + 1))
+        _check(self.activation_bits in widths, "--activation-bits", "2 to 8, or 0 for float", self.activation_bits)
+        _check(self.activation_range in RANGES, "--activation-range", _either(RANGES), self.activation_range)
         _check(self.samples is None or self.samples > 0, "--samples", "a number above 0", self.samples)
         _check(self.seed >= 0, "--seed", "a number of at least 0", self.seed)
+
+    @property
+    def held_back(self) -> float:
+        """Share of the samples that plans are measured on; 0 for a method that measures none."""
+        return {"cbq": self.cbq.held_back, "rate-distortion": self.search.held_back}.get(self.method, 0.0)
 
 
 def _check(holds: bool, name: str, expected: str, value: object) -> None:  # noqa: FBT001
     if not holds:
         raise ConfigError(f"{name}: expected {expected}, got {value}")
+
+
+def _either(names: tuple[str, ...]) -> str:
+    return " or ".join(names)

@@ -89,7 +89,10 @@ class Model:
         inputs: Iterable[onnx.ValueInfoProto] = (),
         outputs: Iterable[str] | None = None,
     ) -> Model:
-        """The same model with nodes, constants and inputs added; `outputs` replaces the graph outputs by name."""
+        """The same model with nodes, constants and inputs added; `outputs` replaces the graph outputs by name.
+
+        Nodes that then make nothing that is wanted are left out: onnxruntime would run them all the same.
+        """
         skeleton = ModelProto()
         skeleton.CopyFrom(self.skeleton)
         skeleton.graph.node.extend(nodes)
@@ -106,6 +109,9 @@ class Model:
             chosen = [infos.get(name, helper.make_empty_tensor_value_info(name)) for name in outputs]
             del skeleton.graph.output[:]
             skeleton.graph.output.extend(chosen)
+            _drop_idle_nodes(skeleton)
+            kept = {t.name for t in skeleton.graph.initializer}
+            weights = {name: value for name, value in weights.items() if name in kept}
         return Model(skeleton, weights)
 
     @property
@@ -156,6 +162,17 @@ class Model:
             return self.weights[name]
         tensor = self._inline.get(name)
         return None if tensor is None else read_only(numpy_helper.to_array(tensor))
+
+    def weight(self, name: str) -> Array:
+        """The value of an initializer that must be there.
+
+        Raises:
+            KeyError: it is not.
+        """
+        value = self.constant(name)
+        if value is None:
+            raise KeyError(name)
+        return value
 
     def fresh_names(self) -> FreshNames:
         """A source of tensor names that this model does not use yet."""
@@ -216,6 +233,24 @@ def read_only(value: Array) -> Array:
 def is_generated_name(name: str) -> bool:
     """Whether an exporter made the name up, so that it says nothing to a reader."""
     return not name or re.fullmatch(r"(onnx::\w+|_?val_\d+|v?_?\d+|[a-z]+_\d+_folded)", name) is not None
+
+
+def _drop_idle_nodes(proto: ModelProto) -> None:
+    """Remove nodes and constants that no output depends on; where there are subgraphs, which may read any, keep all."""
+    wanted = {info.name for info in proto.graph.output}
+    kept: list[NodeProto] = []
+    for node in reversed(proto.graph.node):
+        if wanted.isdisjoint(node.output):
+            continue
+        if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
+            return
+        wanted.update(node.input)
+        kept.append(node)
+    del proto.graph.node[:]
+    proto.graph.node.extend(reversed(kept))
+    initializers = [t for t in proto.graph.initializer if t.name in wanted]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(initializers)
 
 
 def _copy_without_data(proto: ModelProto, initializers: Iterable[TensorProto]) -> ModelProto:

@@ -6,40 +6,46 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import onnx
-from onnx import ModelProto
 
-from onnx_cbq.calibration.samples import CalibrationSet, Draw, Samples, draw
+from onnx_cbq.calibration.samples import Draw, draw
 from onnx_cbq.config import QuantizeConfig
 from onnx_cbq.emit.files import write_model
 from onnx_cbq.emit.metadata import StoredPlan, read_metadata, with_metadata
-from onnx_cbq.emit.qdq import emit_qdq
+from onnx_cbq.emit.qdq import emit_qdq, simulate_activations
 from onnx_cbq.errors import CalibrationError
 from onnx_cbq.graph.layers import find_layers
 from onnx_cbq.graph.load import load
-from onnx_cbq.graph.logits import Logits, find_logits
+from onnx_cbq.graph.logits import find_logits
 from onnx_cbq.graph.normalise import normalise
 from onnx_cbq.graph.placement import NO_ACTIVATIONS, Placement, place_activations
-from onnx_cbq.graph.shapes import EXAMPLE_BATCH, Example
+from onnx_cbq.graph.shapes import Example
 from onnx_cbq.model import Model
-from onnx_cbq.planning import PlanMeasure, Planned, plan_by_importance, plan_uniform
+from onnx_cbq.planning import gather_evidence, make_measure, make_plan
 from onnx_cbq.progress import Progress, silent
 from onnx_cbq.quantize.activations import choose_grid
-from onnx_cbq.quantize.weights import leave_room_for_bias, quantize_layer
+from onnx_cbq.quantize.weights import leave_room_for_bias
 from onnx_cbq.records import ActivationGrid, Evaluation, Layers, LayerWeights, Plan, Scores
 from onnx_cbq.result import EvaluationResult, Result
+from onnx_cbq.rounding import Rounded, round_in_order, round_to_nearest, run_of
 from onnx_cbq.runtime import versions
 from onnx_cbq.scoring import batch_size, score_channels, scoring_graph
-from onnx_cbq.statistics import collect_histograms
+from onnx_cbq.statistics import Run, collect_histograms
 from onnx_cbq.verify import Comparison, check_file, compare
-
-ModelSource = str | Path | ModelProto
-DataSource = str | Path | CalibrationSet
+from onnx_cbq.workload import (
+    DataSource,
+    ModelSource,
+    Workload,
+    as_set,
+    left_out,
+    make_example,
+    prepare,
+    size_of,
+)
 
 
 def quantize(
@@ -62,32 +68,37 @@ def quantize(
         work = prepare(model, data, config.logits)
         drawn = draw(work.samples, work.class_names, config.samples, config.seed)
         train, held = _split(drawn, config)
-    with clock.stage("score"):
-        scores = _scores(work, train, config, progress) if config.method == "cbq" else None
+        class_weights = np.ones(work.logits.classes)
+    with clock.stage("statistics"):
+        evidence = gather_evidence(work, train, config, class_weights, progress)
     with clock.stage("search"):
-        planned = _plan(work, scores, held, config, progress)
+        measure = make_measure(work, held, evidence) if config.held_back else None
+        planned = make_plan(work, evidence, measure, config, class_weights, progress)
     with clock.stage("activations"):
         placement, grids = _activations(work, drawn, config, progress)
-    with clock.stage("weights"):
-        weights = _weights(work, planned.plan, placement, grids)
-        plan = Plan({name: layer.bits for name, layer in weights.items()})
+    with clock.stage("rounding"):
+        run = run_of(work, drawn, config.compensation, class_weights)
+        rounded = _round(work, planned.plan, (placement, grids), run, config, progress)
+        plan = Plan({name: layer.bits for name, layer in rounded.weights.items()})
     with clock.stage("emit"):
-        output = emit_qdq(work.model, work.layers, weights, placement, grids)
+        corrected = work.model.with_constants(rounded.biases)
+        output = emit_qdq(corrected, work.layers, rounded.weights, placement, grids)
         output = with_metadata(output, work.layers, plan, config.method, _versions()["onnx-cbq"])
     with clock.stage("verify"):
-        comparison = _verify(work, output, weights, progress)
+        comparison = _verify(work, output, rounded.weights, progress)
     return Result(
         model=output,
         plan=plan,
         layers=work.layers,
-        scores=scores,
+        scores=evidence.scores,
+        search=planned.search,
         reference=comparison.evaluations[0],
         quantized=comparison.evaluations[1],
         agreement=comparison.agreements[1],
         class_names=work.class_names,
         calibration_samples=len(drawn.indices),
         seconds=clock.seconds,
-        notes=(*work.notes, *drawn.notes, *planned.notes),
+        notes=(*work.notes, *drawn.notes, *planned.notes, *rounded.notes),
         versions=_versions(),
         config=config,
     )
@@ -123,8 +134,8 @@ def evaluate(
         OnnxCbqError: a model or the samples cannot be used.
     """
     loaded = load(model)
-    samples = _as_set(data).for_model(loaded.inputs)
-    example = _example(samples)
+    samples = as_set(data).for_model(loaded.inputs)
+    example = make_example(samples)
     found = find_logits(loaded, example.shapes(loaded), logits)
     names = samples.check_labels(found.classes, every_class=False)
     everything = draw(samples, names, None, seed=0)
@@ -136,7 +147,7 @@ def evaluate(
         reference=comparison.evaluations[0] if reference is not None else None,
         agreement=comparison.agreements[-1] if reference is not None else None,
         class_names=names,
-        notes=(*_missing_classes(comparison.evaluations[-1], names), *_left_out(samples)),
+        notes=(*_missing_classes(comparison.evaluations[-1], names), *left_out(samples)),
         versions=_versions(),
     )
 
@@ -164,52 +175,6 @@ def inspect(model: ModelSource) -> Inspection:
     return Inspection(find_layers(normalised, example.shapes(normalised)), None)
 
 
-@dataclass(frozen=True)
-class Workload:
-    """A model and samples, ready to be analysed.
-
-    Attributes:
-        source: the model as it came; `source_bytes` is its size.
-        model: the normalised model, which every stage works on.
-        example: a few samples to measure shapes on.
-    """
-
-    source: Model
-    source_bytes: int
-    model: Model
-    layers: Layers
-    logits: Logits
-    samples: Samples
-    example: Example
-    class_names: tuple[str, ...]
-    notes: tuple[str, ...]
-
-
-def prepare(model: ModelSource, data: DataSource, logits: str | None = None) -> Workload:
-    """Load and normalise a model, fit the samples to it, find its layers and its class scores."""
-    source = load(model)
-    samples = _as_set(data).for_model(source.inputs)
-    example = _example(samples)
-    normalised = normalise(source, example)
-    shapes = example.shapes(normalised.model)
-    layers = find_layers(normalised.model, shapes)
-    found = find_logits(normalised.model, shapes, logits)
-    names = samples.check_labels(found.classes, every_class=True)
-    size, notes = size_of(model), (*normalised.notes, *_left_out(samples))
-    return Workload(source, size, normalised.model, layers, found, samples, example, names, notes)
-
-
-def size_of(model: ModelSource) -> int:
-    """Bytes of a model's file, with its external data."""
-    if isinstance(model, ModelProto):
-        return int(model.ByteSize())
-    path = Path(model)
-    graph = onnx.load(path, load_external_data=False).graph
-    entries = (entry for tensor in graph.initializer for entry in tensor.external_data if entry.key == "location")
-    files = [path, *(path.parent / name for name in {entry.value for entry in entries})]
-    return sum(file.stat().st_size for file in files)
-
-
 class Clock:
     """Seconds per stage, in the order of the stages."""
 
@@ -226,9 +191,9 @@ class Clock:
 
 def _split(drawn: Draw, config: QuantizeConfig) -> tuple[Draw, Draw]:
     """The samples to score channels with, and those that plans are measured on."""
-    if config.method != "cbq":
+    if not config.held_back:
         return drawn, drawn
-    train, held = drawn.split(config.cbq.held_back)
+    train, held = drawn.split(config.held_back)
     if not len(held.indices):
         raise CalibrationError(
             "no class has two samples, one to score channels and one to measure plans; give more samples, "
@@ -242,14 +207,6 @@ def _scores(work: Workload, drawn: Draw, config: QuantizeConfig, progress: Progr
     return score_channels(graph, work.layers, work.samples, drawn, work.class_names, progress)
 
 
-def _plan(work: Workload, scores: Scores | None, held: Draw, config: QuantizeConfig, progress: Progress) -> Planned:
-    if scores is None:
-        return plan_uniform(work.layers, int(config.bits))
-    size = batch_size(work.layers)
-    measure = PlanMeasure(work.model, work.layers, work.samples, held.indices, size, work.logits.output)
-    return plan_by_importance(work.layers, scores, work.logits, config.bits, measure, config.cbq, progress)
-
-
 def _activations(
     work: Workload, drawn: Draw, config: QuantizeConfig, progress: Progress
 ) -> tuple[Placement, Mapping[str, ActivationGrid]]:
@@ -261,21 +218,30 @@ def _activations(
     return placement, {name: choose_grid(histogram) for name, histogram in histograms.items()}
 
 
-def _weights(
-    work: Workload, plan: Plan, placement: Placement, grids: Mapping[str, ActivationGrid]
-) -> dict[str, LayerWeights]:
-    weights: dict[str, LayerWeights] = {}
+def _round(
+    work: Workload,
+    plan: Plan,
+    activations: tuple[Placement, Mapping[str, ActivationGrid]],
+    run: Run,
+    config: QuantizeConfig,
+    progress: Progress,
+) -> Rounded:
+    """Integer weights as planned, with room for the biases beside them."""
+    placement, grids = activations
+    if config.rounding == "compensate":
+        simulated = simulate_activations(work.model, placement, grids) if grids else None
+        rounded = round_in_order(work.model, simulated, work.layers, plan, run, config.compensation, progress)
+    else:
+        rounded = round_to_nearest(work.model, work.layers, plan)
+    corrected = work.model.with_constants(rounded.biases)
+    weights = dict(rounded.weights)
     for layer in work.layers:
-        weight = work.model.constant(layer.weight)
-        assert weight is not None
-        rounded = quantize_layer(layer, weight, plan.bits[layer.name])
         for use in layer.uses:
             grid = grids.get(placement.grid_of(use.activation))
-            bias = work.model.constant(use.bias) if use.bias else None
-            if grid is not None and bias is not None:
-                rounded = leave_room_for_bias(layer, rounded, bias, grid.scale)
-        weights[layer.name] = rounded
-    return weights
+            if grid is not None and use.bias is not None:
+                bias = corrected.weight(use.bias)
+                weights[layer.name] = leave_room_for_bias(layer, weights[layer.name], bias, grid.scale)
+    return replace(rounded, weights=weights)
 
 
 def _verify(work: Workload, output: Model, weights: Mapping[str, LayerWeights], progress: Progress) -> Comparison:
@@ -290,23 +256,9 @@ def _verify(work: Workload, output: Model, weights: Mapping[str, LayerWeights], 
         return compare([work.source, path], sizes, work.logits.output, work.samples, indices, classes, progress)
 
 
-def _as_set(data: DataSource) -> CalibrationSet:
-    return data if isinstance(data, CalibrationSet) else CalibrationSet.from_card(data)
-
-
-def _example(samples: Samples) -> Example:
-    count = samples.fixed_batch or EXAMPLE_BATCH
-    return Example(samples.read(np.arange(count) % len(samples.labels)))
-
-
 def _missing_classes(evaluation: Evaluation, names: tuple[str, ...]) -> tuple[str, ...]:
     missing = [name for name, accuracy in zip(names, evaluation.per_class, strict=True) if accuracy is None]
     return (f"no samples of {len(missing)} classes, the first of them {missing[0]!r}",) if missing else ()
-
-
-def _left_out(samples: Samples) -> tuple[str, ...]:
-    skipped = samples.data.source.skipped
-    return (f"{skipped} unreadable images were left out",) if skipped else ()
 
 
 def _versions() -> dict[str, str]:

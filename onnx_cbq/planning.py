@@ -1,26 +1,31 @@
-"""Turn a method's name into a plan: hand the search its arrays and a function that measures a plan."""
+"""Turn a method's name into a plan: gather what it looks at, hand the search arrays and a function that measures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_cbq.calibration.samples import Batch, Indices, Samples
-from onnx_cbq.config import MOST_BITS, CbqConfig
-from onnx_cbq.graph.logits import Logits
-from onnx_cbq.model import Array, Model
+from onnx_cbq.calibration.samples import Draw
+from onnx_cbq.config import MOST_BITS, QuantizeConfig
+from onnx_cbq.errors import ConfigError
+from onnx_cbq.measure import Measured, NearestRounder, PlanMeasure, TableRounder
+from onnx_cbq.model import Array
 from onnx_cbq.progress import Progress
-from onnx_cbq.quantize.grid import Channels, quantize_rows
-from onnx_cbq.records import Layer, Layers, Plan, Scores
-from onnx_cbq.runtime import Session
+from onnx_cbq.quantize.table import WIDTHS, Table
+from onnx_cbq.records import Layer, Layers, Plan, Scores, SearchReport
+from onnx_cbq.rounding import make_tables, run_of
+from onnx_cbq.scoring import batch_size, fisher_squares, score_channels, scoring_graph
 from onnx_cbq.search.cbq import search_thresholds
+from onnx_cbq.search.rate_distortion import search_plan
+from onnx_cbq.workload import Workload
 
 # The first and the last layer are pinned only where they hold at most this share of the weights.
 LARGEST_PINNED_SHARE = 0.1
-# Samples that plans are measured on stay in memory up to this size, and are read again for every plan beyond it.
-HELD_BYTES = 128 << 20
+# Width at which the loss that one layer causes is measured: low enough to stand out, high enough for the second order.
+CALIBRATION_BITS = 2
 
 
 @dataclass(frozen=True)
@@ -29,20 +34,139 @@ class Planned:
 
     plan: Plan
     notes: tuple[str, ...] = ()
+    search: SearchReport | None = None
 
 
-def plan_uniform(layers: Layers, bits: int) -> Planned:
-    """The same width for every channel."""
-    return Planned(Plan({layer.name: np.full(layer.channels, bits, np.int8) for layer in layers}))
+@dataclass(frozen=True)
+class Evidence:
+    """What searches look at; each is None where the method does without.
+
+    Attributes:
+        scores: class scores of every channel.
+        sensitivity: layer -> what noise at each channel's output costs a class, [classes, channels].
+        tables: layer -> every channel rounded to every width.
+    """
+
+    scores: Scores | None = None
+    sensitivity: Mapping[str, Array] | None = None
+    tables: Mapping[str, Table] | None = None
 
 
-def plan_by_importance(
-    layers: Layers,
+def gather_evidence(
+    work: Workload, train: Draw, config: QuantizeConfig, class_weights: Array, progress: Progress
+) -> Evidence:
+    """Run what the method needs over the samples `train`.
+
+    Raises:
+        UnsupportedOperatorError: it needs gradients, and an operator has no rule.
+    """
+    if config.method == "uniform":
+        return Evidence()
+    graph = scoring_graph(work.model, work.layers, work.logits, work.example, config.scoring)
+    scores = score_channels(graph, work.layers, work.samples, train, work.class_names, progress)
+    tables = sensitivity = None
+    if config.rounding == "compensate" or config.method == "rate-distortion":
+        run = run_of(work, train, config.compensation, class_weights)
+        tables = make_tables(work, run, config, progress)
+    if config.method == "rate-distortion":
+        sensitivity = fisher_squares(graph, work.layers, work.samples, train, config.seed, progress)
+    return Evidence(scores, sensitivity, tables)
+
+
+def make_measure(work: Workload, held: Draw, evidence: Evidence) -> PlanMeasure:
+    """A measure of plans on the samples `held`, rounded as the evidence is."""
+    rounder = TableRounder(evidence.tables) if evidence.tables else NearestRounder(work.model)
+    return PlanMeasure(
+        work.model, work.layers, (work.samples, held.indices, batch_size(work.layers)), work.logits, rounder
+    )
+
+
+def make_plan(
+    work: Workload,
+    evidence: Evidence,
+    measure: Callable[[Plan], Measured] | None,
+    config: QuantizeConfig,
+    class_weights: Array,
+    progress: Progress,
+) -> Planned:
+    """The plan that the method finds for `config.bits`; `measure` is None for a method that measures nothing.
+
+    Raises:
+        ConfigError: the layers that are kept leave nothing to meet the budget with.
+    """
+    kept = kept_layers(work.layers, config.keep)
+    if evidence.scores is None or measure is None:
+        widths = {layer.name: kept.get(layer.name, int(config.bits)) for layer in work.layers}
+        return Planned(Plan({layer.name: _constant(layer, widths[layer.name]) for layer in work.layers}))
+    if config.method == "cbq":
+        return _by_importance(work, evidence.scores, measure, config, kept, progress)
+    return _by_rate_distortion(work, evidence, measure, config, class_weights, kept, progress)
+
+
+def kept_layers(layers: Layers, keep: Sequence[tuple[str, int]]) -> dict[str, int]:
+    """Layer name -> the width that it keeps; of several patterns that match, the last counts.
+
+    Raises:
+        ConfigError: a pattern matches no layer.
+    """
+    kept: dict[str, int] = {}
+    for pattern, width in keep:
+        names = fnmatch.filter([layer.name for layer in layers], pattern)
+        if not names:
+            known = ", ".join(layer.name for layer in layers.layers[:8]) + (", ..." if len(layers) > 8 else "")
+            raise ConfigError(f"--keep {pattern}={width}: no layer has such a name; the layers are: {known}")
+        kept |= dict.fromkeys(names, width)
+    return kept
+
+
+def _constant(layer: Layer, bits: int) -> Array:
+    return np.full(layer.channels, bits, np.int8)
+
+
+class _Free:
+    """The channels that a search may choose for, laid end to end, when some layers keep their width."""
+
+    def __init__(self, layers: Layers, kept: Mapping[str, int], budget: float) -> None:
+        self._layers, self._kept = layers, kept
+        self.layers = [layer for layer in layers if layer.name not in kept]
+        held = sum(layers.by_name[name].size * width for name, width in kept.items())
+        self.size = sum(layer.size for layer in self.layers)
+        self.budget = (budget * layers.size - held) / max(self.size, 1)
+        self.sizes = np.repeat(
+            [float(layer.weights_per_channel) for layer in self.layers], [layer.channels for layer in self.layers]
+        )
+        self.layer_of = np.repeat(np.arange(len(self.layers)), [layer.channels for layer in self.layers])
+
+    def plan(self, bits: Array) -> Plan:
+        """The plan with these bits for the free channels."""
+        parts = np.split(bits.astype(np.int8), np.cumsum([layer.channels for layer in self.layers])[:-1])
+        found = {layer.name: part for layer, part in zip(self.layers, parts, strict=True)}
+        return Plan(
+            {
+                layer.name: found[layer.name] if layer.name in found else _constant(layer, self._kept[layer.name])
+                for layer in self._layers
+            }
+        )
+
+    def require_budget(self, keep: Sequence[tuple[str, int]], bits: float) -> None:
+        """Make sure that something is left for the free channels.
+
+        Raises:
+            ConfigError: nothing is.
+        """
+        if not self.layers or self.budget < 0:
+            patterns = ", ".join(f"{pattern}={width}" for pattern, width in keep)
+            raise ConfigError(
+                f"--bits {bits:g} cannot be met: the layers of --keep {patterns} alone take it up; keep fewer layers"
+            )
+
+
+def _by_importance(
+    work: Workload,
     scores: Scores,
-    logits: Logits,
-    budget: float,
-    measure: Callable[[Plan], float],
-    config: CbqConfig,
+    measure: Callable[[Plan], Measured],
+    config: QuantizeConfig,
+    kept: Mapping[str, int],
     progress: Progress,
 ) -> Planned:
     """CBQ's threshold search over all channels but the pinned ones.
@@ -50,102 +174,112 @@ def plan_by_importance(
     The layer that makes the logits is needed by every class, since the decision compares all logits; the score of its
     neurons, taken from the sample's own logit alone, cannot show that.
     """
-    notes: list[str] = []
-    pinned = _pinned(layers, config, notes)
-    free = [layer for layer in layers if layer.name not in pinned]
+    layers, notes = work.layers, []
+    ends = {layers.layers[0].name, layers.layers[-1].name} if config.cbq.pin_ends else set()
+    share = sum(layers.by_name[name].size for name in ends) / layers.size
+    free = _Free(layers, {**dict.fromkeys(ends, MOST_BITS), **kept}, config.bits)
+    if ends and (share > LARGEST_PINNED_SHARE or free.budget <= 0 or not free.layers):
+        notes.append(f"first and last layer are searched too: they hold {share:.0%} of the weights")
+        free = _Free(layers, kept, config.bits)
+    free.require_budget(config.keep, config.bits)
     classes = float(len(scores.class_names))
-    decides = {layer.name for layer in layers if any(use.output == logits.tensor for use in layer.uses)}
+    decides = {layer.name for layer in layers if any(use.output == work.logits.tensor for use in layer.uses)}
     importance = [
         np.full(layer.channels, classes) if layer.name in decides else scores.by_layer[layer.name].gamma
-        for layer in free
+        for layer in free.layers
     ]
-    saliency = [scores.by_layer[layer.name].saliency.sum(axis=0) for layer in free]
-    sizes = [np.full(layer.channels, layer.weights_per_channel) for layer in free]
-    held = sum(layer.size for layer in layers if layer.name in pinned) * MOST_BITS
-    rest = (budget * layers.size - held) / sum(layer.size for layer in free)
-
-    def plan_of(bits: Array) -> Plan:
-        parts = np.split(bits, np.cumsum([layer.channels for layer in free])[:-1])
-        searched = {layer.name: part for layer, part in zip(free, parts, strict=True)}
-        return Plan(
-            {layer.name: searched.get(layer.name, np.full(layer.channels, MOST_BITS, np.int8)) for layer in layers}
-        )
-
     found = search_thresholds(
         np.concatenate(importance),
-        np.concatenate(saliency),
-        np.concatenate(sizes),
-        rest,
-        lambda bits: measure(plan_of(bits)),
-        config,
-        lambda start, average: progress("search", round((start - average) * 100), round((start - rest) * 100)),
+        np.concatenate([scores.by_layer[layer.name].saliency.sum(axis=0) for layer in free.layers]),
+        free.sizes,
+        free.budget,
+        lambda bits: measure(free.plan(bits)).accuracy,
+        config.cbq,
+        lambda start, average: progress(
+            "search", round((start - average) * 100), max(round((start - free.budget) * 100), 1)
+        ),
     )
     thresholds = ", ".join(f"{p:g}" for p in found.thresholds)
     notes.append(f"thresholds on importance: {thresholds}; {found.measured} plans measured")
-    return Planned(plan_of(found.bits), tuple(notes))
+    return Planned(free.plan(found.bits), tuple(notes))
 
 
-def _pinned(layers: Layers, config: CbqConfig, notes: list[str]) -> set[str]:
-    ends = {layers.layers[0].name, layers.layers[-1].name} if config.pin_ends else set()
-    share = sum(layers.by_name[name].size for name in ends) / layers.size
-    if share <= LARGEST_PINNED_SHARE:
-        return ends
-    notes.append(f"first and last layer are searched too: they hold {share:.0%} of the weights")
-    return set()
+def _by_rate_distortion(
+    work: Workload,
+    evidence: Evidence,
+    measure: Callable[[Plan], Measured],
+    config: QuantizeConfig,
+    class_weights: Array,
+    kept: Mapping[str, int],
+    progress: Progress,
+) -> Planned:
+    """Bits where they lower the predicted loss most; `criteria` says how it is predicted."""
+    free = _Free(work.layers, kept, config.bits)
+    free.require_budget(config.keep, config.bits)
+    total = config.search.exchanges + len(free.layers)
+    done = 0
+
+    def loss(bits: Array) -> float:
+        nonlocal done
+        done += 1
+        progress("search", min(done, total), total)
+        return measure(free.plan(bits)).loss(class_weights)
+
+    predicted = criteria(free.layers, evidence, class_weights)
+    factors = _measured_factors(free, predicted["sensitivity"], loss)
+    per_channel = factors[free.layer_of][:, None]
+    predicted |= {
+        "sensitivity, measured per layer": predicted["sensitivity"] * per_channel,
+        "noise, measured per layer": predicted["noise"]
+        * (_per_layer(free, predicted["sensitivity"]) / _per_layer(free, predicted["noise"]) * factors)[free.layer_of][
+            :, None
+        ],
+    }
+    allowed = np.ones((len(free.sizes), WIDTHS), bool)
+    found = search_plan(predicted, free.layer_of, free.sizes, allowed, free.budget, loss, config.search)
+    search = SearchReport(found.criterion, dict(found.measured), found.loss, found.exchanges, done)
+    return Planned(free.plan(found.bits), (), search)
 
 
-class PlanMeasure:
-    """Accuracy of a plan: the model with its weights rounded as planned, activations in float.
+def criteria(layers: Sequence[Layer], evidence: Evidence, class_weights: Array) -> dict[str, Array]:
+    """Predicted losses [channels, widths] by each criterion; e is the error that rounding adds to an output.
 
-    Rounding a layer to a width is done once and kept: a byte per weight and width.
+    - sensitivity: 1/2 E[sum g^2] E[e^2], the second order of the divergence from the float model, g its gradient
+    - noise: E[e^2], relative to what the layer's outputs vary
+    - saliency: mean |z dPhi/dz| of the channel, times E[e^2] relative to what its output varies
+    - importance: likewise with gamma, how many classes need the channel (CBQ)
     """
-
-    def __init__(
-        self, model: Model, layers: Layers, samples: Samples, indices: Indices, size: int, output: str
-    ) -> None:
-        self._model = model
-        self._layers = layers
-        self._output = output
-        self._rounded: dict[tuple[str, int], Channels] = {}
-        self._values: dict[str, tuple[bytes, Array]] = {}
-        self._batches = _replayable(samples, indices, size)
-
-    def __call__(self, plan: Plan) -> float:
-        """Share of samples whose class is predicted, in [0, 1]."""
-        weights = {layer.weight: self._weight(layer, plan.bits[layer.name]) for layer in self._layers}
-        session = Session(self._model.with_constants(weights))
-        hits = count = 0
-        for batch in self._batches():
-            scores = session.run(batch.feeds, [self._output])[self._output]
-            predictions = scores.reshape(len(scores), -1)[: batch.count].argmax(axis=1)
-            hits += int((predictions == batch.labels).sum())
-            count += batch.count
-        return hits / count
-
-    def _weight(self, layer: Layer, bits: Array) -> Array:
-        key = bits.tobytes()
-        known = self._values.get(layer.name)
-        if known is None or known[0] != key:
-            rows = np.empty((layer.channels, layer.weights_per_channel), np.float32)
-            for width in np.unique(bits):
-                chosen = bits == width
-                rows[chosen] = self._rows(layer, int(width)).values[chosen]
-            self._values[layer.name] = (key, layer.unrows(rows))
-        return self._values[layer.name][1]
-
-    def _rows(self, layer: Layer, width: int) -> Channels:
-        if (layer.name, width) not in self._rounded:
-            weight = self._model.constant(layer.weight)
-            assert weight is not None
-            rows = layer.rows(weight)
-            self._rounded[layer.name, width] = quantize_rows(rows, np.full(len(rows), width, np.int8))
-        return self._rounded[layer.name, width]
+    scores, sensitivity, tables = evidence.scores, evidence.sensitivity, evidence.tables
+    assert scores is not None
+    assert sensitivity is not None
+    assert tables is not None
+    shares = class_weights / class_weights.sum()
+    parts: dict[str, list[Array]] = {name: [] for name in ("sensitivity", "noise", "saliency", "importance")}
+    for layer in layers:
+        table, score = tables[layer.name], scores.by_layer[layer.name]
+        error = table.error.T
+        relative = error / np.maximum(table.power, np.finfo(np.float32).tiny)[:, None]
+        parts["sensitivity"].append(0.5 * (shares @ sensitivity[layer.name])[:, None] * error)
+        parts["noise"].append(error / max(float(table.power.sum()), np.finfo(np.float32).tiny))
+        parts["saliency"].append((shares @ score.saliency)[:, None] * relative)
+        parts["importance"].append((shares @ score.beta)[:, None] * relative)
+    return {name: np.concatenate(part) for name, part in parts.items()}
 
 
-def _replayable(samples: Samples, indices: Indices, size: int) -> Callable[[], Iterator[Batch]]:
-    """A function that gives the batches anew each time; they are kept in memory if they are small."""
-    one = samples.read(indices[:1])
-    if sum(value.nbytes for value in one.values()) * len(indices) > HELD_BYTES:
-        return lambda: samples.batches(indices, size)
-    kept = list(samples.batches(indices, size))
-    return lambda: iter(kept)
+def _per_layer(free: _Free, losses: Array) -> Array:
+    """Predicted loss of each layer at `CALIBRATION_BITS`, [layers]."""
+    sums = np.bincount(free.layer_of, losses[:, CALIBRATION_BITS], len(free.layers))
+    return np.maximum(sums, np.finfo(np.float32).tiny)
+
+
+def _measured_factors(free: _Free, losses: Array, loss: Callable[[Array], float]) -> Array:
+    """For each layer, the loss that it causes alone at `CALIBRATION_BITS`, measured, over the predicted one."""
+    finest = np.full(len(free.sizes), MOST_BITS)
+    base = loss(finest)
+    alone = [
+        loss(np.where(free.layer_of == layer, CALIBRATION_BITS, MOST_BITS)) - base for layer in range(len(free.layers))
+    ]
+    factors = np.array(alone) / _per_layer(free, losses)
+    # A layer that costs nothing by the measured samples is not free of charge.
+    positive = factors[factors > 0]
+    return np.maximum(factors, 0.01 * float(np.median(positive)) if positive.size else 1.0)

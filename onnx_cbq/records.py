@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from onnx_cbq.model import Array
+from onnx_cbq.model import Array, Model
 
 
 @dataclass(frozen=True)
@@ -199,6 +199,42 @@ class Plan:
         """sum(bits x weights) / sum(weights) over all layers, first and last included."""
         total = sum(int(self.bits[layer.name].sum(dtype=np.int64)) * layer.weights_per_channel for layer in layers)
         return total / layers.size
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A model whose tensors are what layers see once those in front are quantized.
+
+    Attributes:
+        model: gives the tensors.
+        names: tensor of the float model -> the one that stands for it, where it has another name.
+    """
+
+    model: Model
+    names: Mapping[str, str]
+
+    def name(self, tensor: str) -> str:
+        """What stands for a tensor of the float model."""
+        return self.names.get(tensor, tensor)
+
+
+@dataclass(frozen=True)
+class SearchReport:
+    """How a rate-distortion plan was found; losses are mean divergences from the float model, in nats.
+
+    Attributes:
+        criterion: the prediction whose plan was best.
+        measured: the measured loss of each criterion's plan.
+        loss: that of the plan in the end, after layers have traded bits.
+        exchanges: trades that were accepted.
+        plans: how many plans were measured.
+    """
+
+    criterion: str
+    measured: Mapping[str, float]
+    loss: float
+    exchanges: int
+    plans: int
 
 
 @dataclass(frozen=True)

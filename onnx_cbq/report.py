@@ -31,12 +31,25 @@ def result_table(result: Result, path: Path) -> RenderableType:
     table.add_row("same prediction, %", "", _percent(result.agreement))
     stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds.items())
     lines = [
+        *_search_lines(result),
         f"{path}: {after.samples:,} samples, of which {result.calibration_samples:,} were used to calibrate",
         f"seconds: {stages}",
         *(f"left float: {entry.name} ({entry.operator}): {entry.reason}" for entry in result.layers.left_float),
         *(f"note: {note}" for note in result.notes),
     ]
     return Group(table, *(Text(line) for line in lines))
+
+
+def _search_lines(result: Result) -> list[str]:
+    """Which criterion made the plan, and what the others got."""
+    search = result.search
+    if search is None:
+        return []
+    others = ", ".join(f"{name} {loss:.4f}" for name, loss in sorted(search.measured.items(), key=lambda kv: kv[1]))
+    return [
+        f"plan: {search.criterion}, divergence {search.loss:.4f} nats after {search.exchanges} trades between layers",
+        f"criteria before trading: {others}",
+    ]
 
 
 def evaluation_table(result: EvaluationResult) -> RenderableType:

@@ -13,7 +13,7 @@ from onnx import ModelProto
 from onnx_cbq.config import QuantizeConfig
 from onnx_cbq.emit.files import write_model
 from onnx_cbq.model import Model
-from onnx_cbq.records import Evaluation, Layers, Plan, Scores
+from onnx_cbq.records import Evaluation, Layers, Plan, Scores, SearchReport
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Result:
         plan: bits of every channel.
         layers: the layers, and what was left float.
         scores: class scores, if the method needs them.
+        search: how the plan was found, if by rate and distortion.
         reference, quantized: the float and the quantized model on all samples of the card.
         agreement: share of samples on which both predict the same class, in percent.
         class_names: in the order of the labels.
@@ -39,6 +40,7 @@ class Result:
     plan: Plan
     layers: Layers
     scores: Scores | None
+    search: SearchReport | None
     reference: Evaluation
     quantized: Evaluation
     agreement: float
@@ -77,6 +79,7 @@ class Result:
                 "quantized": evaluation_json(self.quantized, self.class_names),
                 "agreement": self.agreement,
                 "class_names": list(self.class_names),
+                "search": None if self.search is None else asdict(self.search),
                 "calibration_samples": self.calibration_samples,
                 "left_float": [asdict(entry) for entry in self.layers.left_float],
                 "notes": list(self.notes),

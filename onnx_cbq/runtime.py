@@ -38,6 +38,8 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = _LEVELS[optimization]
         options.log_severity_level = _FATAL_ONLY
+        # Threads that wait busily for the next run would slow down whatever else runs meanwhile, other sessions too.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         self._weights = _ort_values(model.weights) if isinstance(model, Model) else {}
         if self._weights:
             options.add_external_initializers(list(self._weights), list(self._weights.values()))

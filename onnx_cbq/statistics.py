@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from onnx_cbq.calibration.samples import Draw, Samples
-from onnx_cbq.model import Model
+import numpy as np
+
+from onnx_cbq.calibration.samples import Draw, Indices, Samples
+from onnx_cbq.model import Array, Model
 from onnx_cbq.progress import Progress, silent
 from onnx_cbq.quantize.activations import Histogram
-from onnx_cbq.runtime import Session
+from onnx_cbq.quantize.moments import Moments, MomentSums, combine, white
+from onnx_cbq.quantize.patches import has_rows, input_rows
+from onnx_cbq.records import Layer, Seen, Use
+from onnx_cbq.runtime import Feeds, Session
 
 
 def collect_histograms(
@@ -28,3 +34,74 @@ def collect_histograms(
         done += batch.count
         progress("activations", done, len(indices))
     return histograms
+
+
+@dataclass(frozen=True)
+class Run:
+    """Samples to run.
+
+    Attributes:
+        samples, indices: which.
+        size: how many at a time.
+        rows: how many layer inputs to take from them, at least one of each sample.
+        class_weights: what a sample counts, by its class.
+    """
+
+    samples: Samples
+    indices: Indices
+    size: int
+    rows: int
+    class_weights: Array
+
+
+def collect_moments(model: Model, seen: Seen | None, layers: Sequence[Layer], run: Run) -> Mapping[str, Moments]:
+    """Moments of the inputs of `layers` in the float `model`, by layer name.
+
+    `seen` is what they see instead of the model's tensors, None if the same. Memory: the moments, and the tensors of
+    one batch.
+    """
+    positions = -(-run.rows // len(run.indices))
+    aimed = _Tensors(model, [use.activation for layer in layers for use in layer.uses])
+    changed = seen and _Tensors(seen.model, [seen.name(use.activation) for layer in layers for use in layer.uses])
+    sums = {layer.name: [MomentSums(centred=use.bias is not None) for use in layer.uses] for layer in layers}
+    squares = dict.fromkeys((layer.name for layer in layers), 0.0)
+    for number, batch in enumerate(run.samples.batches(run.indices, run.size)):
+        values = aimed.run(batch.feeds)
+        others = changed.run(batch.feeds) if changed else values
+        # Samples that only fill up a fixed batch count nothing.
+        weights = np.zeros(len(next(iter(batch.feeds.values()))), np.float32)
+        weights[: batch.count] = run.class_weights[batch.labels]
+        for layer in layers:
+            for use, total in zip(layer.uses, sums[layer.name], strict=True):
+                x, y = values[use.activation], others[seen.name(use.activation) if seen else use.activation]
+                if has_rows(layer):
+                    _add_rows(total, (layer, use, positions, number), x, y, weights)
+                else:
+                    squares[layer.name] += float(np.square(y, dtype=np.float64).mean()) * batch.count / len(run.indices)
+    return {
+        layer.name: combine([total.moments() for total in sums[layer.name]])
+        if has_rows(layer)
+        else white(layer, squares[layer.name] / len(layer.uses))
+        for layer in layers
+    }
+
+
+def _add_rows(total: MomentSums, where: tuple[Layer, Use, int, int], x: Array, y: Array, weights: Array) -> None:
+    layer, use, positions, number = where
+    # Both see the same positions; every batch has its own.
+    aimed = input_rows(layer, use, x, positions, np.random.default_rng(number))
+    seen = aimed if y is x else input_rows(layer, use, y, positions, np.random.default_rng(number))
+    total.add(aimed, seen, np.repeat(weights, aimed.shape[1] // len(weights)))
+
+
+class _Tensors:
+    """Tensors of a model, graph inputs among them, for the real samples of each batch."""
+
+    def __init__(self, model: Model, names: Sequence[str]) -> None:
+        inputs = {spec.name for spec in model.inputs}
+        self._names = list(dict.fromkeys(names))
+        self._session = Session(model.with_graph(outputs=[n for n in self._names if n not in inputs] or model.outputs))
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        values = {**self._session.run(feeds), **feeds}
+        return {name: values[name] for name in self._names}

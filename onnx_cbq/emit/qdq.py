@@ -18,7 +18,7 @@ from onnx import NodeProto, helper
 
 from onnx_cbq.graph.placement import SATURATION, Placement
 from onnx_cbq.model import Array, Model
-from onnx_cbq.records import ActivationGrid, Layer, Layers, LayerWeights, Use
+from onnx_cbq.records import ActivationGrid, Layer, Layers, LayerWeights, Seen, Use
 
 LARGEST_CODE = 255
 
@@ -37,11 +37,14 @@ def emit_qdq(
     writer = _Writer(model, placement, grids)
     for layer in layers:
         writer.add_weight(layer, weights[layer.name])
-    for spec in model.inputs:
-        writer.quantize(spec.name, spec.name)
-    for node in model.nodes:
-        writer.add_node(node)
-    return writer.finish()
+    return writer.write()
+
+
+def simulate_activations(model: Model, placement: Placement, grids: Mapping[str, ActivationGrid]) -> Seen:
+    """`model` with the tensors of `placement` on their grids and the weights in float."""
+    writer = _Writer(model, placement, grids)
+    simulated = writer.write()
+    return Seen(simulated, writer.names())
 
 
 class _Writer:
@@ -92,6 +95,18 @@ class _Writer:
             self.quantize(output, self._read(node.input[0]))
         else:
             self._compute(node)
+
+    def write(self) -> Model:
+        """The whole model, once the weights have been added."""
+        for spec in self._model.inputs:
+            self.quantize(spec.name, spec.name)
+        for node in self._model.nodes:
+            self.add_node(node)
+        return self.finish()
+
+    def names(self) -> dict[str, str]:
+        """Float tensor -> what stands for it in the model written, where that has another name."""
+        return dict(self._floats)
 
     def finish(self) -> Model:
         """The model written, without the constants that nothing reads any more."""

@@ -56,12 +56,17 @@ def _use(model: Model, shapes: Shapes, node: NodeProto) -> Use | str:
     matrix_axis = rank - 2 if index == 0 else rank - 1
     channel_axis = matrix_axis if node.op_type in ("Gemm", "MatMul") else 1
     batch_axis = shapes.batch_axis[output]
-    bias = node.input[2] if len(node.input) > 2 and model.is_constant(node.input[2]) else None
+    bias = node.input[2] if len(node.input) > 2 and _is_vector(model, node.input[2]) else None
     if reason := _unfit(model, shapes, node, index, channel_axis):
         return reason
     assert batch_axis is not None
     sizes = _windows(node, shapes) if node.op_type in ("Conv", "ConvTranspose") else None
     return Use(output, node.input[1 - index], index, bias, channel_axis, batch_axis, shapes[output], sizes)
+
+
+def _is_vector(model: Model, name: str) -> bool:
+    value = model.constant(name)
+    return value is not None and value.ndim == 1
 
 
 def _windows(node: NodeProto, shapes: Shapes) -> Windows:

@@ -87,36 +87,73 @@ def fits_bits(codes: Array, bits: int) -> bool:
     return on_tread or on_rise
 
 
-def _best_of_both(rows: Array, bits: int) -> tuple[Array, Array]:
-    kinds = [mid_rise for mid_rise in (False, True) if (bits > 1 if not mid_rise else bits < MOST_BITS)]
-    results = [_fit(rows, bits, mid_rise=mid_rise) for mid_rise in kinds]
-    best = np.argmin([error for _, _, error in results], axis=0)
-    codes = np.choose(best[:, None], [codes for codes, _, _ in results])
-    return codes, np.choose(best, [scale for _, scale, _ in results])
+def has_grid(bits: Array, *, mid_rise: bool) -> Array:
+    """Whether there is a grid of that kind, by width; 0 bits counts as a mid-tread grid with one level."""
+    return (bits > 0) & (bits < MOST_BITS) if mid_rise else bits != 1
 
 
-def _fit(rows: Array, bits: int, *, mid_rise: bool) -> tuple[Array, Array, Array]:
-    """Codes, scale and squared error of each row on one grid."""
+@dataclass(frozen=True)
+class Grid:
+    """Levels of many rows at once: codes offset + k stride up to +-top, times scale; each field as the rows, [...]."""
+
+    scale: Array
+    top: Array
+    stride: Array
+    offset: Array
+
+    @staticmethod
+    def of(scale: Array, bits: Array, mid_rise: Array) -> Grid:
+        """The grids of `bits` bits; all three arrays have the shape of the rows."""
+        tread = np.left_shift(1, np.maximum(bits.astype(np.int32) - 1, 0)) - 1
+        rise = np.left_shift(1, bits.astype(np.int32)) - 1
+        top = np.where(mid_rise, rise, tread).astype(np.float32)
+        return Grid(scale, top, np.where(mid_rise, 2, 1).astype(np.float32), np.asarray(mid_rise, np.float32))
+
+    def nearest(self, values: Array) -> Array:
+        """The nearest level of each value; one value per row, [...]."""
+        codes = self.stride * np.rint((values / self.scale - self.offset) / self.stride) + self.offset
+        return np.asarray(np.clip(codes, -self.top, self.top) * self.scale)
+
+
+def search_scale(rows: Array, weights: Array, bits: int, *, mid_rise: bool) -> tuple[Array, Array, Array]:
+    """Codes, scale and error of each row on one grid: the scale of least weighted squared error, rounding to nearest.
+
+    Args:
+        rows: float32 [channels, n].
+        weights: what a squared error counts, broadcasts to [channels, n].
+        bits: the width of all rows.
+        mid_rise: which grid.
+    """
     reach = np.abs(rows).max(axis=1) / largest_code(bits, mid_rise=mid_rise)
     reach = np.where(reach > 0, reach, 1.0).astype(np.float32)
+    weights = np.broadcast_to(weights, rows.shape)
     best_error = np.full(len(rows), np.inf)
     best_scale = reach
     for ratio in _FINE_RATIOS if bits >= _FINE_BITS else _RATIOS:
         scale = reach * np.float32(ratio)
-        error = _squared_error(rows, round_to_grid(rows, scale, bits, mid_rise=mid_rise), scale)
+        error = _squared_error(rows, weights, round_to_grid(rows, scale, bits, mid_rise=mid_rise), scale)
         better = error < best_error
         best_error, best_scale = np.where(better, error, best_error), np.where(better, scale, best_scale)
     for _ in range(_REFITS):
         # With the codes fixed, the best scale is <w, c> / <c, c>; with that scale the codes may change again.
         codes = round_to_grid(rows, best_scale, bits, mid_rise=mid_rise).astype(np.float32)
-        scale = np.einsum("ck,ck->c", rows, codes) / np.maximum(np.einsum("ck,ck->c", codes, codes), 1e-30)
+        squares = np.einsum("ck,ck,ck->c", weights, codes, codes)
+        scale = np.einsum("ck,ck,ck->c", weights, rows, codes) / np.maximum(squares, 1e-30)
         scale = np.where(scale > 0, scale, best_scale).astype(np.float32)
-        error = _squared_error(rows, round_to_grid(rows, scale, bits, mid_rise=mid_rise), scale)
+        error = _squared_error(rows, weights, round_to_grid(rows, scale, bits, mid_rise=mid_rise), scale)
         better = error < best_error
         best_error, best_scale = np.where(better, error, best_error), np.where(better, scale, best_scale)
     return round_to_grid(rows, best_scale, bits, mid_rise=mid_rise), best_scale, best_error
 
 
-def _squared_error(rows: Array, codes: Array, scale: Array) -> Array:
+def _best_of_both(rows: Array, bits: int) -> tuple[Array, Array]:
+    kinds = [mid_rise for mid_rise in (False, True) if has_grid(np.array(bits), mid_rise=mid_rise)]
+    results = [search_scale(rows, np.ones(1, np.float32), bits, mid_rise=mid_rise) for mid_rise in kinds]
+    best = np.argmin([error for _, _, error in results], axis=0)
+    codes = np.choose(best[:, None], [codes for codes, _, _ in results])
+    return codes, np.choose(best, [scale for _, scale, _ in results])
+
+
+def _squared_error(rows: Array, weights: Array, codes: Array, scale: Array) -> Array:
     difference = codes * scale[:, None] - rows
-    return np.asarray(np.einsum("ck,ck->c", difference, difference))
+    return np.asarray(np.einsum("ck,ck,ck->c", weights, difference, difference))

@@ -20,7 +20,7 @@ def has_rows(layer: Layer) -> bool:
     Not so for a MatMul with a stack of weight matrices, nor for a ConvTranspose whose groups share their scales.
     """
     if layer.operator == "ConvTranspose":
-        return layer.repeats == 1 and (layer.groups == 1 or layer.channels == layer.groups)
+        return layer.repeats == 1 and layer.groups in (1, layer.channels)
     return layer.operator in ("Conv", "Gemm") or len(layer.weight_shape) == 2
 
 
@@ -32,16 +32,11 @@ def position_count(use: Use, samples: int) -> int:
 def input_rows(layer: Layer, use: Use, x: Array, positions: int, random: np.random.Generator) -> Array:
     """The rows under at most `positions` output positions per sample, the same ones for all samples of the batch.
 
-    x as the layer reads it -> [groups, rows, weights per channel]. Cost: the values of the result, gathered once.
+    x as the layer reads it -> [groups, rows, weights per channel], a sample's rows side by side. Cost: the values of
+    the result, gathered once.
     """
     if use.windows is None:
-        matrix = np.moveaxis(x, -2, -1) if use.weight_index == 0 else x
-        per_sample = matrix.size // matrix.shape[-1] // len(x) if use.batch_axis == 0 else 0
-        rows = matrix.reshape(-1, matrix.shape[-1])
-        if per_sample > positions:
-            chosen = _choose(per_sample, positions, random)
-            rows = matrix.reshape(len(x), per_sample, -1)[:, chosen].reshape(-1, matrix.shape[-1])
-        return rows[None]
+        return _vectors(layer, use, x, positions, random)
     transposed = layer.operator == "ConvTranspose"
     outputs = use.windows.inputs if transposed else use.windows.outputs
     chosen = _choose(math.prod(outputs), positions, random)
@@ -53,6 +48,21 @@ def input_rows(layer: Layer, use: Use, x: Array, positions: int, random: np.rand
     # [N, C, P, K] -> [groups, N P, C / groups * K]
     taken = padded[:, :, index].reshape(count, layer.groups, channels // layer.groups, *index.shape)
     return taken.transpose(1, 0, 3, 2, 4).reshape(layer.groups, count * len(chosen), -1)
+
+
+def _vectors(layer: Layer, use: Use, x: Array, positions: int, random: np.random.Generator) -> Array:
+    """The vectors that a Gemm or MatMul multiplies, [1, rows, n]."""
+    batch_axis = use.batch_axis
+    if use.weight_index == 0:
+        x = np.moveaxis(x, -2, -1)
+        batch_axis = min(batch_axis, x.ndim - 2)
+    # Samples and positions may share an axis, samples first.
+    merged = use.output_shape[use.batch_axis] // layer.samples
+    samples = x.shape[batch_axis] // merged
+    matrix = np.moveaxis(x, batch_axis, 0).reshape(samples, -1, x.shape[-1])
+    if matrix.shape[1] > positions:
+        matrix = matrix[:, _choose(matrix.shape[1], positions, random)]
+    return matrix.reshape(1, -1, x.shape[-1])
 
 
 def _choose(total: int, wanted: int, random: np.random.Generator) -> Array:

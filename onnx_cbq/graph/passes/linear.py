@@ -49,6 +49,13 @@ def fold_affine(model: Model, example: Example) -> Model:
     return from_surgeon(graph, model) if changed else model
 
 
+def own_biases(model: Model, example: Example) -> Model:
+    """Every Conv, ConvTranspose and Gemm gets a bias vector that no other node reads, so that it can be corrected."""
+    graph = to_surgeon(model)
+    changed = [_own_bias(node) for node in graph.nodes if node.op in ("Conv", "ConvTranspose", "Gemm")]
+    return from_surgeon(graph, model) if any(changed) else model
+
+
 def _fold_next(graph: Any, layer: Any) -> bool:
     """Fold the node behind `layer` into it; False if it is not an affine map per channel, or is not the only reader."""
     weight = constant_value(layer.inputs[1])
@@ -107,3 +114,21 @@ def _scale_channels(layer: Any, weight: Array, factor: Array) -> Array:
     shape = [1] * weight.ndim
     shape[axis] = -1
     return (weight * factor.reshape(shape)).astype(weight.dtype)
+
+
+def _own_bias(node: Any) -> bool:
+    weight = constant_value(node.inputs[1])
+    if weight is None:
+        return False
+    channels = _output_channels(node, weight)
+    if len(node.inputs) < 3:
+        set_constant(node, 2, np.zeros(channels, weight.dtype))
+        return True
+    bias = constant_value(node.inputs[2])
+    alone = len(node.inputs[2].outputs) == 1
+    if bias is None or (alone and bias.shape == (channels,)) or bias.size not in (1, channels):
+        return False
+    if bias.size == channels and bias.shape[-1] != channels:
+        return False
+    set_constant(node, 2, np.broadcast_to(bias.reshape(-1), (channels,)).copy())
+    return True

@@ -1,0 +1,56 @@
+"""Every width of every channel of a layer, rounded once: what a search looks up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_cbq.config import MOST_BITS, RoundingConfig
+from onnx_cbq.model import Array
+from onnx_cbq.quantize.fit import fit, make_problem
+from onnx_cbq.quantize.moments import Moments, mean_shift
+
+WIDTHS = MOST_BITS + 1
+
+
+@dataclass(frozen=True)
+class Table:
+    """One layer at every width 0 .. 8. Memory: 9 bytes per weight.
+
+    Attributes:
+        codes: int8 [widths, channels, n].
+        scale: float32 [widths, channels].
+        error: mean square of what rounding adds to the channel's output, float64 [widths, channels].
+        power: mean square of the channel's output, less its mean, float64 [channels].
+        shifts: for each use of the layer, what the bias takes up, float64 [widths, channels].
+    """
+
+    codes: Array
+    scale: Array
+    error: Array
+    power: Array
+    shifts: tuple[Array, ...]
+
+    def rows(self, bits: Array) -> Array:
+        """Quantized weights, float32 [channels, n]."""
+        channels = np.arange(len(bits))
+        return np.asarray(self.codes[bits, channels] * self.scale[bits, channels][:, None])
+
+    def shift(self, use: int, bits: Array) -> Array | None:
+        """What the bias of a use takes up, [channels]; None if it is not known."""
+        return np.asarray(self.shifts[use][bits, np.arange(len(bits))]) if self.shifts else None
+
+
+def make_table(rows: Array, moments: Moments, config: RoundingConfig) -> Table:
+    """Round weights [channels, n] to every width. Cost: about 100 n multiplications per weight."""
+    problem = make_problem(rows, moments, config)
+    fitted = [fit(problem, np.full(len(rows), width, np.int8), config) for width in range(WIDTHS)]
+    shifts = [mean_shift(moments, rows, f.channels.values) for f in fitted]
+    return Table(
+        codes=np.stack([f.channels.codes for f in fitted]),
+        scale=np.stack([f.channels.scale for f in fitted]),
+        error=np.stack([f.error for f in fitted]),
+        power=fitted[0].error,
+        shifts=tuple(np.stack(use) for use in zip(*shifts, strict=True)),
+    )

@@ -1,0 +1,120 @@
+"""From a plan to integer weights: layer after layer, each towards what repairs the layers in front of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+
+from onnx_cbq.calibration.samples import Draw
+from onnx_cbq.config import QuantizeConfig, RoundingConfig
+from onnx_cbq.model import Array, Model
+from onnx_cbq.progress import Progress, silent
+from onnx_cbq.quantize.fit import fit, make_problem
+from onnx_cbq.quantize.moments import mean_shift, part_slices
+from onnx_cbq.quantize.patches import has_rows
+from onnx_cbq.quantize.table import Table, make_table
+from onnx_cbq.quantize.weights import quantize_layer
+from onnx_cbq.records import Layer, Layers, LayerWeights, Plan, Seen
+from onnx_cbq.scoring import batch_size
+from onnx_cbq.statistics import Run, collect_moments
+from onnx_cbq.workload import Workload
+
+# Moments that are held at once.
+MOMENT_BYTES = 512 << 20
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Integer weights by layer, corrected biases by name, and what a user should know."""
+
+    weights: Mapping[str, LayerWeights]
+    biases: Mapping[str, Array]
+    notes: tuple[str, ...]
+
+
+def round_in_order(
+    model: Model,
+    simulated: Seen | None,
+    layers: Layers,
+    plan: Plan,
+    run: Run,
+    config: RoundingConfig,
+    progress: Progress = silent,
+) -> Rounded:
+    """Round every layer of `model` as planned, with the moments that the already quantized layers leave it.
+
+    `simulated` is the model with its activations on their grids, None if they stay float. Cost: a forward pass of both
+    models for each of `config.passes` groups of layers, and the solver's.
+    """
+    start = simulated or Seen(model, {})
+    weights: dict[str, LayerWeights] = {}
+    constants: dict[str, Array] = {}
+    biases: dict[str, Array] = {}
+    damped: list[str] = []
+    for group in _groups(layers, config.passes):
+        seen = Seen(start.model.with_constants(constants), start.names) if constants or simulated else None
+        moments = collect_moments(model, seen, group, run)
+        for layer in group:
+            rows = layer.rows(model.weight(layer.weight))
+            problem = make_problem(rows, moments[layer.name], config)
+            channels = fit(problem, plan.bits[layer.name], config).channels
+            if problem.damping > config.damping:
+                damped.append(f"{layer.name} ({problem.damping:g})")
+            weights[layer.name] = LayerWeights(layer.unrows(channels.codes), channels.scale, channels.bits)
+            constants[layer.weight] = layer.unrows(channels.values)
+            shifts = mean_shift(moments[layer.name], rows, channels.values)
+            for use, shift in zip(layer.uses, shifts, strict=False):
+                if use.bias is not None:
+                    biases[use.bias] = np.asarray(model.weight(use.bias) + shift, np.float32)
+        constants |= biases
+        progress("rounding", len(weights), len(layers))
+    notes = [f"more damping than {config.damping:g} was needed for: {', '.join(damped)}"] if damped else []
+    return Rounded(weights, biases, tuple(notes))
+
+
+def round_to_nearest(model: Model, layers: Layers, plan: Plan) -> Rounded:
+    """Round every layer to the nearest levels; biases stay."""
+    weights = {layer.name: quantize_layer(layer, model.weight(layer.weight), plan.bits[layer.name]) for layer in layers}
+    return Rounded(weights, {}, ())
+
+
+def run_of(work: Workload, drawn: Draw, config: RoundingConfig, class_weights: Array) -> Run:
+    """The samples drawn, in batches that fit, for moments."""
+    return Run(work.samples, drawn.indices, batch_size(work.layers), config.rows, class_weights)
+
+
+def make_tables(work: Workload, run: Run, config: QuantizeConfig, progress: Progress = silent) -> dict[str, Table]:
+    """Every layer at every width, by the moments of the float model; as many layers at once as `MOMENT_BYTES` allow."""
+    tables: dict[str, Table] = {}
+    pending = list(work.layers)
+    while pending:
+        sizes = np.cumsum([_moment_bytes(layer) for layer in pending])
+        count = max(int(np.searchsorted(sizes, MOMENT_BYTES, side="right")), 1)
+        chosen, pending = pending[:count], pending[count:]
+        moments = collect_moments(work.model, None, chosen, run)
+        for layer in chosen:
+            rows = layer.rows(work.model.weight(layer.weight))
+            tables[layer.name] = make_table(rows, moments[layer.name], config.compensation)
+            progress("tables", len(tables), len(work.layers))
+    return tables
+
+
+def _moment_bytes(layer: Layer) -> int:
+    groups = layer.groups if has_rows(layer) else 1
+    return 8 * groups * int(sum((s.stop - s.start) ** 2 for s in part_slices(layer.weights_per_channel)))
+
+
+def _groups(layers: Layers, most: int) -> list[Sequence[Layer]]:
+    """The layers in order, those that read the same tensor together, in at most `most` groups."""
+    groups: list[list[Layer]] = []
+    for layer in layers:
+        sources = {use.activation for use in layer.uses}
+        if groups and sources == {use.activation for use in groups[-1][0].uses}:
+            groups[-1].append(layer)
+        else:
+            groups.append([layer])
+    per_group = -(-len(groups) // most)
+    return [list(chain(*groups[start : start + per_group])) for start in range(0, len(groups), per_group)]

@@ -1,0 +1,147 @@
+"""Widths from rate and distortion: spend every bit where it lowers the predicted loss most.
+
+For channel c and width b there is a predicted loss D_c(b) and a rate b n_c. At a budget R the best widths minimise
+
+    sum_c D_c(b_c) + lambda sum_c n_c b_c
+
+for the smallest lambda >= 0 that meets R (Shoham and Gersho, 1988): every channel is on the convex hull of its curve.
+What the last step leaves over is spent one channel at a time.
+
+How the loss is predicted decides the result, and no criterion is best everywhere. So each criterion makes a plan, the
+*measured* loss of the quantized model picks one, and its layers then trade bits as long as the measured loss falls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_cbq.config import RateDistortionConfig
+from onnx_cbq.model import Array
+
+_BISECTIONS = 60
+
+
+@dataclass(frozen=True)
+class RatePlan:
+    """A plan and how it was found.
+
+    Attributes:
+        bits: int8 [channels].
+        criterion: name of the prediction that won.
+        measured: measured loss of each criterion's plan.
+        loss: measured loss of this plan.
+        exchanges: accepted exchanges between layers, of `tried`.
+    """
+
+    bits: Array
+    criterion: str
+    measured: Mapping[str, float]
+    loss: float
+    exchanges: int
+    tried: int
+
+
+def allocate(losses: Array, sizes: Array, budget: float, allowed: Array | None = None) -> Array:
+    """The widths of least total loss whose average is at most `budget`.
+
+    Args:
+        losses: predicted loss [channels, widths].
+        sizes: weights per channel [channels].
+        budget: average bits per weight.
+        allowed: bool [channels, widths]; all if left out.
+
+    Returns:
+        int8 [channels]; the narrowest allowed widths if even those exceed the budget.
+    """
+    widths = np.arange(losses.shape[1])
+    barred = np.zeros(losses.shape, bool) if allowed is None else ~allowed
+    losses = np.where(barred, np.inf, losses)
+    rate = np.where(barred, np.inf, sizes[:, None] * widths)
+    total = budget * sizes.sum() * (1 + 1e-12)
+
+    def at(price: float) -> Array:
+        with np.errstate(invalid="ignore"):
+            cost = np.where(barred, np.inf, losses + price * rate)
+        return np.asarray(cost.argmin(axis=1))
+
+    narrowest = rate.argmin(axis=1)
+    finite = losses[np.isfinite(losses)]
+    low, high = 0.0, max(float(finite.max() - finite.min()), np.finfo(np.float64).tiny) / float(sizes.min())
+    if sizes @ at(low) <= total:
+        return at(low).astype(np.int8)
+    bits = narrowest
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        candidate = at(middle)
+        if sizes @ candidate <= total:
+            high, bits = middle, candidate
+        else:
+            low = middle
+    return _spend_rest(losses, sizes, bits, total - sizes @ bits).astype(np.int8)
+
+
+def _spend_rest(losses: Array, sizes: Array, bits: Array, rest: float) -> Array:
+    """Widen channels, the best gain per bit first, while there are bits left."""
+    bits, channels = bits.copy(), np.arange(len(bits))
+    while True:
+        cost = sizes[:, None] * (np.arange(losses.shape[1]) - bits[:, None])
+        gain = losses[channels, bits][:, None] - losses
+        with np.errstate(divide="ignore", invalid="ignore"):
+            worth = np.where((cost > 0) & (cost <= rest) & (gain > 0), gain / cost, 0.0)
+        best = np.unravel_index(int(worth.argmax()), worth.shape)
+        if worth[best] <= 0:
+            return bits
+        rest -= cost[best]
+        bits[best[0]] = best[1]
+
+
+def search_plan(
+    criteria: Mapping[str, Array],
+    layer_of: Array,
+    sizes: Array,
+    allowed: Array,
+    budget: float,
+    measure: Callable[[Array], float],
+    config: RateDistortionConfig,
+) -> RatePlan:
+    """The best plan by measurement.
+
+    Args:
+        criteria: name -> predicted losses [channels, widths].
+        layer_of: the layer of each channel, [channels].
+        sizes: weights per channel [channels].
+        allowed: bool [channels, widths].
+        budget: average bits per weight.
+        measure: the loss of the model quantized by a plan (int8 [channels]), lower is better.
+        config: how much to measure.
+    """
+    known: dict[bytes, float] = {}
+
+    def loss_of(bits: Array) -> float:
+        key = bits.tobytes()
+        if key not in known:
+            known[key] = measure(bits)
+        return known[key]
+
+    plans = {name: allocate(losses, sizes, budget, allowed) for name, losses in criteria.items()}
+    measured = {name: loss_of(bits) for name, bits in plans.items()}
+    winner = min(measured, key=lambda name: measured[name])
+    bits, loss = plans[winner], measured[winner]
+    factors = np.ones(int(layer_of.max()) + 1)
+    exchanges, limit = 0, len(known) + config.exchanges
+    for strength in config.strengths:
+        for layer in range(len(factors)):
+            for factor in (strength, 1 / strength):
+                if len(known) >= limit:
+                    break
+                tried = factors.copy()
+                tried[layer] *= factor
+                candidate = allocate(criteria[winner] * tried[layer_of][:, None], sizes, budget, allowed)
+                if loss_of(candidate) < loss:
+                    bits, loss, factors = candidate, loss_of(candidate), tried
+                    exchanges += 1
+                    break
+    return RatePlan(bits, winner, measured, loss, exchanges, len(known) - len(measured))
