@@ -92,10 +92,10 @@ class RoundingConfig:
             the quantized layers in front of them give; deeper models share passes.
     """
 
-    damping: float = 0.01
+    damping: float = 0.005
     order: str = "falling"
-    refits: int = 2
-    sweeps: int = 2
+    refits: int = 3
+    sweeps: int = 3
     rows: int = 24_000
     passes: int = 32
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from onnx_cbq.calibration.samples import Draw, draw
-from onnx_cbq.config import QuantizeConfig
+from onnx_cbq.config import MOST_BITS, QuantizeConfig
 from onnx_cbq.emit.files import write_model
 from onnx_cbq.emit.metadata import StoredPlan, read_metadata, with_metadata
 from onnx_cbq.emit.qdq import emit_qdq, simulate_activations
@@ -215,7 +215,13 @@ def _activations(
     placement = place_activations(work.model, work.layers)
     size = batch_size(work.layers)
     histograms = collect_histograms(work.model, placement.measured, work.samples, drawn, size, progress)
-    return placement, {name: choose_grid(histogram) for name, histogram in histograms.items()}
+    # What layers multiply gets the width asked for; the model's own inputs and what is only added stay at 8 bits.
+    multiplied = {placement.grid_of(use.activation) for layer in work.layers for use in layer.uses}
+    narrow = multiplied - {spec.name for spec in work.model.inputs}
+    return placement, {
+        name: choose_grid(histogram, config.activation_bits if name in narrow else MOST_BITS, config.activation_range)
+        for name, histogram in histograms.items()
+    }
 
 
 def _round(

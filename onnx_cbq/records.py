@@ -183,10 +183,21 @@ class Scores:
 
 @dataclass(frozen=True)
 class ActivationGrid:
-    """How an activation is quantized: value = (code - zero_point) * scale, codes 0 .. 255."""
+    """How an activation is quantized: value = (code - zero_point) * scale, codes 0 .. 2^bits - 1."""
 
     scale: float
     zero_point: int
+    bits: int = 8
+
+    @property
+    def top(self) -> int:
+        """The largest code."""
+        return (1 << self.bits) - 1
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The lowest and the highest value."""
+        return -self.zero_point * self.scale, (self.top - self.zero_point) * self.scale
 
 
 @dataclass(frozen=True)

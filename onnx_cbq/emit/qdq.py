@@ -16,11 +16,10 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from onnx import NodeProto, helper
 
+from onnx_cbq.config import MOST_BITS
 from onnx_cbq.graph.placement import SATURATION, Placement
 from onnx_cbq.model import Array, Model
 from onnx_cbq.records import ActivationGrid, Layer, Layers, LayerWeights, Seen, Use
-
-LARGEST_CODE = 255
 
 
 def emit_qdq(
@@ -83,7 +82,12 @@ class _Writer:
 
     def quantize(self, name: str, source: str) -> None:
         """Put the float tensor `source`, which stands for `name`, on the grid of `name` if it has one."""
-        if name in self._grids:
+        grid = self._grids.get(name)
+        if grid is not None:
+            if grid.bits < MOST_BITS:
+                # The integers have room for more; any runtime must saturate at the same level.
+                ends = [self._pooled(np.array(end, np.float32), "end") for end in grid.ends]
+                source = self._add("Clip", [source, *ends], f"{name}_clipped")
             self._integers[name] = self._add("QuantizeLinear", [source, *self._parameters(name)], f"{name}_q")
 
     def add_node(self, node: NodeProto) -> None:
@@ -155,7 +159,7 @@ class _Writer:
         if node.op_type not in SATURATION or grid.zero_point != 0:
             return False
         high = self._model.constant(node.input[2]) if len(node.input) > 2 else None
-        return high is None or grid.scale * LARGEST_CODE <= float(high)
+        return high is None or grid.ends[1] <= float(high)
 
     def _read(self, name: str) -> str:
         """What a reader of the float tensor `name` reads now; its DequantizeLinear is written when first wanted."""

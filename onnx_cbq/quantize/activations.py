@@ -22,7 +22,9 @@ LEVELS = 256
 # More values than this at once are thinned out evenly before they are counted; minimum and maximum see all of them.
 LARGEST_COUNT = 1 << 20
 # Ends of the range are tried at these shares of the largest value seen.
-_SHARES = np.linspace(0.2, 1.0, 81)
+_SHARES = np.linspace(0.02, 1.0, 99)
+# What "percentile" cuts off at either end.
+_TAIL = 5e-5
 _SWEEPS = 3
 
 
@@ -56,35 +58,48 @@ class Histogram:
         return Histogram(counts, exponent, min(self.low, low), max(self.high, high))
 
 
-def choose_grid(histogram: Histogram) -> ActivationGrid:
-    """The 8-bit grid of least squared error for what the histogram counted; 0 is always a level.
+def choose_grid(histogram: Histogram, bits: int = 8, criterion: str = "mse") -> ActivationGrid:
+    """The grid of `bits` bits for what the histogram counted; 0 is always a level.
 
-    Values that are never negative get zero point 0. Otherwise the two ends move in turn. Cost: a few hundred passes
-    over the bins.
+    The criterion "mse" takes the range of least squared error, "percentile" the middle 99.99 % of the values, "minmax"
+    all of them. Values that are never negative get zero point 0. Cost: a few hundred passes over the bins.
     """
     used = np.flatnonzero(histogram.counts)
+    if histogram.high <= 0 <= histogram.low or not used.size:
+        return ActivationGrid(scale=1.0 / LEVELS, zero_point=0, bits=bits)
     counts = histogram.counts[used]
     centres = (used - _HALF + 0.5) * 2.0**histogram.exponent
-    if histogram.high <= 0 <= histogram.low or not used.size:
-        return ActivationGrid(scale=1.0 / LEVELS, zero_point=0)
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
+    if criterion == "percentile":
+        rank = np.cumsum(counts) / counts.sum()
+        low = max(low, min(float(centres[np.searchsorted(rank, _TAIL)]), 0.0)) if low < 0 else 0.0
+        high = min(high, max(float(centres[np.searchsorted(rank, 1 - _TAIL)]), 0.0))
+    elif criterion == "mse":
+        low, high = _least_error(counts, centres, (low, high), bits)
+    return _grid(low, high, bits)
+
+
+def _least_error(counts: Array, centres: Array, ends: tuple[float, float], bits: int) -> tuple[float, float]:
+    """The range of least squared error within `ends`; the two ends move in turn."""
+    low, high = ends
     best_low, best_high = low, high
     for _ in range(_SWEEPS):
-        best_high = min((share * high for share in _SHARES), key=lambda h: _error(counts, centres, best_low, h))
+        best_high = min((share * high for share in _SHARES), key=lambda h: _error(counts, centres, best_low, h, bits))
         if low == 0.0:
             break
-        best_low = min((share * low for share in _SHARES), key=lambda lo: _error(counts, centres, lo, best_high))
-    return _grid(best_low, best_high)
+        best_low = min((share * low for share in _SHARES), key=lambda lo: _error(counts, centres, lo, best_high, bits))
+    return best_low, best_high
 
 
-def _grid(low: float, high: float) -> ActivationGrid:
-    scale = max((high - low) / (LEVELS - 1), float(np.finfo(np.float32).smallest_normal))
-    return ActivationGrid(scale=float(np.float32(scale)), zero_point=int(np.clip(round(-low / scale), 0, LEVELS - 1)))
+def _grid(low: float, high: float, bits: int) -> ActivationGrid:
+    top = (1 << bits) - 1
+    scale = max((high - low) / top, float(np.finfo(np.float32).smallest_normal))
+    return ActivationGrid(float(np.float32(scale)), int(np.clip(round(-low / scale), 0, top)), bits)
 
 
-def _error(counts: Array, centres: Array, low: float, high: float) -> float:
-    grid = _grid(low, high)
-    codes = np.clip(np.rint(centres / grid.scale) + grid.zero_point, 0, LEVELS - 1)
+def _error(counts: Array, centres: Array, low: float, high: float, bits: int) -> float:
+    grid = _grid(low, high, bits)
+    codes = np.clip(np.rint(centres / grid.scale) + grid.zero_point, 0, grid.top)
     difference = (codes - grid.zero_point) * grid.scale - centres
     return float(counts @ (difference * difference))
 
