@@ -103,6 +103,26 @@ def quantize(
             metavar="NAME=BITS", help="Width that a layer keeps, by name or pattern; repeatable.", show_default="none"
         ),
     ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,C", help="The only classes that matter; the rest may degrade.", show_default="all"),
+    ] = None,
+    class_weight: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=W", help="What samples of a class count; repeatable.", show_default="1 each"),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            metavar="POINTS",
+            help="Find the fewest bits that lose no more accuracy, in place of --bits.",
+            show_default="no limit",
+        ),
+    ] = None,
+    max_class_drop: Annotated[
+        float | None,
+        typer.Option(metavar="POINTS", help="No class may lose more accuracy than this.", show_default="no limit"),
+    ] = None,
     activation_bits: Annotated[int, typer.Option(metavar="2..8|0", help="One width for all; 0 leaves them float.")] = 8,
     activation_range: Annotated[
         str, typer.Option(metavar="|".join(RANGES), help="mse: the range of least squared error.")
@@ -121,6 +141,10 @@ def quantize(
         method=method,
         rounding=rounding,
         keep=tuple(_named_number("--keep", entry, int) for entry in keep or ()),
+        classes=None if classes is None else tuple(name.strip() for name in classes.split(",")),
+        class_weights=tuple(_named_number("--class-weight", entry, float) for entry in class_weight or ()),
+        max_drop=max_drop,
+        max_class_drop=max_class_drop,
         activation_bits=activation_bits,
         activation_range=activation_range,
         samples=samples or None,

@@ -120,6 +120,10 @@ class QuantizeConfig:
         keep: (pattern, bits) pairs: layers whose names match a pattern keep that width, as in a shell.
         activation_bits: 2 to 8, or 0 to leave activations float.
         activation_range: "mse" (least squared error), "percentile" (99.99 % of the values) or "minmax".
+        classes: names of the only classes that matter; None for all.
+        class_weights: (name, weight) pairs: what the samples of a class count beside those of others.
+        max_drop: points of accuracy that may be lost; the fewest bits that keep it are found, and `bits` is ignored.
+        max_class_drop: points of accuracy that any class may lose.
         samples: how many calibration samples are drawn, evenly from the classes; None for all.
         seed: decides which samples are drawn.
         logits: name of the output that holds the class scores; None if only one can be meant.
@@ -132,6 +136,10 @@ class QuantizeConfig:
     keep: tuple[tuple[str, int], ...] = ()
     activation_bits: int = MOST_BITS
     activation_range: str = "mse"
+    classes: tuple[str, ...] | None = None
+    class_weights: tuple[tuple[str, float], ...] = ()
+    max_drop: float | None = None
+    max_class_drop: float | None = None
     samples: int | None = 1000
     seed: int = 0
     logits: str | None = None
@@ -151,6 +159,12 @@ class QuantizeConfig:
         widths = (0, *range(2, MOST_BITS + 1))
         _check(self.activation_bits in widths, "--activation-bits", "2 to 8, or 0 for float", self.activation_bits)
         _check(self.activation_range in RANGES, "--activation-range", _either(RANGES), self.activation_range)
+        for name, weight in self.class_weights:
+            _check(0 <= weight < float("inf"), f"--class-weight {name}", "a number of at least 0", weight)
+        for option, limit in (("--max-drop", self.max_drop), ("--max-class-drop", self.max_class_drop)):
+            _check(limit is None or 0 <= limit <= 100, option, "points of accuracy, 0 to 100", limit)
+            searched = limit is None or self.method == "rate-distortion"
+            _check(searched, option, "--method rate-distortion beside it", self.method)
         _check(self.samples is None or self.samples > 0, "--samples", "a number above 0", self.samples)
         _check(self.seed >= 0, "--seed", "a number of at least 0", self.seed)
 

@@ -14,7 +14,7 @@ from onnx_cbq.graph.logits import Logits
 from onnx_cbq.model import Array, Model
 from onnx_cbq.quantize.grid import Channels, quantize_rows
 from onnx_cbq.quantize.table import Table
-from onnx_cbq.records import Layer, Layers, Plan
+from onnx_cbq.records import Layer, Layers, Plan, Seen
 from onnx_cbq.runtime import Session
 
 # Samples that plans are measured on stay in memory up to this size, and are read again for every plan beyond it.
@@ -99,24 +99,41 @@ class PlanMeasure:
     """Measures plans, activations in float. A layer whose widths stay as they were is not rounded again."""
 
     def __init__(
-        self, model: Model, layers: Layers, held: tuple[Samples, Indices, int], logits: Logits, rounder: Rounder
+        self,
+        model: Model,
+        layers: Layers,
+        held: tuple[Samples, Indices, int],
+        logits: Logits,
+        rounder: Rounder | None,
+        seen: Seen | None = None,
     ) -> None:
-        self._model = model.with_graph(outputs=dict.fromkeys((logits.tensor, logits.output)))
+        """`seen` is the model to measure where it is not the float model; without `rounder` only `run` works."""
+        start = seen or Seen(model, {})
+        self._names = (start.name(logits.tensor), start.name(logits.output))
+        self._model = start.model.with_graph(outputs=dict.fromkeys(self._names))
+        self._source = model
         self._layers = layers
         self._logits = logits
         self._rounder = rounder
         self._values: dict[str, tuple[bytes, dict[str, Array]]] = {}
         self._batches = replayable(*held)
-        self._reference = [log_softmax(scores, axis=1) for scores, _, _ in self._run(self._model)]
+        reference = model.with_graph(outputs=dict.fromkeys((logits.tensor, logits.output)))
+        self._reference = [
+            log_softmax(scores, axis=1) for scores, _, _ in self._run(reference, (logits.tensor, logits.output))
+        ]
 
     def __call__(self, plan: Plan) -> Measured:
         """Run the model that `plan` makes over the held-back samples."""
         constants: dict[str, Array] = {}
         for layer in self._layers:
             constants |= self._constants(layer, plan.bits[layer.name])
+        return self.run(constants)
+
+    def run(self, constants: Mapping[str, Array]) -> Measured:
+        """Run the model with some constants replaced over the held-back samples."""
         counts, hits, divergence = np.zeros((3, self._logits.classes))
         for reference, (scores, predictions, batch) in zip(
-            self._reference, self._run(self._model.with_constants(constants)), strict=True
+            self._reference, self._run(self._model.with_constants(constants), self._names), strict=True
         ):
             difference = reference - log_softmax(scores, axis=1)
             np.add.at(counts, batch.labels, 1)
@@ -124,18 +141,16 @@ class PlanMeasure:
             np.add.at(divergence, batch.labels, (np.exp(reference) * difference).sum(axis=1))
         return Measured(counts, hits, divergence)
 
-    def _run(self, model: Model) -> Iterator[tuple[Array, Array, Batch]]:
+    def _run(self, model: Model, names: tuple[str, str]) -> Iterator[tuple[Array, Array, Batch]]:
         """Logits [count, classes] in float64, predictions [count] and the batch itself."""
         session = Session(model)
         for batch in self._batches():
             values = session.run(batch.feeds)
-            logits, output = (
-                values[name].reshape(len(values[name]), -1)[: batch.count]
-                for name in (self._logits.tensor, self._logits.output)
-            )
+            logits, output = (values[name].reshape(len(values[name]), -1)[: batch.count] for name in names)
             yield logits.astype(np.float64), output.argmax(axis=1), batch
 
     def _constants(self, layer: Layer, bits: Array) -> dict[str, Array]:
+        assert self._rounder is not None
         key = bits.tobytes()
         known = self._values.get(layer.name)
         if known is None or known[0] != key:
@@ -143,7 +158,7 @@ class PlanMeasure:
             for i, use in enumerate(layer.uses):
                 shift = self._rounder.shift(layer, i, bits) if use.bias else None
                 if shift is not None:
-                    bias = self._model.weight(str(use.bias))
+                    bias = self._source.weight(str(use.bias))
                     constants[str(use.bias)] = (bias + shift).astype(np.float32)
             self._values[layer.name] = (key, constants)
         return self._values[layer.name][1]

@@ -3,38 +3,29 @@
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-
 from onnx_cbq.calibration.samples import Draw, draw
-from onnx_cbq.config import MOST_BITS, QuantizeConfig
+from onnx_cbq.config import QuantizeConfig
 from onnx_cbq.emit.files import write_model
 from onnx_cbq.emit.metadata import StoredPlan, read_metadata, with_metadata
-from onnx_cbq.emit.qdq import emit_qdq, simulate_activations
-from onnx_cbq.errors import CalibrationError
+from onnx_cbq.emit.qdq import emit_qdq
 from onnx_cbq.graph.layers import find_layers
 from onnx_cbq.graph.load import load
 from onnx_cbq.graph.logits import find_logits
 from onnx_cbq.graph.normalise import normalise
-from onnx_cbq.graph.placement import NO_ACTIVATIONS, Placement, place_activations
 from onnx_cbq.graph.shapes import Example
+from onnx_cbq.limits import meet_limits
 from onnx_cbq.model import Model
-from onnx_cbq.planning import gather_evidence, make_measure, make_plan
-from onnx_cbq.progress import Progress, silent
-from onnx_cbq.quantize.activations import choose_grid
-from onnx_cbq.quantize.weights import leave_room_for_bias
-from onnx_cbq.records import ActivationGrid, Evaluation, Layers, LayerWeights, Plan, Scores
+from onnx_cbq.progress import Clock, Progress, silent
+from onnx_cbq.records import Evaluation, Layers, LayerWeights, Scores
 from onnx_cbq.result import EvaluationResult, Result
-from onnx_cbq.rounding import Rounded, round_in_order, round_to_nearest, run_of
 from onnx_cbq.runtime import versions
-from onnx_cbq.scoring import batch_size, score_channels, scoring_graph
-from onnx_cbq.statistics import Run, collect_histograms
+from onnx_cbq.scoring import score_channels, scoring_graph
+from onnx_cbq.solving import make_setting, solve
 from onnx_cbq.verify import Comparison, check_file, compare
 from onnx_cbq.workload import (
     DataSource,
@@ -66,23 +57,13 @@ def quantize(
     clock = Clock()
     with clock.stage("load"):
         work = prepare(model, data, config.logits)
-        drawn = draw(work.samples, work.class_names, config.samples, config.seed)
-        train, held = _split(drawn, config)
-        class_weights = np.ones(work.logits.classes)
-    with clock.stage("statistics"):
-        evidence = gather_evidence(work, train, config, class_weights, progress)
-    with clock.stage("search"):
-        measure = make_measure(work, held, evidence) if config.held_back else None
-        planned = make_plan(work, evidence, measure, config, class_weights, progress)
-    with clock.stage("activations"):
-        placement, grids = _activations(work, drawn, config, progress)
-    with clock.stage("rounding"):
-        run = run_of(work, drawn, config.compensation, class_weights)
-        rounded = _round(work, planned.plan, (placement, grids), run, config, progress)
-        plan = Plan({name: layer.bits for name, layer in rounded.weights.items()})
+    setting = make_setting(work, config, clock, progress)
+    limited = config.max_drop is not None or config.max_class_drop is not None
+    solution, seen = meet_limits(setting, clock, progress) if limited else (solve(setting, clock, progress), ())
+    rounded, plan = solution.rounded, solution.plan
     with clock.stage("emit"):
         corrected = work.model.with_constants(rounded.biases)
-        output = emit_qdq(corrected, work.layers, rounded.weights, placement, grids)
+        output = emit_qdq(corrected, work.layers, rounded.weights, setting.placement, setting.grids)
         output = with_metadata(output, work.layers, plan, config.method, _versions()["onnx-cbq"])
     with clock.stage("verify"):
         comparison = _verify(work, output, rounded.weights, progress)
@@ -90,15 +71,15 @@ def quantize(
         model=output,
         plan=plan,
         layers=work.layers,
-        scores=evidence.scores,
-        search=planned.search,
+        scores=setting.evidence.scores,
+        search=solution.planned.search,
         reference=comparison.evaluations[0],
         quantized=comparison.evaluations[1],
         agreement=comparison.agreements[1],
         class_names=work.class_names,
-        calibration_samples=len(drawn.indices),
+        calibration_samples=len(setting.drawn.indices),
         seconds=clock.seconds,
-        notes=(*work.notes, *drawn.notes, *planned.notes, *rounded.notes),
+        notes=(*work.notes, *setting.drawn.notes, *solution.planned.notes, *rounded.notes, *seen),
         versions=_versions(),
         config=config,
     )
@@ -175,79 +156,9 @@ def inspect(model: ModelSource) -> Inspection:
     return Inspection(find_layers(normalised, example.shapes(normalised)), None)
 
 
-class Clock:
-    """Seconds per stage, in the order of the stages."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time what happens inside."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - start
-
-
-def _split(drawn: Draw, config: QuantizeConfig) -> tuple[Draw, Draw]:
-    """The samples to score channels with, and those that plans are measured on."""
-    if not config.held_back:
-        return drawn, drawn
-    train, held = drawn.split(config.held_back)
-    if not len(held.indices):
-        raise CalibrationError(
-            "no class has two samples, one to score channels and one to measure plans; give more samples, "
-            "or use --method uniform"
-        )
-    return train, held
-
-
 def _scores(work: Workload, drawn: Draw, config: QuantizeConfig, progress: Progress) -> Scores:
     graph = scoring_graph(work.model, work.layers, work.logits, work.example, config.scoring)
     return score_channels(graph, work.layers, work.samples, drawn, work.class_names, progress)
-
-
-def _activations(
-    work: Workload, drawn: Draw, config: QuantizeConfig, progress: Progress
-) -> tuple[Placement, Mapping[str, ActivationGrid]]:
-    if not config.activation_bits:
-        return NO_ACTIVATIONS, {}
-    placement = place_activations(work.model, work.layers)
-    size = batch_size(work.layers)
-    histograms = collect_histograms(work.model, placement.measured, work.samples, drawn, size, progress)
-    # What layers multiply gets the width asked for; the model's own inputs and what is only added stay at 8 bits.
-    multiplied = {placement.grid_of(use.activation) for layer in work.layers for use in layer.uses}
-    narrow = multiplied - {spec.name for spec in work.model.inputs}
-    return placement, {
-        name: choose_grid(histogram, config.activation_bits if name in narrow else MOST_BITS, config.activation_range)
-        for name, histogram in histograms.items()
-    }
-
-
-def _round(
-    work: Workload,
-    plan: Plan,
-    activations: tuple[Placement, Mapping[str, ActivationGrid]],
-    run: Run,
-    config: QuantizeConfig,
-    progress: Progress,
-) -> Rounded:
-    """Integer weights as planned, with room for the biases beside them."""
-    placement, grids = activations
-    if config.rounding == "compensate":
-        simulated = simulate_activations(work.model, placement, grids) if grids else None
-        rounded = round_in_order(work.model, simulated, work.layers, plan, run, config.compensation, progress)
-    else:
-        rounded = round_to_nearest(work.model, work.layers, plan)
-    corrected = work.model.with_constants(rounded.biases)
-    weights = dict(rounded.weights)
-    for layer in work.layers:
-        for use in layer.uses:
-            grid = grids.get(placement.grid_of(use.activation))
-            if grid is not None and use.bias is not None:
-                bias = corrected.weight(use.bias)
-                weights[layer.name] = leave_room_for_bias(layer, weights[layer.name], bias, grid.scale)
-    return replace(rounded, weights=weights)
 
 
 def _verify(work: Workload, output: Model, weights: Mapping[str, LayerWeights], progress: Progress) -> Comparison:

@@ -34,6 +34,16 @@ class Rounded:
     biases: Mapping[str, Array]
     notes: tuple[str, ...]
 
+    def constants(self, layers: Layers) -> dict[str, Array]:
+        """The float model's constants with these weights and biases in place of its own."""
+        weights = {
+            layer.weight: layer.unrows(
+                layer.rows(self.weights[layer.name].codes) * self.weights[layer.name].scale[:, None]
+            )
+            for layer in layers
+        }
+        return {**weights, **self.biases}
+
 
 def round_in_order(
     model: Model,

@@ -171,21 +171,26 @@ class Draw:
         return replace(self, by_class=first), Draw(second)
 
 
-def draw(samples: Samples, names: Sequence[str], count: int | None, seed: int) -> Draw:
+def draw(
+    samples: Samples, names: Sequence[str], count: int | None, seed: int, among: Sequence[int] | None = None
+) -> Draw:
     """`count` samples (None: all, up to the card's limit), as evenly as the classes allow, shuffled within each class.
 
-    A class that has fewer than its share gives all it has; the rest is not made up by others, and a note says so.
+    With `among`, only those classes are drawn from. A class that has fewer than its share gives all it has; the rest is
+    not made up by others, and a note says so.
 
     Raises:
         CalibrationError: `count` is less than one sample per class.
     """
     classes, limit = len(names), samples.data.card.limit
-    if count is not None and count < classes:
-        raise CalibrationError(f"--samples {count}: the model has {classes} classes; expected at least one of each")
+    chosen = np.arange(classes) if among is None else np.asarray(among)
+    if count is not None and count < len(chosen):
+        raise CalibrationError(f"--samples {count}: there are {len(chosen)} classes; expected at least one of each")
     random = np.random.default_rng(seed)
-    wanted = np.full(classes, len(samples.labels) if count is None else count // classes)
+    wanted = np.zeros(classes, np.int64)
+    wanted[chosen] = len(samples.labels) if count is None else count // len(chosen)
     if count is not None:
-        wanted[random.permutation(classes)[: count % classes]] += 1
+        wanted[random.permutation(chosen)[: count % len(chosen)]] += 1
     if limit is not None:
         wanted = np.minimum(wanted, limit)
     order = random.permutation(len(samples.labels))

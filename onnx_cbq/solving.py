@@ -1,0 +1,178 @@
+"""From what was gathered once to any number of solutions: a plan and the integer weights that it makes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from onnx_cbq.calibration.samples import Draw, draw
+from onnx_cbq.config import MOST_BITS, QuantizeConfig
+from onnx_cbq.emit.qdq import simulate_activations
+from onnx_cbq.errors import CalibrationError, ConfigError
+from onnx_cbq.graph.placement import NO_ACTIVATIONS, Placement, place_activations
+from onnx_cbq.measure import PlanMeasure
+from onnx_cbq.model import Array
+from onnx_cbq.planning import Evidence, Planned, gather_evidence, make_measure, make_plan
+from onnx_cbq.progress import Clock, Progress
+from onnx_cbq.quantize.activations import choose_grid
+from onnx_cbq.quantize.weights import leave_room_for_bias
+from onnx_cbq.records import ActivationGrid, Plan, Seen
+from onnx_cbq.rounding import Rounded, round_in_order, round_to_nearest, run_of
+from onnx_cbq.scoring import batch_size
+from onnx_cbq.statistics import collect_histograms
+from onnx_cbq.workload import Workload
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What solutions are made from.
+
+    Attributes:
+        drawn: the calibration samples; `held` those of them that plans are measured on.
+        class_weights: what a sample counts, by its class, [classes].
+        measure: of plans; None for a method that measures none.
+        placement, grids: activations that are quantized, and how.
+        simulated: the float model with them quantized; None if there are none.
+    """
+
+    work: Workload
+    config: QuantizeConfig
+    drawn: Draw
+    class_weights: Array
+    evidence: Evidence
+    measure: PlanMeasure | None
+    placement: Placement
+    grids: Mapping[str, ActivationGrid]
+    simulated: Seen | None
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A plan and the weights that it makes."""
+
+    planned: Planned
+    rounded: Rounded
+
+    @property
+    def plan(self) -> Plan:
+        """The bits that the weights have in the end."""
+        return Plan({name: layer.bits for name, layer in self.rounded.weights.items()})
+
+
+def make_setting(work: Workload, config: QuantizeConfig, clock: Clock, progress: Progress) -> Setting:
+    """Draw the samples and run everything over them that does not depend on the budget.
+
+    Raises:
+        OnnxCbqError: the samples are too few, a class is unknown, or an operator has no gradient rule.
+    """
+    weights = class_weights(work.class_names, config)
+    with clock.stage("statistics"):
+        among = None if config.classes is None else np.flatnonzero(weights).tolist()
+        drawn = draw(work.samples, work.class_names, config.samples, config.seed, among)
+        train, held = _split(drawn, config)
+        evidence = gather_evidence(work, train, config, weights, progress)
+        measure = make_measure(work, held, evidence) if config.held_back else None
+    with clock.stage("activations"):
+        placement, grids = _activations(work, drawn, config, progress)
+        simulated = simulate_activations(work.model, placement, grids) if grids else None
+    return Setting(work, config, drawn, weights, evidence, measure, placement, grids, simulated)
+
+
+def solve(setting: Setting, clock: Clock, progress: Progress) -> Solution:
+    """Search a plan for `setting.config.bits` and round the weights by it.
+
+    Raises:
+        ConfigError: the layers that are kept leave nothing to meet the budget with.
+    """
+    work, config = setting.work, setting.config
+    with clock.stage("search"):
+        planned = make_plan(work, setting.evidence, setting.measure, config, setting.class_weights, progress)
+    with clock.stage("rounding"):
+        return Solution(planned, _round(setting, planned.plan, progress))
+
+
+def with_bits(setting: Setting, bits: float, class_weights: Array, *, trade: bool = True) -> Setting:
+    """The same setting with another budget and other class weights; without `trade`, layers do not trade bits."""
+    search = setting.config.search if trade else replace(setting.config.search, exchanges=0)
+    return replace(setting, config=replace(setting.config, bits=bits, search=search), class_weights=class_weights)
+
+
+def class_weights(names: Sequence[str], config: QuantizeConfig) -> Array:
+    """What a sample of each class counts: 1, unless the settings say otherwise.
+
+    Raises:
+        ConfigError: a class is unknown.
+    """
+    chosen = names if config.classes is None else config.classes
+    weights = np.zeros(len(names))
+    weights[[class_index(names, name, "--classes") for name in chosen]] = 1.0
+    for name, weight in config.class_weights:
+        weights[class_index(names, name, "--class-weight")] *= weight
+    if not weights.any():
+        raise ConfigError("--class-weight: every class that counts has weight 0; give one a weight above 0")
+    return weights
+
+
+def class_index(names: Sequence[str], name: str, option: str) -> int:
+    """The position of a class.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name in names:
+        return list(names).index(name)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"the classes are: {', '.join(names[:10])}"
+    raise ConfigError(f"{option} {name!r}: no such class; {hint}")
+
+
+def _split(drawn: Draw, config: QuantizeConfig) -> tuple[Draw, Draw]:
+    """The samples to gather statistics from, and those that plans are measured on."""
+    if not config.held_back:
+        return drawn, drawn
+    train, held = drawn.split(config.held_back)
+    if not len(held.indices):
+        raise CalibrationError(
+            "no class has two samples, one to score channels and one to measure plans; give more samples, "
+            "or use --method uniform"
+        )
+    return train, held
+
+
+def _activations(
+    work: Workload, drawn: Draw, config: QuantizeConfig, progress: Progress
+) -> tuple[Placement, Mapping[str, ActivationGrid]]:
+    if not config.activation_bits:
+        return NO_ACTIVATIONS, {}
+    placement = place_activations(work.model, work.layers)
+    size = batch_size(work.layers)
+    histograms = collect_histograms(work.model, placement.measured, work.samples, drawn, size, progress)
+    # What layers multiply gets the width asked for; the model's own inputs and what is only added stay at 8 bits.
+    multiplied = {placement.grid_of(use.activation) for layer in work.layers for use in layer.uses}
+    narrow = multiplied - {spec.name for spec in work.model.inputs}
+    return placement, {
+        name: choose_grid(histogram, config.activation_bits if name in narrow else MOST_BITS, config.activation_range)
+        for name, histogram in histograms.items()
+    }
+
+
+def _round(setting: Setting, plan: Plan, progress: Progress) -> Rounded:
+    """Integer weights as planned, with room for the biases beside them."""
+    work, config = setting.work, setting.config
+    if config.rounding == "compensate":
+        run = run_of(work, setting.drawn, config.compensation, setting.class_weights)
+        rounded = round_in_order(work.model, setting.simulated, work.layers, plan, run, config.compensation, progress)
+    else:
+        rounded = round_to_nearest(work.model, work.layers, plan)
+    corrected = work.model.with_constants(rounded.biases)
+    weights = dict(rounded.weights)
+    for layer in work.layers:
+        for use in layer.uses:
+            grid = setting.grids.get(setting.placement.grid_of(use.activation))
+            if grid is not None and use.bias is not None:
+                bias = corrected.weight(use.bias)
+                weights[layer.name] = leave_room_for_bias(layer, weights[layer.name], bias, grid.scale)
+    return replace(rounded, weights=weights)
