@@ -106,14 +106,14 @@ def float_table(layers: Layers) -> RenderableType:
 def plan_table(stored: StoredPlan) -> RenderableType:
     """How many channels of each layer have which width."""
     widths = sorted({int(width) for layer in stored.layers.values() for width in layer.bits})
-    table = _table("layer", "operator", "weight", "average", *(f"{width} bit" for width in widths))
+    table = _table("layer", "operator", "weight", "average", *map(str, widths))
     for name, layer in stored.layers.items():
         counts = Counter(layer.bits.tolist())
         shape = "x".join(map(str, layer.shape))
         columns = (str(counts[width] or "") for width in widths)
         table.add_row(name, layer.operator, shape, f"{layer.bits.mean():.2f}", *columns)
     title = f"made by onnx-cbq {stored.version}, method {stored.method}, {stored.average_bits:.3f} bits per weight"
-    return Group(table, Text(title))
+    return Group(table, Text("columns of a number: channels that have so many bits"), Text(title))
 
 
 def _table(first: str, *columns: str) -> Table:

@@ -315,9 +315,15 @@ def test_bad_data(tmp_path: Path, out: Path, command: Command, case: str) -> Non
         (("--bits", "nan"), "--bits: expected a number above 0 and up to 8, got nan"),
         (("--bits", "3.5", "--method", "uniform"), "--bits: expected a whole number with --method uniform, got 3.5"),
         (("--method", "best"), "--method: expected "),
-        (("--activation-bits", "4"), "--activation-bits: expected 8, or 0 for float, got 4"),
+        (("--activation-bits", "1"), "--activation-bits: expected 2 to 8, or 0 for float, got 1"),
+        (("--activation-bits", "9"), "--activation-bits: expected 2 to 8, or 0 for float, got 9"),
+        (("--activation-range", "max"), "--activation-range: expected mse or percentile or minmax, got max"),
+        (("--rounding", "up"), "--rounding: expected compensate or nearest, got up"),
+        (("--keep", "12=9"), "--keep 12: expected 0 to 8 bits, got 9"),
+        (("--keep", "12"), "--keep 12: expected NAME=NUMBER"),
+        (("--keep", "12=four"), "--keep 12=four: expected NAME=NUMBER"),
         (("--samples", "-1"), "--samples: expected a number above 0, got -1"),
-        (("--samples", "9"), "--samples 9: the model has 10 classes; expected at least one of each"),
+        (("--samples", "9"), "--samples 9: there are 10 classes; expected at least one of each"),
         (("--samples", "10"), "no class has two samples"),
         (("--seed", "-1"), "--seed: expected a number of at least 0, got -1"),
         (("--logits", "nothing"), "--logits 'nothing': the model has no such tensor; its outputs: logits"),
@@ -452,16 +458,18 @@ def test_disk_full_while_writing_scores(out: Path, command: Command, monkeypatch
 
 
 STAGES = (
-    "prepare",
-    "draw",
-    "_scores",
-    "_plan",
-    "_activations",
-    "_weights",
-    "emit_qdq",
-    "_verify",
-    "check_file",
-    "compare",
+    "pipeline.prepare",
+    "solving.draw",
+    "planning.score_channels",
+    "planning.make_tables",
+    "planning.fisher_squares",
+    "solving.make_measure",
+    "solving.collect_histograms",
+    "solving.make_plan",
+    "rounding.collect_moments",
+    "pipeline.emit_qdq",
+    "pipeline.check_file",
+    "pipeline.compare",
 )
 
 
@@ -470,7 +478,7 @@ def test_stop_during_a_stage(out: Path, command: Command, monkeypatch: pytest.Mo
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"onnx_cbq.pipeline.{stage}", stop)
+    monkeypatch.setattr(f"onnx_cbq.{stage}", stop)
     finished = quantize(command, Job(), out)
     assert_explained(finished, out, "stopped; no unfinished file was left behind", code=130)
 

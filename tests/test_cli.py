@@ -47,12 +47,13 @@ def accuracies(model: Path) -> tuple[float, dict[str, float]]:
 @pytest.mark.parametrize(
     ("options", "bits", "slack"),
     [
-        (("--bits", "4"), 4.0, 0.2),
-        (("--bits", "2.5", "--samples", "200", "--seed", "1"), 2.5, 0.2),
+        (("--bits", "4"), 4.0, 0.05),
+        (("--bits", "2.5", "--samples", "200", "--seed", "1"), 2.5, 0.05),
+        (("--bits", "3.5", "--method", "cbq"), 3.5, 0.1),
         (("--method", "uniform", "--bits", "8"), 8.0, 1e-9),
         (("--method", "uniform", "--bits", "3", "--activation-bits", "0"), 3.0, 1e-9),
     ],
-    ids=["cbq", "cbq-fraction", "uniform", "weights-only"],
+    ids=["default", "fraction", "cbq", "uniform", "weights-only"],
 )
 def test_quantize_proves_what_it_costs(
     tmp_path: Path, command: Command, options: tuple[str, ...], bits: float, slack: float
@@ -100,9 +101,9 @@ def test_json_says_how_the_result_came_about(tmp_path: Path, command: Command) -
     assert found["class_names"] == [str(m) for m in range(10)]
     assert found["left_float"] == []
     assert all(seconds >= 0 for seconds in found["seconds"].values())
-    assert {"load", "score", "search", "activations", "weights", "emit", "verify"} <= set(found["seconds"])
+    assert {"load", "statistics", "activations", "search", "rounding", "emit", "verify"} <= set(found["seconds"])
     assert found["versions"]["onnxruntime"] == onnxruntime.__version__
-    asked = {"bits": 4.0, "method": "cbq", "activation_bits": 8, "samples": 100, "seed": 3, "logits": "logits"}
+    asked = {"bits": 4.0, "method": "rate-distortion", "activation_bits": 8, "samples": 100, "seed": 3, "logits": "logits"}
     assert asked.items() <= found["settings"].items()
 
 
@@ -158,7 +159,7 @@ def test_every_long_stage_has_a_bar(tmp_path: Path, command: Command, monkeypatc
     terminal = io.StringIO()
     monkeypatch.setattr(cli, "_err", Console(file=terminal, force_terminal=True, width=100))
     assert command("quantize", DIGITS_MODEL, *DIGITS, "--output", tmp_path / "q.onnx").code == 0
-    for stage in ("scoring", "search", "activations", "evaluation"):
+    for stage in ("scoring", "tables", "sensitivity", "search", "activations", "rounding", "evaluation"):
         assert stage in terminal.getvalue()
     assert "100%" in terminal.getvalue()
 
@@ -260,14 +261,15 @@ def test_inspect_reads_the_bits_from_the_file_itself(tmp_path: Path, command: Co
     moved.parent.mkdir()
     made.rename(moved)
     lines = command("inspect", moved).out.splitlines()
-    widths = [int(word) for word in lines[0].removesuffix("bit").split("average")[1].replace("bit", "").split()]
+    assert "…" not in "".join(lines)
+    widths = [int(word) for word in lines[0].split("average")[1].split()]
     assert widths == sorted({width for bits in found["bits"].values() for width in bits})
     for line, (name, bits) in zip(lines[1:5], found["bits"].items(), strict=True):
         assert line.split()[0] == name
         counts = [bits.count(width) for width in widths if width in bits]
         assert [int(word) for word in line.split()[4:]] == counts
         assert line.split()[3] == f"{np.mean(bits):.2f}"
-    assert f"method cbq, {found['average_bits']:.3f} bits per weight" in lines[-1]
+    assert f"method rate-distortion, {found['average_bits']:.3f} bits per weight" in lines[-1]
 
 
 @pytest.mark.parametrize("name", ["quantize", "evaluate", "score", "inspect"])

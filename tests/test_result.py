@@ -12,7 +12,7 @@ import pytest
 from onnx_cbq.config import QuantizeConfig
 from onnx_cbq.errors import OutputError
 from onnx_cbq.model import Model
-from onnx_cbq.records import Evaluation, Layer, Layers, LeftFloat, Plan, Use
+from onnx_cbq.records import Evaluation, Layer, Layers, LeftFloat, Plan, SearchReport, Use
 from onnx_cbq.result import EvaluationResult, Result, evaluation_json
 from tests.graphs import make_model, node
 
@@ -32,6 +32,7 @@ def result() -> Result:
         plan=Plan({"first": np.array([8, 1], np.int8), "second": np.array([0, 2, 4], np.int8)}),
         layers=Layers(tuple(layers), (LeftFloat("odd", "MatMul", "its weight is computed"),)),
         scores=None,
+        search=SearchReport("noise", {"noise": 0.5, "saliency": 0.75}, 0.25, 3, 20),
         reference=FLOAT,
         quantized=QUANTIZED,
         agreement=75.0,
@@ -64,6 +65,13 @@ def test_the_json_holds_all_that_was_promised() -> None:
         "latency_ms": 0.5,
     }
     assert (found["quantized"]["top1"], found["quantized"]["bytes"]) == (50.0, 1000)
+    assert found["search"] == {
+        "criterion": "noise",
+        "measured": {"noise": 0.5, "saliency": 0.75},
+        "loss": 0.25,
+        "exchanges": 3,
+        "plans": 20,
+    }
     assert found["agreement"] == 75.0
     assert found["seconds"] == {"load": 0.25, "search": 1.0}
     assert found["versions"] == {"onnx-cbq": "1"}

@@ -53,7 +53,8 @@ def best_error(values: Array) -> float:
 
 
 @given(
-    st.lists(st.floats(-1e6, 1e6, width=32), min_size=2, max_size=60),
+    # Beside a million, numbers below float32's normal ones count as 0.
+    st.lists(st.floats(-1e6, 1e6, width=32, allow_subnormal=False), min_size=2, max_size=60),
     st.lists(st.integers(1, 59), max_size=5),
     st.randoms(use_true_random=False),
 )
