@@ -103,7 +103,14 @@ def test_json_says_how_the_result_came_about(tmp_path: Path, command: Command) -
     assert all(seconds >= 0 for seconds in found["seconds"].values())
     assert {"load", "statistics", "activations", "search", "rounding", "emit", "verify"} <= set(found["seconds"])
     assert found["versions"]["onnxruntime"] == onnxruntime.__version__
-    asked = {"bits": 4.0, "method": "rate-distortion", "activation_bits": 8, "samples": 100, "seed": 3, "logits": "logits"}
+    asked = {
+        "bits": 4.0,
+        "method": "rate-distortion",
+        "activation_bits": 8,
+        "samples": 100,
+        "seed": 3,
+        "logits": "logits",
+    }
     assert asked.items() <= found["settings"].items()
 
 

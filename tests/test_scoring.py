@@ -15,9 +15,9 @@ from onnx_cbq import scoring
 from onnx_cbq.calibration.samples import draw
 from onnx_cbq.config import ScoringConfig
 from onnx_cbq.model import Array
-from onnx_cbq.pipeline import prepare
 from onnx_cbq.records import LayerScores, Scores
 from onnx_cbq.scoring import score_channels, scoring_graph
+from onnx_cbq.workload import prepare
 from tests.conftest import random_set
 from tests.exports import CLASSES, export
 from tests.graphs import make_model, node

@@ -1,0 +1,150 @@
+"""Streaming moments against numpy in float64, all rows at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnx_cbq.model import Array
+from onnx_cbq.quantize import moments
+from onnx_cbq.quantize.moments import Moments, MomentSums, combine, mean_shift, part_slices, white
+from onnx_cbq.records import Layer, Use
+
+GROUPS, ROWS, SIZE = 2, 60, 7
+# Products of float32 values are summed in float32 within a batch.
+TOLERANCE = 1e-5
+
+
+def rows_of(seed: int, size: int = SIZE, rows: int = ROWS) -> Array:
+    """Correlated rows with a mean that is not 0."""
+    random = np.random.default_rng(seed)
+    mixed = random.standard_normal((GROUPS, rows, size)) @ random.standard_normal((GROUPS, size, size))
+    return (mixed + random.uniform(-3, 3, (GROUPS, 1, size))).astype(np.float32)
+
+
+def streamed(aimed: Array, seen: Array, weights: Array, *, centred: bool, batches: int = 4) -> Moments:
+    sums = MomentSums(centred=centred)
+    for part in np.array_split(np.arange(aimed.shape[1]), batches):
+        x = aimed[:, part]
+        sums.add(x, x if seen is aimed else seen[:, part], weights[part])
+    return sums.moments()
+
+
+def expected(aimed: Array, seen: Array, weights: Array, *, centred: bool) -> tuple[Array, Array, Array, Array]:
+    """Weighted means of x, of x~, of x~ x~^T and of x x~^T, by the definition."""
+    shares = (weights / weights.sum()).astype(np.float64)
+    x, y = aimed.astype(np.float64), seen.astype(np.float64)
+    means = [np.einsum("r,grn->gn", shares, values) for values in (x, y)]
+    if centred:
+        x, y = x - means[0][:, None], y - means[1][:, None]
+    second, cross = (np.einsum("r,gra,grb->gab", shares, left, y) for left in (y, x))
+    return means[0], means[1], second, cross
+
+
+def close(values: Array, wanted: Array) -> None:
+    np.testing.assert_allclose(values, wanted, rtol=0, atol=TOLERANCE * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("widest", [4608, 3], ids=["one-part", "parts"])
+@pytest.mark.parametrize("same", [True, False])
+def test_streaming_gives_what_all_rows_at_once_do(
+    monkeypatch: pytest.MonkeyPatch, centred: bool, weighted: bool, widest: int, same: bool
+) -> None:
+    monkeypatch.setattr(moments, "WIDEST", widest)
+    aimed = rows_of(0)
+    seen = aimed if same else rows_of(1)
+    weights = np.random.default_rng(2).uniform(0, 3, ROWS).astype(np.float32) if weighted else np.ones(ROWS, np.float32)
+    found = streamed(aimed, seen, weights, centred=centred)
+    mean_x, mean_y, second, cross = expected(aimed, seen, weights, centred=centred)
+    slices = part_slices(SIZE)
+    assert len(slices) == len(found.second) == len(found.cross) == (1 if widest > SIZE else 3)
+    for s, h, c in zip(slices, found.second, found.cross, strict=True):
+        close(h, second[:, s, s])
+        close(c, cross[:, s, s])
+        assert h.dtype == np.float64
+    close(found.means[0][0], mean_x)
+    close(found.means[0][1], mean_y)
+    assert found.rows == ROWS
+    if same:
+        assert found.cross is found.second
+
+
+def test_rows_of_weight_0_do_not_count() -> None:
+    """Samples that only fill up a fixed batch."""
+    aimed, seen = rows_of(0), rows_of(1)
+    weights = np.ones(ROWS, np.float32)
+    weights[40:] = 0
+    found = streamed(aimed, seen, weights, centred=True)
+    fewer = streamed(aimed[:, :40], seen[:, :40], weights[:40], centred=True)
+    for one, other in ((found.second, fewer.second), (found.cross, fewer.cross), (found.means[0], fewer.means[0])):
+        for a, b in zip(one, other, strict=True):
+            close(a, b)
+
+
+def test_arguments_are_not_written_to() -> None:
+    aimed, seen = rows_of(0), rows_of(1)
+    before = aimed.copy(), seen.copy()
+    sums = MomentSums(centred=True)
+    sums.add(aimed, seen, np.ones(ROWS, np.float32))
+    first = sums.moments()
+    kept = first.second[0].copy()
+    sums.add(aimed, seen, np.full(ROWS, 3, np.float32))
+    np.testing.assert_array_equal(aimed, before[0])
+    np.testing.assert_array_equal(seen, before[1])
+    np.testing.assert_array_equal(first.second[0], kept)
+
+
+@settings(max_examples=100)
+@given(st.integers(1, 40_000))
+def test_parts_cover_all_weights_evenly(width: int) -> None:
+    slices = part_slices(width)
+    assert [i for s in slices for i in (s.start, s.stop)][1:-1:2] == [s.start for s in slices[1:]]
+    sizes = [s.stop - s.start for s in slices]
+    assert (slices[0].start, slices[-1].stop) == (0, width)
+    assert max(sizes) <= moments.WIDEST
+    assert max(sizes) - min(sizes) <= 1
+    assert len(slices) == -(-width // moments.WIDEST)
+
+
+def test_the_moments_of_several_uses_count_every_row_alike() -> None:
+    """Uncentred moments of two uses together are those of all their rows; the means stay apart."""
+    first, second = rows_of(0, rows=20), rows_of(1, rows=40)
+    ones = np.ones(60, np.float32)
+    parts = [streamed(x, x + 1, ones[: x.shape[1]], centred=False) for x in (first, second)]
+    together = np.concatenate([first, second], axis=1)
+    found, whole = combine(parts), streamed(together, together + 1, ones, centred=False)
+    close(found.second[0], whole.second[0])
+    close(found.cross[0], whole.cross[0])
+    assert found.rows == 60
+    assert len(found.means) == 2
+    close(found.means[1][0], second.mean(axis=1))
+    assert combine(parts[:1]) is parts[0]
+
+
+def test_the_shift_is_the_mean_of_what_rounding_changes() -> None:
+    """Per output channel: mean of w x - q x~ over the rows, each group its own channels."""
+    x, y = rows_of(0), rows_of(1)
+    random = np.random.default_rng(3)
+    w, q = random.standard_normal((2, GROUPS * 4, SIZE)).astype(np.float32)
+    found = mean_shift(streamed(x, y, np.ones(ROWS, np.float32), centred=True), w, q)
+    outputs = [
+        np.einsum("gcn,grn->gcr", rows.reshape(GROUPS, 4, SIZE).astype(np.float64), values.astype(np.float64))
+        for rows, values in ((w, x), (q, y))
+    ]
+    (shift,) = found
+    close(shift, (outputs[0] - outputs[1]).mean(axis=2).reshape(-1))
+
+
+def test_without_rows_inputs_count_as_uncorrelated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moments, "WIDEST", 8)
+    layer = Layer("a", "MatMul", "a", (3, 6, 4), 2, 1, (Use("z", "x", 1, None, 2, 0, (2, 3, 4)),), 2)
+    found = white(layer, 0.25)
+    assert found.cross is found.second
+    assert [h.shape for h in found.second] == [(1, 6, 6)] * 3
+    for h in found.second:
+        np.testing.assert_array_equal(h[0], 0.25 * np.eye(6))
+    assert mean_shift(found, np.ones((4, 18)), np.zeros((4, 18))) == []
