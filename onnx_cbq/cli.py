@@ -16,7 +16,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from onnx_cbq import pipeline, report
 from onnx_cbq.calibration import CalibrationSet
-from onnx_cbq.config import METHODS, RANGES, ROUNDINGS, QuantizeConfig
+from onnx_cbq.config import CURVE, METHODS, RANGES, ROUNDINGS, DataFreeConfig, QuantizeConfig
+from onnx_cbq.data_free import layer_statistics
 from onnx_cbq.emit.files import check_writable, write_arrays, write_text
 from onnx_cbq.errors import ConfigError, OnnxCbqError, OutputError, StoppedError
 from onnx_cbq.progress import Progress as ProgressHook
@@ -79,7 +80,12 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars and no ta
 @app.command()
 def quantize(
     model: ModelPath,
-    data: CardPath,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CARD", help="Calibration card: a TOML file; needed but for --data-free.", show_default="none"
+        ),
+    ] = None,
     source: SourcePath = None,
     output: Annotated[
         Path | None,
@@ -127,6 +133,20 @@ def quantize(
     activation_range: Annotated[
         str, typer.Option(metavar="|".join(RANGES), help="mse: the range of least squared error.")
     ] = "mse",
+    curve: Annotated[
+        bool,
+        typer.Option("--curve", help="Also show the whole trade-off, 1.5 to 8 bits on average.", show_default="no"),
+    ] = False,
+    data_free: Annotated[
+        bool,
+        typer.Option("--data-free", help="Use nothing but the weights; activations stay float.", show_default="no"),
+    ] = False,
+    scheme: Annotated[
+        str, typer.Option(metavar="|".join(DataFreeConfig.SCHEMES), help="How --data-free quantizes.")
+    ] = "mse",
+    per_tensor: Annotated[
+        bool, typer.Option("--per-tensor", help="--data-free: one scale per layer.", show_default="one per channel")
+    ] = False,
     samples: Samples = 1000,
     seed: Seed = 0,
     logits: Logits = None,
@@ -136,6 +156,13 @@ def quantize(
 ) -> None:
     """Quantize MODEL and prove what it costs: accuracy overall and per class, bytes, latency."""
     target = output or model.with_suffix(".quantized.onnx")
+    if data_free:
+        if data is not None:
+            raise typer.BadParameter("--data-free uses no samples; leave out --data")
+        _quantize_data_free(model, target, DataFreeConfig(bits, scheme, per_tensor), json, quiet=quiet)
+        return
+    if data is None:
+        raise typer.BadParameter("give a calibration card with --data, or use --data-free")
     config = QuantizeConfig(
         bits=bits,
         method=method,
@@ -144,6 +171,7 @@ def quantize(
         classes=None if classes is None else tuple(name.strip() for name in classes.split(",")),
         class_weights=tuple(_named_number("--class-weight", entry, float) for entry in class_weight or ()),
         max_drop=max_drop,
+        curve=tuple(b for b in CURVE if method != "uniform" or b.is_integer()) if curve else (),
         max_class_drop=max_class_drop,
         activation_bits=activation_bits,
         activation_range=activation_range,
@@ -160,6 +188,18 @@ def quantize(
         write_text(json, result.to_json())
     if not quiet:
         _out.print(report.result_table(result, target))
+        if curve:
+            _out.print(report.curve_table(result))
+
+
+def _quantize_data_free(model: Path, target: Path, config: DataFreeConfig, json: Path | None, *, quiet: bool) -> None:
+    _check_outputs(target, json, inputs=(model,))
+    result = pipeline.quantize_without_data(model, config)
+    result.save(target)
+    if json:
+        write_text(json, result.to_json())
+    if not quiet:
+        _out.print(report.data_free_table(result, target))
 
 
 @app.command()
@@ -217,8 +257,21 @@ def score(
 
 
 @app.command()
-def inspect(model: ModelPath) -> None:
+def inspect(
+    model: ModelPath,
+    weights: Annotated[
+        bool,
+        typer.Option("--weights", help="Show how each scheme of --data-free fits each layer.", show_default="no"),
+    ] = False,
+    bits: Annotated[int, typer.Option(metavar="B", help="Width that --weights looks at, 2 to 8.")] = 4,
+    per_tensor: Annotated[
+        bool, typer.Option("--per-tensor", help="--weights: one scale per layer.", show_default="one per channel")
+    ] = False,
+) -> None:
     """List the layers of a float MODEL, or the bits per layer of one that onnx-cbq made."""
+    if weights:
+        _out.print(report.weights_table(layer_statistics(model, bits, per_tensor=per_tensor), bits))
+        return
     found = pipeline.inspect(model)
     _out.print(report.plan_table(found.plan) if found.plan else report.float_table(found.layers))
 

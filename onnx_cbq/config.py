@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from onnx_cbq.errors import ConfigError
 
 METHODS = ("rate-distortion", "cbq", "uniform")
 ROUNDINGS = ("compensate", "nearest")
+# Averages of bits of the trade-off curve.
+CURVE = (1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 RANGES = ("mse", "percentile", "minmax")
 MOST_BITS = 8
 
@@ -109,6 +112,27 @@ class RoundingConfig:
 
 
 @dataclass(frozen=True)
+class DataFreeConfig:
+    """How weights are quantized without samples.
+
+    Attributes:
+        bits: average bits per weight, 2 to 8; where it is no whole number, widths follow the weights' distortion.
+        scheme: one of `SCHEMES`.
+        per_tensor: one scale for a whole layer, instead of one per channel.
+    """
+
+    SCHEMES: ClassVar[tuple[str, ...]] = ("mse", "symmetric", "asymmetric", "power-of-two", "log")
+
+    bits: float = 8.0
+    scheme: str = "mse"
+    per_tensor: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self.scheme in self.SCHEMES, "--scheme", _either(self.SCHEMES), self.scheme)
+        _check(2 <= self.bits <= MOST_BITS, "--bits", f"2 to {MOST_BITS} with --data-free", self.bits)
+
+
+@dataclass(frozen=True)
 class QuantizeConfig:
     """Everything that decides the result of `quantize`.
 
@@ -124,6 +148,7 @@ class QuantizeConfig:
         class_weights: (name, weight) pairs: what the samples of a class count beside those of others.
         max_drop: points of accuracy that may be lost; the fewest bits that keep it are found, and `bits` is ignored.
         max_class_drop: points of accuracy that any class may lose.
+        curve: further averages of bits to find plans for and to evaluate, from the same statistics.
         samples: how many calibration samples are drawn, evenly from the classes; None for all.
         seed: decides which samples are drawn.
         logits: name of the output that holds the class scores; None if only one can be meant.
@@ -140,6 +165,7 @@ class QuantizeConfig:
     class_weights: tuple[tuple[str, float], ...] = ()
     max_drop: float | None = None
     max_class_drop: float | None = None
+    curve: tuple[float, ...] = ()
     samples: int | None = 1000
     seed: int = 0
     logits: str | None = None
@@ -151,9 +177,10 @@ class QuantizeConfig:
     def __post_init__(self) -> None:
         _check(self.method in METHODS, "--method", _either(METHODS), self.method)
         _check(self.rounding in ROUNDINGS, "--rounding", _either(ROUNDINGS), self.rounding)
-        _check(0 < self.bits <= MOST_BITS, "--bits", f"a number above 0 and up to {MOST_BITS}", self.bits)
-        whole = float(self.bits).is_integer() or self.method != "uniform"
-        _check(whole, "--bits", "a whole number with --method uniform", self.bits)
+        for option, bits in (("--bits", self.bits), *(("curve", bits) for bits in self.curve)):
+            _check(0 < bits <= MOST_BITS, option, f"a number above 0 and up to {MOST_BITS}", bits)
+            whole = float(bits).is_integer() or self.method != "uniform"
+            _check(whole, option, "a whole number with --method uniform", bits)
         for pattern, width in self.keep:
             _check(width in range(MOST_BITS + 1), f"--keep {pattern}", f"0 to {MOST_BITS} bits", width)
         widths = (0, *range(2, MOST_BITS + 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from onnx_cbq.calibration.samples import Draw, draw
-from onnx_cbq.config import QuantizeConfig
+from onnx_cbq.config import DataFreeConfig, QuantizeConfig
+from onnx_cbq.data_free import DataFreeResult, quantize_data_free
 from onnx_cbq.emit.files import write_model
 from onnx_cbq.emit.metadata import StoredPlan, read_metadata, with_metadata
 from onnx_cbq.emit.qdq import emit_qdq
@@ -22,10 +24,10 @@ from onnx_cbq.limits import meet_limits
 from onnx_cbq.model import Model
 from onnx_cbq.progress import Clock, Progress, silent
 from onnx_cbq.records import Evaluation, Layers, LayerWeights, Scores
-from onnx_cbq.result import EvaluationResult, Result
+from onnx_cbq.result import CurvePoint, EvaluationResult, Result
 from onnx_cbq.runtime import versions
 from onnx_cbq.scoring import score_channels, scoring_graph
-from onnx_cbq.solving import make_setting, solve
+from onnx_cbq.solving import Setting, Solution, make_setting, solve, with_bits
 from onnx_cbq.verify import Comparison, check_file, compare
 from onnx_cbq.workload import (
     DataSource,
@@ -61,10 +63,9 @@ def quantize(
     limited = config.max_drop is not None or config.max_class_drop is not None
     solution, seen = meet_limits(setting, clock, progress) if limited else (solve(setting, clock, progress), ())
     rounded, plan = solution.rounded, solution.plan
+    curve = tuple(_curve_point(setting, bits, clock, progress) for bits in config.curve)
     with clock.stage("emit"):
-        corrected = work.model.with_constants(rounded.biases)
-        output = emit_qdq(corrected, work.layers, rounded.weights, setting.placement, setting.grids)
-        output = with_metadata(output, work.layers, plan, config.method, _versions()["onnx-cbq"])
+        output = _emit(setting, solution)
     with clock.stage("verify"):
         comparison = _verify(work, output, rounded.weights, progress)
     return Result(
@@ -73,6 +74,7 @@ def quantize(
         layers=work.layers,
         scores=setting.evidence.scores,
         search=solution.planned.search,
+        curve=curve,
         reference=comparison.evaluations[0],
         quantized=comparison.evaluations[1],
         agreement=comparison.agreements[1],
@@ -83,6 +85,15 @@ def quantize(
         versions=_versions(),
         config=config,
     )
+
+
+def quantize_without_data(model: ModelSource, config: DataFreeConfig | None = None) -> DataFreeResult:
+    """Quantize a model by nothing but its weights; activations stay float.
+
+    Raises:
+        OnnxCbqError: the model cannot be used, or the result failed its check.
+    """
+    return quantize_data_free(model, config, _versions())
 
 
 def score(
@@ -159,6 +170,26 @@ def inspect(model: ModelSource) -> Inspection:
 def _scores(work: Workload, drawn: Draw, config: QuantizeConfig, progress: Progress) -> Scores:
     graph = scoring_graph(work.model, work.layers, work.logits, work.example, config.scoring)
     return score_channels(graph, work.layers, work.samples, drawn, work.class_names, progress)
+
+
+def _emit(setting: Setting, solution: Solution) -> Model:
+    work, rounded = setting.work, solution.rounded
+    corrected = work.model.with_constants(rounded.biases)
+    output = emit_qdq(corrected, work.layers, rounded.weights, setting.placement, setting.grids)
+    return with_metadata(output, work.layers, solution.plan, setting.config.method, _versions()["onnx-cbq"])
+
+
+def _curve_point(setting: Setting, bits: float, clock: Clock, progress: Progress) -> CurvePoint:
+    """Another budget from the same statistics, run on all samples of the card."""
+    work = setting.work
+    solution = solve(with_bits(setting, bits, setting.class_weights), clock, progress)
+    with clock.stage("curve"), tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "quantized.onnx"
+        size = write_model(_emit(setting, solution), path)
+        everything = draw(work.samples, work.class_names, None, seed=0).indices
+        found = compare([path], [size], work.logits.output, work.samples, everything, work.logits.classes, progress)
+    average = solution.plan.average_bits(work.layers)
+    return CurvePoint(bits, average, math.ceil(average * work.layers.size / 8), found.evaluations[0])
 
 
 def _verify(work: Workload, output: Model, weights: Mapping[str, LayerWeights], progress: Progress) -> Comparison:

@@ -253,14 +253,18 @@ class LayerWeights:
     """The integer weights of one layer, in the weight's own shape.
 
     Attributes:
-        codes: int8, weight_shape.
+        codes: int8, weight_shape; uint8 where they are positions in `levels`.
         scale: float32 [channels].
         bits: int8 [channels].
+        zero_point: int8 [channels]; None for 0.
+        levels: float32, a table that the codes look up; None for the codes themselves.
     """
 
     codes: Array
     scale: Array
     bits: Array
+    zero_point: Array | None = None
+    levels: Array | None = None
 
 
 @dataclass(frozen=True)

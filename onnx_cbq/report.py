@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from onnx_cbq.data_free import DataFreeResult
 from onnx_cbq.emit.metadata import StoredPlan
+from onnx_cbq.quantize.schemes import GridStatistics
 from onnx_cbq.records import Evaluation, Layers, Scores
 from onnx_cbq.result import EvaluationResult, Result
 
@@ -38,6 +41,50 @@ def result_table(result: Result, path: Path) -> RenderableType:
         *(f"note: {note}" for note in result.notes),
     ]
     return Group(table, *(Text(line) for line in lines))
+
+
+def curve_table(result: Result) -> RenderableType:
+    """The trade-off: what each average of bits costs."""
+    table = _table("average bits", "top-1, %", "worst class, %", "bytes", "bytes of the bits alone")
+    rows = [(p.average_bits, p.evaluation, f"{p.ideal_bytes:,}") for p in result.curve]
+    for average, found, ideal in (*rows, (32.0, result.reference, "")):
+        name = "float" if average == 32 else f"{average:.3f}"
+        table.add_row(name, _percent(found.top1), _worst(found, result.class_names), f"{found.bytes:,}", ideal)
+    return table
+
+
+def data_free_table(result: DataFreeResult, path: Path) -> RenderableType:
+    """How the grids fit, layer by layer, and the bytes before and after."""
+    table = _table("layer", "weights", "average", *_GRID_COLUMNS)
+    for layer in result.layers:
+        found, bits = result.statistics[layer.name], result.plan.bits[layer.name]
+        table.add_row(layer.name, f"{layer.size:,}", f"{bits.mean():.2f}", *_grid_columns(found))
+    return Group(
+        table,
+        Text(
+            f"{path}: {result.average_bits:.3f} bits per weight, {result.bytes:,} bytes (float {result.float_bytes:,})"
+        ),
+        Text("activations stay float; run evaluate to see what it costs"),
+        *(Text(f"left float: {e.name} ({e.operator}): {e.reason}") for e in result.layers.left_float),
+        *(Text(f"note: {note}") for note in result.notes),
+    )
+
+
+def weights_table(found: Mapping[str, Mapping[str, GridStatistics]], bits: int) -> RenderableType:
+    """How each scheme's grid fits the weights of each layer."""
+    table = _table("layer", "scheme", *_GRID_COLUMNS)
+    for name, schemes in found.items():
+        for i, (scheme, statistics) in enumerate(schemes.items()):
+            table.add_row("" if i else name, scheme, *_grid_columns(statistics))
+    return Group(table, Text(f"at {bits} bits; zero: share of weights on the level 0; used: share of levels in use"))
+
+
+_GRID_COLUMNS = ("range", "zero, %", "used, %", "SNR, dB")
+
+
+def _grid_columns(found: GridStatistics) -> tuple[str, ...]:
+    snr = "-" if found.snr_db is None else f"{found.snr_db:.1f}"
+    return (f"{found.range:.4g}", _percent(100 * found.zero_share), _percent(100 * found.occupancy), snr)
 
 
 def _search_lines(result: Result) -> list[str]:

@@ -17,6 +17,22 @@ from onnx_cbq.records import Evaluation, Layers, Plan, Scores, SearchReport
 
 
 @dataclass(frozen=True)
+class CurvePoint:
+    """One budget of a trade-off curve.
+
+    Attributes:
+        bits: the average asked for; `average_bits` what it came to.
+        ideal_bytes: what the weights' bits alone would take.
+        evaluation: on all samples of the card.
+    """
+
+    bits: float
+    average_bits: float
+    ideal_bytes: int
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True)
 class Result:
     """A quantized model that passed its check, and what it does beside the float one.
 
@@ -26,6 +42,7 @@ class Result:
         layers: the layers, and what was left float.
         scores: class scores, if the method needs them.
         search: how the plan was found, if by rate and distortion.
+        curve: other budgets, if they were asked for.
         reference, quantized: the float and the quantized model on all samples of the card.
         agreement: share of samples on which both predict the same class, in percent.
         class_names: in the order of the labels.
@@ -41,6 +58,7 @@ class Result:
     layers: Layers
     scores: Scores | None
     search: SearchReport | None
+    curve: tuple[CurvePoint, ...]
     reference: Evaluation
     quantized: Evaluation
     agreement: float
@@ -71,7 +89,7 @@ class Result:
 
     def to_json(self) -> str:
         """Everything but the model, as JSON; accuracies are in percent."""
-        return _dump(
+        return to_json_text(
             {
                 "average_bits": self.average_bits,
                 "bits": {name: bits.tolist() for name, bits in self.plan.bits.items()},
@@ -80,6 +98,14 @@ class Result:
                 "agreement": self.agreement,
                 "class_names": list(self.class_names),
                 "search": None if self.search is None else asdict(self.search),
+                "curve": [
+                    {
+                        "average_bits": point.average_bits,
+                        "ideal_bytes": point.ideal_bytes,
+                        **evaluation_json(point.evaluation, self.class_names),
+                    }
+                    for point in self.curve
+                ],
                 "calibration_samples": self.calibration_samples,
                 "left_float": [asdict(entry) for entry in self.layers.left_float],
                 "notes": list(self.notes),
@@ -104,7 +130,7 @@ class EvaluationResult:
     def to_json(self) -> str:
         """The result as JSON; accuracies are in percent."""
         reference = None if self.reference is None else evaluation_json(self.reference, self.class_names)
-        return _dump(
+        return to_json_text(
             {
                 **evaluation_json(self.model, self.class_names),
                 "reference": reference,
@@ -128,5 +154,6 @@ def evaluation_json(evaluation: Evaluation, names: tuple[str, ...]) -> dict[str,
     }
 
 
-def _dump(content: dict[str, Any]) -> str:
+def to_json_text(content: dict[str, Any]) -> str:
+    """The content as JSON."""
     return json.dumps(content, indent=1, allow_nan=False) + "\n"

@@ -81,8 +81,19 @@ def check_file(path: Path, model: Model, layers: Layers, weights: Mapping[str, L
     """Hold the file that was written against the model and the weights that it was made from.
 
     Raises:
-        VerificationError: it is not valid ONNX, its codes are not the planned ones, its outputs are not those of the
-            float model in name and shape, or onnxruntime's fused graph computes something else than the plain one.
+        VerificationError: its codes are not the planned ones, or `check_outputs` finds something.
+    """
+    check_outputs(path, model, feeds)
+    for layer in layers:
+        check_codes(layer.name, layer.rows(weights[layer.name].codes), weights[layer.name].bits)
+
+
+def check_outputs(path: Path, model: Model, feeds: Feeds) -> None:
+    """Run the file that was written beside the float model.
+
+    Raises:
+        VerificationError: it is not valid ONNX, its outputs are not those of the float model in name and shape, or
+            onnxruntime's fused graph computes something else than the plain one.
     """
     try:
         onnx.checker.check_model(str(path), full_check=True)
@@ -102,8 +113,6 @@ def check_file(path: Path, model: Model, layers: Layers, weights: Mapping[str, L
                 f"output {name!r}: onnxruntime's optimized graph differs from the plain one by {deviation:.0%}, "
                 f"expected at most {FUSION_TOLERANCE:.0%}; if integer kernels saturate here, try --bits 7 or fewer"
             )
-    for layer in layers:
-        check_codes(layer.name, layer.rows(weights[layer.name].codes), weights[layer.name].bits)
 
 
 def check_codes(name: str, rows: Array, bits: Array) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-from onnx import NodeProto, helper
+from onnx import NodeProto, TensorProto, helper
 
 from onnx_cbq.config import MOST_BITS
 from onnx_cbq.graph.placement import SATURATION, Placement
@@ -65,17 +65,22 @@ class _Writer:
         """The codes of a layer and their DequantizeLinear, in place of its float weight."""
         self._uses.update({use.output: (use, weights) for use in layer.uses})
         codes = self._constant(f"{layer.weight}_q", weights.codes)
-        if layer.operator == "MatMul" and len(layer.weight_shape) > 2:
-            # onnxruntime fuses such a MatMul if it can, and then refuses to run it with scales per channel.
-            plain = self._add(
-                "DequantizeLinear", [codes, self._pooled(np.array(1, np.float32), "scale")], f"{layer.weight}_dq"
-            )
+        if weights.levels is not None or (layer.operator == "MatMul" and len(layer.weight_shape) > 2):
+            if weights.levels is not None:
+                position = self._add("Cast", [codes], f"{layer.weight}_at", to=TensorProto.INT32)
+                plain = self._add("Gather", [self._pooled(weights.levels, "levels"), position], f"{layer.weight}_level")
+            else:
+                # onnxruntime fuses such a MatMul if it can, and then refuses to run it with scales per channel.
+                one = self._pooled(np.array(1, np.float32), "scale")
+                plain = self._add("DequantizeLinear", [codes, one], f"{layer.weight}_dq")
             shape = [-1 if axis == layer.weight_axis else 1 for axis in range(len(layer.weight_shape))]
             scale = self._pooled(weights.scale.reshape(shape), "scale")
             self._floats[layer.weight] = self._add("Mul", [plain, scale], f"{layer.weight}_scaled")
             return
         inputs = [codes, self._pooled(weights.scale, "scale")]
-        if layer.operator in ("Gemm", "MatMul"):
+        if weights.zero_point is not None:
+            inputs.append(self._pooled(weights.zero_point, "zero"))
+        elif layer.operator in ("Gemm", "MatMul"):
             # Without an explicit zero point onnxruntime does not fuse a Gemm.
             inputs.append(self._pooled(np.zeros(layer.channels, np.int8), "zero"))
         self._floats[layer.weight] = self._add("DequantizeLinear", inputs, f"{layer.weight}_dq", axis=layer.weight_axis)
