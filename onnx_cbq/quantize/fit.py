@@ -78,7 +78,8 @@ def make_problem(rows: Array, moments: Moments, config: RoundingConfig) -> Probl
 def fit(problem: Problem, bits: Array, config: RoundingConfig) -> Fitted:
     """Round every channel to its bits [channels]. Cost: some 10 to 40 n multiplications per weight.
 
-    The errors never exceed those of rounding to nearest with the scale that is best for that.
+    The errors never exceed those of rounding to nearest with the scale that is best for that. A row of zeros that
+    would get 1 bit, where there is no zero, gets 0 bits.
     """
     groups, rows, size = problem.aim.shape
     grouped = bits.reshape(groups, rows)
@@ -86,8 +87,10 @@ def fit(problem: Problem, bits: Array, config: RoundingConfig) -> Fitted:
     chunks = [slice(start, start + step) for start in range(0, rows, step)]
     fitted = [_fit(problem.rows(chunk), grouped[:, chunk], config) for chunk in chunks]
     codes, scale, error = (np.concatenate(part, axis=1) for part in zip(*fitted, strict=True))
-    channels = Channels(codes.reshape(groups * rows, size), scale.reshape(-1), bits.astype(np.int8))
-    return Fitted(channels, error.reshape(-1))
+    codes = codes.reshape(groups * rows, size)
+    # A row of zeros takes no bits where one bit has no zero.
+    bits = np.where((bits == 1) & ~codes.any(axis=1), 0, bits).astype(np.int8)
+    return Fitted(Channels(codes, scale.reshape(-1), bits), error.reshape(-1))
 
 
 def _fit(problem: Problem, bits: Array, config: RoundingConfig) -> tuple[Array, Array, Array]:
@@ -142,7 +145,9 @@ def _candidates(problem: Problem, bits: Array) -> list[tuple[Array, Array, Array
     weights = np.concatenate([_column_weights(metric) for metric in problem.metrics], axis=1).repeat(rows, axis=0)
     widths = bits.reshape(-1)
     kinds = (False, True) if int(widths.min()) < _ONE_GRID_BITS else (False,)
-    shares = max((_SHARES.get(int(width), _NO_CHOICE) for width in np.unique(widths)), key=len)
+    choices = [_SHARES.get(int(width), _NO_CHOICE) for width in widths]
+    # A row with fewer choices than others in the layer tries its first ones again.
+    shares = np.array([np.resize(choice, max(map(len, choices))) for choice in choices], np.float32).T
     found = []
     for mid_rise in kinds:
         scale = np.ones(len(aim), np.float32)
@@ -151,7 +156,7 @@ def _candidates(problem: Problem, bits: Array) -> list[tuple[Array, Array, Array
             scale[chosen] = search_scale(aim[chosen], weights[chosen], int(width), mid_rise=mid_rise)[1]
         valid = has_grid(bits, mid_rise=mid_rise)
         kind = np.full(bits.shape, mid_rise)
-        found += [(scale.reshape(groups, rows) * np.float32(share), kind, valid) for share in shares]
+        found += [((scale * share).reshape(groups, rows), kind, valid) for share in shares]
     return found
 
 
