@@ -46,7 +46,7 @@ def error_of(problem: Problem, values: Array) -> Array:
 def test_codes_of_every_width_fit_it(bits: int) -> None:
     problem = make_problem(weights(20), inputs(), CONFIG)
     found = fit(problem, np.full(20, bits, np.int8), CONFIG).channels
-    assert (found.codes.dtype, found.scale.dtype, found.bits.dtype) == (np.int8, np.float32, np.int8)
+    assert [part.dtype.name for part in (found.codes, found.scale, found.bits)] == ["int8", "float32", "int8"]
     assert all(fits_bits(codes, bits) for codes in found.codes)
     assert (found.scale > 0).all()
     np.testing.assert_array_equal(found.bits, bits)
