@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from onnx_cbq import pipeline, report
 from onnx_cbq.calibration import CalibrationSet
+from onnx_cbq.clusters import read_groups
 from onnx_cbq.config import CURVE, METHODS, RANGES, ROUNDINGS, DataFreeConfig, QuantizeConfig
 from onnx_cbq.data_free import layer_statistics
 from onnx_cbq.emit.files import check_writable, write_arrays, write_text
@@ -117,6 +118,14 @@ def quantize(
         list[str] | None,
         typer.Option(metavar="NAME=W", help="What samples of a class count; repeatable.", show_default="1 each"),
     ] = None,
+    clusters: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K|FILE",
+            help="Tell only groups of classes apart: K groups by confusion, or a file with a line per group.",
+            show_default="each class by itself",
+        ),
+    ] = None,
     max_drop: Annotated[
         float | None,
         typer.Option(
@@ -170,6 +179,7 @@ def quantize(
         keep=tuple(_named_number("--keep", entry, int) for entry in keep or ()),
         classes=None if classes is None else tuple(name.strip() for name in classes.split(",")),
         class_weights=tuple(_named_number("--class-weight", entry, float) for entry in class_weight or ()),
+        clusters=_clusters(clusters),
         max_drop=max_drop,
         curve=tuple(b for b in CURVE if method != "uniform" or b.is_integer()) if curve else (),
         max_class_drop=max_class_drop,
@@ -310,6 +320,13 @@ def _named_number(option: str, entry: str, kind: Callable[[str], _N]) -> tuple[s
     if not name:
         raise ConfigError(f"{option} {entry}: expected NAME=NUMBER")
     return name, value
+
+
+def _clusters(text: str | None) -> int | tuple[tuple[str, ...], ...] | None:
+    """A number of groups, or those of a file."""
+    if text is None or text.isdecimal():
+        return None if text is None else int(text)
+    return read_groups(Path(text))
 
 
 def _terminate(*_: object) -> None:

@@ -146,6 +146,7 @@ class QuantizeConfig:
         activation_range: "mse" (least squared error), "percentile" (99.99 % of the values) or "minmax".
         classes: names of the only classes that matter; None for all.
         class_weights: (name, weight) pairs: what the samples of a class count beside those of others.
+        clusters: how many groups to join the classes to by confusion, or the groups; None for each class by itself.
         max_drop: points of accuracy that may be lost; the fewest bits that keep it are found, and `bits` is ignored.
         max_class_drop: points of accuracy that any class may lose.
         curve: further averages of bits to find plans for and to evaluate, from the same statistics.
@@ -163,6 +164,7 @@ class QuantizeConfig:
     activation_range: str = "mse"
     classes: tuple[str, ...] | None = None
     class_weights: tuple[tuple[str, float], ...] = ()
+    clusters: int | tuple[tuple[str, ...], ...] | None = None
     max_drop: float | None = None
     max_class_drop: float | None = None
     curve: tuple[float, ...] = ()
@@ -186,6 +188,8 @@ class QuantizeConfig:
         widths = (0, *range(2, MOST_BITS + 1))
         _check(self.activation_bits in widths, "--activation-bits", "2 to 8, or 0 for float", self.activation_bits)
         _check(self.activation_range in RANGES, "--activation-range", _either(RANGES), self.activation_range)
+        counted = not isinstance(self.clusters, int) or self.clusters >= 2
+        _check(counted, "--clusters", "at least 2 groups", self.clusters)
         for name, weight in self.class_weights:
             _check(0 <= weight < float("inf"), f"--class-weight {name}", "a number of at least 0", weight)
         for option, limit in (("--max-drop", self.max_drop), ("--max-class-drop", self.max_class_drop)):

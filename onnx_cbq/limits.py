@@ -48,7 +48,8 @@ class LimitCheck:
         work, seen = setting.work, setting.simulated
         self._indices, self.notes = _limit_samples(setting)
         held = (work.samples, self._indices.indices, batch_size(work.layers))
-        self._measure = PlanMeasure(work.model, work.layers, held, work.logits, None, seen)
+        outputs = (work.logits, setting.evidence.groups)
+        self._measure = PlanMeasure(work.model, work.layers, held, outputs, None, seen)
         self._reference = self._measure.run({})
         self._counted = setting.class_weights
 

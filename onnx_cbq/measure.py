@@ -14,7 +14,7 @@ from onnx_cbq.graph.logits import Logits
 from onnx_cbq.model import Array, Model
 from onnx_cbq.quantize.grid import Channels, quantize_rows
 from onnx_cbq.quantize.table import Table
-from onnx_cbq.records import Layer, Layers, Plan, Seen
+from onnx_cbq.records import Grouping, Layer, Layers, Plan, Seen
 from onnx_cbq.runtime import Session
 
 # Samples that plans are measured on stay in memory up to this size, and are read again for every plan beyond it.
@@ -103,11 +103,12 @@ class PlanMeasure:
         model: Model,
         layers: Layers,
         held: tuple[Samples, Indices, int],
-        logits: Logits,
+        outputs: tuple[Logits, Grouping],
         rounder: Rounder | None,
         seen: Seen | None = None,
     ) -> None:
         """`seen` is the model to measure where it is not the float model; without `rounder` only `run` works."""
+        logits, self._groups = outputs
         start = seen or Seen(model, {})
         self._names = (start.name(logits.tensor), start.name(logits.output))
         self._model = start.model.with_graph(outputs=dict.fromkeys(self._names))
@@ -119,7 +120,7 @@ class PlanMeasure:
         self._batches = replayable(*held)
         reference = model.with_graph(outputs=dict.fromkeys((logits.tensor, logits.output)))
         self._reference = [
-            log_softmax(scores, axis=1) for scores, _, _ in self._run(reference, (logits.tensor, logits.output))
+            self._log_shares(scores) for scores, _, _ in self._run(reference, (logits.tensor, logits.output))
         ]
 
     def __call__(self, plan: Plan) -> Measured:
@@ -131,15 +132,24 @@ class PlanMeasure:
 
     def run(self, constants: Mapping[str, Array]) -> Measured:
         """Run the model with some constants replaced over the held-back samples."""
+        of_class = self._groups.of_class
         counts, hits, divergence = np.zeros((3, self._logits.classes))
         for reference, (scores, predictions, batch) in zip(
             self._reference, self._run(self._model.with_constants(constants), self._names), strict=True
         ):
-            difference = reference - log_softmax(scores, axis=1)
+            difference = reference - self._log_shares(scores)
             np.add.at(counts, batch.labels, 1)
-            np.add.at(hits, batch.labels, predictions == batch.labels)
+            np.add.at(hits, batch.labels, of_class[predictions] == of_class[batch.labels])
             np.add.at(divergence, batch.labels, (np.exp(reference) * difference).sum(axis=1))
         return Measured(counts, hits, divergence)
+
+    def _log_shares(self, logits: Array) -> Array:
+        """Logarithms of the probabilities of the groups, [samples, groups]."""
+        shares = log_softmax(logits, axis=1)
+        if self._groups.is_trivial:
+            return np.asarray(shares)
+        together = self._groups.sums(np.exp(shares))
+        return np.log(np.maximum(together, np.finfo(np.float64).tiny))
 
     def _run(self, model: Model, names: tuple[str, str]) -> Iterator[tuple[Array, Array, Batch]]:
         """Logits [count, classes] in float64, predictions [count] and the batch itself."""

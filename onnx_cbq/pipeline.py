@@ -23,7 +23,7 @@ from onnx_cbq.graph.shapes import Example
 from onnx_cbq.limits import meet_limits
 from onnx_cbq.model import Model
 from onnx_cbq.progress import Clock, Progress, silent
-from onnx_cbq.records import Evaluation, Layers, LayerWeights, Scores
+from onnx_cbq.records import Evaluation, Grouping, Layers, LayerWeights, Scores
 from onnx_cbq.result import CurvePoint, EvaluationResult, Result
 from onnx_cbq.runtime import versions
 from onnx_cbq.scoring import score_channels, scoring_graph
@@ -75,6 +75,7 @@ def quantize(
         scores=setting.evidence.scores,
         search=solution.planned.search,
         curve=curve,
+        groups=setting.evidence.groups,
         reference=comparison.evaluations[0],
         quantized=comparison.evaluations[1],
         agreement=comparison.agreements[1],
@@ -169,7 +170,7 @@ def inspect(model: ModelSource) -> Inspection:
 
 def _scores(work: Workload, drawn: Draw, config: QuantizeConfig, progress: Progress) -> Scores:
     graph = scoring_graph(work.model, work.layers, work.logits, work.example, config.scoring)
-    return score_channels(graph, work.layers, work.samples, drawn, work.class_names, progress)
+    return score_channels(graph, work.layers, work.samples, drawn, Grouping.single(work.class_names), progress)
 
 
 def _emit(setting: Setting, solution: Solution) -> Model:

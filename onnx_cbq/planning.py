@@ -15,7 +15,7 @@ from onnx_cbq.measure import Measured, NearestRounder, PlanMeasure, TableRounder
 from onnx_cbq.model import Array
 from onnx_cbq.progress import Progress
 from onnx_cbq.quantize.table import WIDTHS, Table
-from onnx_cbq.records import Layer, Layers, Plan, Scores, SearchReport
+from onnx_cbq.records import Grouping, Layer, Layers, Plan, Scores, SearchReport
 from onnx_cbq.rounding import make_tables, run_of
 from onnx_cbq.scoring import batch_size, fisher_squares, score_channels, scoring_graph
 from onnx_cbq.search.cbq import search_thresholds
@@ -42,18 +42,20 @@ class Evidence:
     """What searches look at; each is None where the method does without.
 
     Attributes:
+        groups: what counts is to tell them apart.
         scores: class scores of every channel.
-        sensitivity: layer -> what noise at each channel's output costs a class, [classes, channels].
+        sensitivity: layer -> what noise at each channel's output costs a group, [groups, channels].
         tables: layer -> every channel rounded to every width.
     """
 
+    groups: Grouping
     scores: Scores | None = None
     sensitivity: Mapping[str, Array] | None = None
     tables: Mapping[str, Table] | None = None
 
 
 def gather_evidence(
-    work: Workload, train: Draw, config: QuantizeConfig, class_weights: Array, progress: Progress
+    work: Workload, train: Draw, groups: Grouping, config: QuantizeConfig, class_weights: Array, progress: Progress
 ) -> Evidence:
     """Run what the method needs over the samples `train`.
 
@@ -61,23 +63,27 @@ def gather_evidence(
         UnsupportedOperatorError: it needs gradients, and an operator has no rule.
     """
     if config.method == "uniform":
-        return Evidence()
+        return Evidence(groups)
     graph = scoring_graph(work.model, work.layers, work.logits, work.example, config.scoring)
-    scores = score_channels(graph, work.layers, work.samples, train, work.class_names, progress)
+    scores = score_channels(graph, work.layers, work.samples, train, groups, progress)
     tables = sensitivity = None
     if config.rounding == "compensate" or config.method == "rate-distortion":
         run = run_of(work, train, config.compensation, class_weights)
         tables = make_tables(work, run, config, progress)
     if config.method == "rate-distortion":
-        sensitivity = fisher_squares(graph, work.layers, work.samples, train, config.seed, progress)
-    return Evidence(scores, sensitivity, tables)
+        sensitivity = fisher_squares(graph, work.layers, work.samples, train, groups, config.seed, progress)
+    return Evidence(groups, scores, sensitivity, tables)
 
 
 def make_measure(work: Workload, held: Draw, evidence: Evidence) -> PlanMeasure:
     """A measure of plans on the samples `held`, rounded as the evidence is."""
     rounder = TableRounder(evidence.tables) if evidence.tables else NearestRounder(work.model)
     return PlanMeasure(
-        work.model, work.layers, (work.samples, held.indices, batch_size(work.layers)), work.logits, rounder
+        work.model,
+        work.layers,
+        (work.samples, held.indices, batch_size(work.layers)),
+        (work.logits, evidence.groups),
+        rounder,
     )
 
 
@@ -253,7 +259,7 @@ def criteria(layers: Sequence[Layer], evidence: Evidence, class_weights: Array) 
     assert scores is not None
     assert sensitivity is not None
     assert tables is not None
-    shares = class_weights / class_weights.sum()
+    shares = evidence.groups.sums(class_weights) / class_weights.sum()
     parts: dict[str, list[Array]] = {name: [] for name in ("sensitivity", "noise", "saliency", "importance")}
     for layer in layers:
         table, score = tables[layer.name], scores.by_layer[layer.name]

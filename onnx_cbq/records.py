@@ -6,7 +6,7 @@ filter or neuron; a *plan* gives every channel its bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -227,6 +227,49 @@ class Seen:
     def name(self, tensor: str) -> str:
         """What stands for a tensor of the float model."""
         return self.names.get(tensor, tensor)
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Classes taken together: what counts is to tell the groups apart.
+
+    Attributes:
+        names: of the groups, the names of their classes with + between them.
+        of_class: the group of each class, [classes].
+    """
+
+    names: tuple[str, ...]
+    of_class: Array
+
+    @staticmethod
+    def single(names: Sequence[str]) -> Grouping:
+        """Every class a group of its own."""
+        return Grouping(tuple(names), np.arange(len(names)))
+
+    @staticmethod
+    def of(names: Sequence[str], of_class: Array) -> Grouping:
+        """Groups by the number of each class's group."""
+        members = [[names[m] for m in np.flatnonzero(of_class == g).tolist()] for g in range(int(of_class.max()) + 1)]
+        return Grouping(tuple("+".join(group) for group in members), of_class)
+
+    @property
+    def is_trivial(self) -> bool:
+        """Whether every class is a group of its own."""
+        return len(self.names) == len(self.of_class)
+
+    @cached_property
+    def members(self) -> Array:
+        """1 where a class belongs to a group, float64 [groups, classes]."""
+        return np.asarray(np.arange(len(self.names))[:, None] == self.of_class, np.float64)
+
+    def sums(self, per_class: Array) -> Array:
+        """Values per class, [..., classes] -> sums per group, [..., groups]."""
+        return np.asarray(per_class @ self.members.T)
+
+    def accuracy(self, confusion: Array) -> float:
+        """Share of samples, in percent, whose group is predicted, by a confusion matrix [classes, classes]."""
+        same = self.of_class[:, None] == self.of_class
+        return float(100 * confusion[same].sum() / max(confusion.sum(), 1))
 
 
 @dataclass(frozen=True)

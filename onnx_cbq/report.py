@@ -28,12 +28,16 @@ def result_table(result: Result, path: Path) -> RenderableType:
     if before.top5 is not None:
         table.add_row("top-5 accuracy, %", _percent(before.top5), _percent(after.top5))
     table.add_row("worst class, %", _worst(before, names), _worst(after, names))
+    if not result.groups.is_trivial:
+        accuracies = (_percent(result.groups.accuracy(found.confusion)) for found in (before, after))
+        table.add_row(f"{len(result.groups.names)} groups of classes, %", *accuracies)
     table.add_row("average bits", "32", f"{result.average_bits:.3f}")
     table.add_row("bytes", f"{before.bytes:,}", f"{after.bytes:,}")
     table.add_row("latency, ms", f"{before.latency_ms:.3f}", f"{after.latency_ms:.3f}")
     table.add_row("same prediction, %", "", _percent(result.agreement))
     stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds.items())
     lines = [
+        *(f"group: {name}" for name in result.groups.names if not result.groups.is_trivial),
         *_search_lines(result),
         f"{path}: {after.samples:,} samples, of which {result.calibration_samples:,} were used to calibrate",
         f"seconds: {stages}",

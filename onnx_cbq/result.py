@@ -13,7 +13,7 @@ from onnx import ModelProto
 from onnx_cbq.config import QuantizeConfig
 from onnx_cbq.emit.files import write_model
 from onnx_cbq.model import Model
-from onnx_cbq.records import Evaluation, Layers, Plan, Scores, SearchReport
+from onnx_cbq.records import Evaluation, Grouping, Layers, Plan, Scores, SearchReport
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Result:
         scores: class scores, if the method needs them.
         search: how the plan was found, if by rate and distortion.
         curve: other budgets, if they were asked for.
+        groups: classes that were taken together; each alone if that was not asked for.
         reference, quantized: the float and the quantized model on all samples of the card.
         agreement: share of samples on which both predict the same class, in percent.
         class_names: in the order of the labels.
@@ -59,6 +60,7 @@ class Result:
     scores: Scores | None
     search: SearchReport | None
     curve: tuple[CurvePoint, ...]
+    groups: Grouping
     reference: Evaluation
     quantized: Evaluation
     agreement: float
@@ -96,6 +98,7 @@ class Result:
                 "float": evaluation_json(self.reference, self.class_names),
                 "quantized": evaluation_json(self.quantized, self.class_names),
                 "agreement": self.agreement,
+                "groups": None if self.groups.is_trivial else self._groups_json(),
                 "class_names": list(self.class_names),
                 "search": None if self.search is None else asdict(self.search),
                 "curve": [
@@ -114,6 +117,14 @@ class Result:
                 "settings": asdict(self.config),
             }
         )
+
+    def _groups_json(self) -> dict[str, Any]:
+        """The groups of classes, and the accuracy that counts them."""
+        compared = (("float", self.reference), ("quantized", self.quantized))
+        return {
+            "names": list(self.groups.names),
+            "top1": {name: self.groups.accuracy(found.confusion) for name, found in compared},
+        }
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from onnx_cbq.graph.logits import Logits
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.model import Array, Model
 from onnx_cbq.progress import Progress, silent
-from onnx_cbq.records import Layer, Layers, LayerScores, Scores, Use
+from onnx_cbq.records import Grouping, Layer, Layers, LayerScores, Scores, Use
 from onnx_cbq.runtime import Session
 
 LARGEST_BATCH = 100
@@ -87,10 +87,12 @@ def score_channels(
     layers: Layers,
     samples: Samples,
     drawn: Draw,
-    names: tuple[str, ...],
+    groups: Grouping,
     progress: Progress = silent,
 ) -> Scores:
     """Score every channel on the samples `drawn`. Cost: about three forward passes per sample.
+
+    Scores are by group; Phi is the mean logit of the sample's group.
 
     Raises:
         CalibrationError: a sample cannot be read.
@@ -98,8 +100,10 @@ def score_channels(
     session = Session(graph.model)
     rows: list[dict[str, tuple[Array, Array, Array]]] = []
     done = 0
-    for m, indices in enumerate(drawn.by_class):
-        totals = _class_totals(session, graph, samples, indices, m, batch_size(layers))
+    by_group = drawn.by_group(groups.of_class)
+    seeds = groups.members / groups.members.sum(axis=1, keepdims=True)
+    for indices, seed in zip(by_group, seeds, strict=True):
+        totals = _class_totals(session, graph, samples, indices, seed, batch_size(layers))
         rows.append(
             {layer.name: _class_scores(layer, graph.sums[layer.name], totals, len(indices)) for layer in layers}
         )
@@ -109,20 +113,27 @@ def score_channels(
         LayerScores(layer.name, *(np.stack(part) for part in zip(*(row[layer.name] for row in rows), strict=True)))
         for layer in layers
     )
-    return Scores(tuple(scores), names, tuple(len(indices) for indices in drawn.by_class))
+    return Scores(tuple(scores), groups.names, tuple(len(indices) for indices in by_group))
 
 
 def fisher_squares(
-    graph: ScoringGraph, layers: Layers, samples: Samples, drawn: Draw, seed: int, progress: Progress = silent
+    graph: ScoringGraph,
+    layers: Layers,
+    samples: Samples,
+    drawn: Draw,
+    groups: Grouping,
+    seed: int,
+    progress: Progress = silent,
 ) -> dict[str, Array]:
-    """What noise at the output of each channel costs: the diagonal of the Fisher information, [classes, channels].
+    """What noise at the output of each channel costs: the diagonal of the Fisher information, [groups, channels].
 
     It is the mean over samples of the sum over the channel's neurons of g^2, for each layer by name, where g is the
-    gradient of the log-likelihood of a class that the model itself draws.
+    gradient of the log-likelihood of a group of classes that the model itself draws.
 
     To second order the Kullback-Leibler divergence from the model is 1/2 d F d^T with F = J^T (diag p - p p^T) J. With
     random signs e the seed s = sqrt(p) e - p (sqrt(p) . e) has E s s^T = diag p - p p^T, so a single backward pass per
-    sample estimates the diagonal of F without bias. Cost: about four forward passes per sample.
+    sample estimates the diagonal of F without bias. For a group G, e_G sqrt(P_G) (p restricted to G) / P_G stands in
+    place of sqrt(p) e. Cost: about four forward passes per sample.
     """
     names = [s.negative_square for uses in graph.sums.values() for s in uses]
     forward = Session(graph.model.with_graph(outputs=[graph.logits]))
@@ -130,20 +141,28 @@ def fisher_squares(
     random = np.random.default_rng(seed)
     rows: list[dict[str, Array]] = []
     done = 0
-    for indices in drawn.by_class:
+    for indices in drawn.by_group(groups.of_class):
         totals: dict[str, Array] = {}
         for batch in samples.batches(indices, batch_size(layers)):
             fed = len(next(iter(batch.feeds.values())))
             nothing = np.zeros((fed, *graph.logits_shape), np.float32)
-            shares = softmax(forward.run({**batch.feeds, graph.seed: nothing})[graph.logits], axis=1)
-            signed = np.sqrt(shares) * random.choice(np.array([-1, 1], shares.dtype), shares.shape)
-            towards = signed - shares * signed.sum(axis=1, keepdims=True)
+            logits = forward.run({**batch.feeds, graph.seed: nothing})[graph.logits]
+            towards = _random_direction(softmax(logits.reshape(fed, -1).astype(np.float64), axis=1), groups, random)
             towards[batch.count :] = 0
-            _add_to(totals, backward.run({**batch.feeds, graph.seed: towards}))
+            _add_to(totals, backward.run({**batch.feeds, graph.seed: towards.reshape(nothing.shape)}))
         rows.append({layer.name: _squares(layer, graph.sums[layer.name], totals, len(indices)) for layer in layers})
         done += len(indices)
         progress("sensitivity", done, len(drawn.indices))
     return {layer.name: np.stack([row[layer.name] for row in rows]) for layer in layers}
+
+
+def _random_direction(shares: Array, groups: Grouping, random: np.random.Generator) -> Array:
+    """Seeds s with E s s^T = the Fisher information of the groups, float32 like `shares` p, [samples, classes]."""
+    together = groups.sums(shares)
+    root = np.sqrt(together)
+    signed = root * random.choice(np.array([-1.0, 1.0]), together.shape)
+    within = signed / np.maximum(together, np.finfo(np.float64).tiny)
+    return np.asarray(shares * (within[:, groups.of_class] - signed.sum(axis=1, keepdims=True)), np.float32)
 
 
 def batch_size(layers: Layers) -> int:
@@ -153,14 +172,14 @@ def batch_size(layers: Layers) -> int:
 
 
 def _class_totals(
-    session: Session, graph: ScoringGraph, samples: Samples, indices: Indices, m: int, size: int
+    session: Session, graph: ScoringGraph, samples: Samples, indices: Indices, seed_row: Array, size: int
 ) -> dict[str, Array]:
-    """The graph's sums over all samples of class m, in float64."""
+    """The graph's sums over all samples of one group, whose seed is `seed_row` [classes], in float64."""
     totals: dict[str, Array] = {}
     for batch in samples.batches(indices, size):
         fed = len(next(iter(batch.feeds.values())))
         seed = np.zeros((fed, *graph.logits_shape), np.float32)
-        seed[: batch.count, m] = 1.0
+        seed[: batch.count] = seed_row.reshape(graph.logits_shape)
         _add_to(totals, session.run({**batch.feeds, graph.seed: seed}))
     return totals
 

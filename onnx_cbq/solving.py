@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnx_cbq.calibration.samples import Draw, draw
+from onnx_cbq.clusters import find_groups
 from onnx_cbq.config import MOST_BITS, QuantizeConfig
 from onnx_cbq.emit.qdq import simulate_activations
 from onnx_cbq.errors import CalibrationError, ConfigError
@@ -73,7 +74,8 @@ def make_setting(work: Workload, config: QuantizeConfig, clock: Clock, progress:
         among = None if config.classes is None else np.flatnonzero(weights).tolist()
         drawn = draw(work.samples, work.class_names, config.samples, config.seed, among)
         train, held = _split(drawn, config)
-        evidence = gather_evidence(work, train, config, weights, progress)
+        groups = find_groups(work, drawn, config.clusters)
+        evidence = gather_evidence(work, train, groups, config, weights, progress)
         measure = make_measure(work, held, evidence) if config.held_back else None
     with clock.stage("activations"):
         placement, grids = _activations(work, drawn, config, progress)

@@ -163,6 +163,11 @@ class Draw:
         """All drawn samples, in the order of the source."""
         return np.sort(np.concatenate(self.by_class))
 
+    def by_group(self, of_class: Array) -> tuple[Indices, ...]:
+        """The samples of each group, by the group of each class [classes]."""
+        groups = range(int(of_class.max()) + 1)
+        return tuple(np.concatenate([self.by_class[m] for m in np.flatnonzero(of_class == g)]) for g in groups)
+
     def split(self, share: float) -> tuple[Draw, Draw]:
         """Two draws, the second with `share` of every class (at least one sample where a class has two)."""
         held = [min(max(round(len(part) * share), 1), len(part) - 1) if len(part) else 0 for part in self.by_class]
