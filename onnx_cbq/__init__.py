@@ -10,7 +10,15 @@ from onnx_cbq import _threads  # noqa: F401, before numpy is imported
 
 # isort: on
 from onnx_cbq.calibration import CalibrationSet
-from onnx_cbq.config import CbqConfig, QuantizeConfig, ScoringConfig
+from onnx_cbq.config import (
+    CbqConfig,
+    DataFreeConfig,
+    QuantizeConfig,
+    RateDistortionConfig,
+    RoundingConfig,
+    ScoringConfig,
+)
+from onnx_cbq.data_free import DataFreeResult
 from onnx_cbq.errors import (
     CalibrationError,
     ConfigError,
@@ -20,7 +28,7 @@ from onnx_cbq.errors import (
     UnsupportedOperatorError,
     VerificationError,
 )
-from onnx_cbq.pipeline import evaluate, quantize, score
+from onnx_cbq.pipeline import evaluate, quantize, quantize_without_data, score
 from onnx_cbq.records import Evaluation, LayerScores, Plan, Scores
 from onnx_cbq.result import EvaluationResult, Result
 
@@ -29,6 +37,8 @@ __all__ = [
     "CalibrationSet",
     "CbqConfig",
     "ConfigError",
+    "DataFreeConfig",
+    "DataFreeResult",
     "Evaluation",
     "EvaluationResult",
     "LayerScores",
@@ -37,12 +47,15 @@ __all__ = [
     "OutputError",
     "Plan",
     "QuantizeConfig",
+    "RateDistortionConfig",
     "Result",
+    "RoundingConfig",
     "Scores",
     "ScoringConfig",
     "UnsupportedOperatorError",
     "VerificationError",
     "evaluate",
     "quantize",
+    "quantize_without_data",
     "score",
 ]
