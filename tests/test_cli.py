@@ -283,7 +283,7 @@ def test_inspect_reads_the_bits_from_the_file_itself(tmp_path: Path, command: Co
 def test_help_explains_every_option_with_its_default(
     command: Command, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "400")
     finished = command(name, "--help")
     assert finished.code == 0
     rows = [line for line in finished.out.splitlines() if " --" in line and "Usage" not in line]

@@ -12,8 +12,8 @@ import pytest
 from onnx_cbq.config import QuantizeConfig
 from onnx_cbq.errors import OutputError
 from onnx_cbq.model import Model
-from onnx_cbq.records import Evaluation, Layer, Layers, LeftFloat, Plan, SearchReport, Use
-from onnx_cbq.result import EvaluationResult, Result, evaluation_json
+from onnx_cbq.records import Evaluation, Grouping, Layer, Layers, LeftFloat, Plan, SearchReport, Use
+from onnx_cbq.result import CurvePoint, EvaluationResult, Result, evaluation_json
 from tests.graphs import make_model, node
 
 NAMES = ("cat", "dog", "übel")
@@ -33,6 +33,8 @@ def result() -> Result:
         layers=Layers(tuple(layers), (LeftFloat("odd", "MatMul", "its weight is computed"),)),
         scores=None,
         search=SearchReport("noise", {"noise": 0.5, "saliency": 0.75}, 0.25, 3, 20),
+        curve=(CurvePoint(2.0, 1.99, 5, QUANTIZED),),
+        groups=Grouping.of(NAMES, np.array([0, 1, 0])),
         reference=FLOAT,
         quantized=QUANTIZED,
         agreement=75.0,
@@ -72,6 +74,8 @@ def test_the_json_holds_all_that_was_promised() -> None:
         "exchanges": 3,
         "plans": 20,
     }
+    assert found["curve"] == [{"average_bits": 1.99, "ideal_bytes": 5, **found["quantized"]}]
+    assert found["groups"] == {"names": ["cat+übel", "dog"], "top1": {"float": 75.0, "quantized": 50.0}}
     assert found["agreement"] == 75.0
     assert found["seconds"] == {"load": 0.25, "search": 1.0}
     assert found["versions"] == {"onnx-cbq": "1"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,8 +16,8 @@ from onnx_cbq import scoring
 from onnx_cbq.calibration.samples import draw
 from onnx_cbq.config import ScoringConfig
 from onnx_cbq.model import Array
-from onnx_cbq.records import LayerScores, Scores
-from onnx_cbq.scoring import score_channels, scoring_graph
+from onnx_cbq.records import Grouping, LayerScores, Scores
+from onnx_cbq.scoring import fisher_squares, score_channels, scoring_graph
 from onnx_cbq.workload import prepare
 from tests.conftest import random_set
 from tests.exports import CLASSES, export
@@ -138,7 +139,7 @@ def scores_of(
     work = prepare(proto, random_set(shape, SAMPLES), logits)
     graph = scoring_graph(work.model, work.layers, work.logits, work.example, config or ScoringConfig())
     drawn = draw(work.samples, work.class_names, None, seed=0)
-    return score_channels(graph, work.layers, work.samples, drawn, work.class_names)
+    return score_channels(graph, work.layers, work.samples, drawn, Grouping.single(work.class_names))
 
 
 def assert_close(found: Scores, expected: Expected) -> None:
@@ -253,7 +254,8 @@ def test_progress_counts_samples_and_the_record_names_what_was_seen() -> None:
     graph = scoring_graph(work.model, work.layers, work.logits, work.example, ScoringConfig())
     drawn = draw(work.samples, work.class_names, None, seed=0)
     seen: list[tuple[str, int, int]] = []
-    scores = score_channels(graph, work.layers, work.samples, drawn, work.class_names, lambda *step: seen.append(step))
+    groups = Grouping.single(work.class_names)
+    scores = score_channels(graph, work.layers, work.samples, drawn, groups, lambda *step: seen.append(step))
     assert scores.samples == (5, 5, 5, 4, 4)
     assert scores.class_names == ("0", "1", "2", "3", "4")
     assert seen == [("scoring", done, SAMPLES) for done in (5, 10, 15, 19, 23)]
@@ -261,3 +263,80 @@ def test_progress_counts_samples_and_the_record_names_what_was_seen() -> None:
     assert set(scores.arrays()) == {"class_names", "samples"} | {
         f"{kind}/w" for kind in ("beta", "gamma", "saliency", "gradient_square")
     }
+
+
+class GivenSigns:
+    """A generator that always draws the same signs."""
+
+    def __init__(self, signs: Array) -> None:
+        self.signs = signs
+
+    def choice(self, values: Array, shape: tuple[int, ...]) -> Array:
+        assert sorted(values.tolist()) == [-1, 1]
+        return np.broadcast_to(self.signs, shape).astype(values.dtype)
+
+
+def exact_fisher(net: Net, x: Array, y: Array, of_class: Array) -> list[Array]:
+    """sum over groups G of P_G (d log P_G / dz)^2, summed over neurons, mean over samples: [groups, channels]."""
+    groups = int(of_class.max()) + 1
+    sums = [[np.zeros(0)] * groups for _ in net.layers]
+    for sample, label in zip(x.astype(np.float64), y, strict=True):
+        outputs = net.outputs(torch.tensor(sample[None]))
+        shares = torch.softmax(outputs[-1][0][0], 0)
+        flat = [z for uses in outputs for z in uses]
+        by_layer = [[np.zeros(0)] for _ in outputs]
+        for group in range(groups):
+            share = shares[torch.tensor(of_class == group)].sum()
+            found = iter(torch.autograd.grad(share.log(), flat, retain_graph=True))
+            for index, uses in enumerate(outputs):
+                for z in uses:
+                    square = float(share.detach()) * next(found).numpy()[0] ** 2
+                    channels = np.moveaxis(square, 0 if z.ndim != 3 else 1, 0)
+                    by_layer[index].append(channels.reshape(len(channels), -1).sum(axis=1))
+        for index, parts in enumerate(by_layer):
+            group = int(of_class[label])
+            total = np.sum(parts[1:], axis=0)
+            sums[index][group] = sums[index][group] + total if sums[index][group].size else total
+    counts = [np.sum(of_class[y] == group) for group in range(groups)]
+    return [np.stack([total / count for total, count in zip(layer, counts, strict=True)]) for layer in sums]
+
+
+@pytest.mark.parametrize(
+    ("of_class", "batch"), [([0, 1, 2, 3, 4], None), ([0, 1, 0, 2, 1], 4)], ids=["classes", "groups-fixed-batch"]
+)
+@pytest.mark.parametrize("name", NETS)
+def test_the_fisher_information_is_exact_over_all_signs(
+    monkeypatch: pytest.MonkeyPatch, name: str, of_class: list[int], batch: int | None
+) -> None:
+    """The expectation over random signs is their mean over all of them; a fixed batch is padded."""
+    net = NETS[name]().eval()
+    proto = export(net, dynamo=False, dynamic_batch=batch is None, batch=batch or 2)
+    work = prepare(proto, random_set(net.example_shape, SAMPLES))
+    graph = scoring_graph(work.model, work.layers, work.logits, work.example, ScoringConfig())
+    drawn = draw(work.samples, work.class_names, None, seed=0)
+    groups = Grouping.of(work.class_names, np.array(of_class))
+    estimates = []
+    for signs in itertools.product((-1.0, 1.0), repeat=len(groups.names)):
+        monkeypatch.setattr(np.random, "default_rng", lambda _, signs=signs: GivenSigns(np.array(signs)))
+        estimates.append(fisher_squares(graph, work.layers, work.samples, drawn, groups, 0))
+    monkeypatch.undo()
+    expected = exact_fisher(NETS[name]().double().eval(), *samples_of(net), np.array(of_class))
+    for index, layer in enumerate(work.layers):
+        found = np.mean([estimate[layer.name] for estimate in estimates], axis=0)
+        assert found.shape == expected[index].shape
+        np.testing.assert_allclose(found, expected[index], rtol=1e-3, atol=1e-4 * expected[index].max())
+
+
+def test_random_signs_are_drawn_by_the_seed() -> None:
+    net = SmallNet().eval()
+    work = prepare(export(net, dynamo=False), random_set(net.example_shape, SAMPLES))
+    graph = scoring_graph(work.model, work.layers, work.logits, work.example, ScoringConfig())
+    drawn = draw(work.samples, work.class_names, None, seed=0)
+    groups = Grouping.single(work.class_names)
+    one, same, other = (
+        fisher_squares(graph, work.layers, work.samples, drawn, groups, seed)[work.layers.layers[0].name]
+        for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(one, same)
+    assert not np.array_equal(one, other)
+    np.testing.assert_allclose(one.sum(), other.sum(), rtol=0.7)
