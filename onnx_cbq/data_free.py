@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from onnx import ModelProto
 
 from onnx_cbq.config import MOST_BITS, DataFreeConfig
 from onnx_cbq.emit.files import write_model
@@ -63,6 +64,11 @@ class DataFreeResult:
     def average_bits(self) -> float:
         """Average bits per weight over all layers."""
         return self.plan.average_bits(self.layers)
+
+    @property
+    def proto(self) -> ModelProto:
+        """The quantized model as one protobuf message."""
+        return self.model.to_proto()
 
     def save(self, path: str | Path) -> int:
         """Write the model whole or not at all; returns its bytes.

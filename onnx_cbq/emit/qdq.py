@@ -66,6 +66,7 @@ class _Writer:
         self._uses.update({use.output: (use, weights) for use in layer.uses})
         codes = self._constant(f"{layer.weight}_q", weights.codes)
         if weights.levels is not None or (layer.operator == "MatMul" and len(layer.weight_shape) > 2):
+            shape = [-1 if axis == layer.weight_axis else 1 for axis in range(len(layer.weight_shape))]
             if weights.levels is not None:
                 position = self._add("Cast", [codes], f"{layer.weight}_at", to=TensorProto.INT32)
                 plain = self._add("Gather", [self._pooled(weights.levels, "levels"), position], f"{layer.weight}_level")
@@ -73,7 +74,9 @@ class _Writer:
                 # onnxruntime fuses such a MatMul if it can, and then refuses to run it with scales per channel.
                 one = self._pooled(np.array(1, np.float32), "scale")
                 plain = self._add("DequantizeLinear", [codes, one], f"{layer.weight}_dq")
-            shape = [-1 if axis == layer.weight_axis else 1 for axis in range(len(layer.weight_shape))]
+            if weights.zero_point is not None:
+                zero = self._pooled(weights.zero_point.astype(np.float32).reshape(shape), "zero")
+                plain = self._add("Sub", [plain, zero], f"{layer.weight}_centred")
             scale = self._pooled(weights.scale.reshape(shape), "scale")
             self._floats[layer.weight] = self._add("Mul", [plain, scale], f"{layer.weight}_scaled")
             return
