@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.cluster.hierarchy import cut_tree, linkage
 from scipy.spatial.distance import squareform
 from scipy.special import softmax
 
@@ -28,7 +28,7 @@ def find_groups(work: Workload, drawn: Draw, clusters: int | tuple[tuple[str, ..
     """The groups that the settings ask for; each class is its own if they ask for none.
 
     Raises:
-        ConfigError: more groups than classes, an unknown class, or one in two groups.
+        ConfigError: more groups than classes, a single group, an unknown class, or one in two groups.
     """
     names = work.class_names
     if clusters is None:
@@ -45,7 +45,8 @@ def by_confusion(names: Sequence[str], confusion: Array, count: int) -> Grouping
     distance = 1 - (confusion + confusion.T) / 2
     np.fill_diagonal(distance, 0)
     tree = linkage(squareform(distance, checks=False), "average")
-    labels = fcluster(tree, count, "maxclust")
+    # Not fcluster: where distances tie it gives fewer groups, for a model that confuses nothing a single one.
+    labels = cut_tree(tree, count).ravel()
     # Groups in the order of their first class.
     order = {label: i for i, label in enumerate(dict.fromkeys(labels.tolist()))}
     return Grouping.of(names, np.array([order[label] for label in labels.tolist()]))
@@ -81,6 +82,8 @@ def _listed(names: Sequence[str], groups: tuple[tuple[str, ...], ...]) -> Groupi
             of_class[list(names).index(name)] = number
     alone = np.flatnonzero(of_class < 0)
     of_class[alone] = len(groups) + np.arange(len(alone))
+    if of_class.max() == 0:
+        raise ConfigError("--clusters: all classes are in one group; expected at least 2, or nothing is told apart")
     return Grouping.of(names, of_class)
 
 

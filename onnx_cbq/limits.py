@@ -11,6 +11,7 @@ from onnx_cbq.config import MOST_BITS, QuantizeConfig
 from onnx_cbq.errors import VerificationError
 from onnx_cbq.measure import Measured, PlanMeasure
 from onnx_cbq.model import Array
+from onnx_cbq.planning import kept_layers
 from onnx_cbq.progress import Clock, Progress
 from onnx_cbq.scoring import batch_size
 from onnx_cbq.solving import Setting, Solution, solve, with_bits
@@ -46,11 +47,13 @@ class LimitCheck:
 
     def __init__(self, setting: Setting) -> None:
         work, seen = setting.work, setting.simulated
-        self._indices, self.notes = _limit_samples(setting)
-        held = (work.samples, self._indices.indices, batch_size(work.layers))
+        chosen, self.notes = _limit_samples(setting)
+        self.samples = "calibration samples" if self.notes else "samples that nothing else used"
+        held = (work.samples, chosen.indices, batch_size(work.layers))
         outputs = (work.logits, setting.evidence.groups)
+        # What quantized activations cost counts too.
+        self._reference = PlanMeasure(work.model, work.layers, held, outputs, None).run({})
         self._measure = PlanMeasure(work.model, work.layers, held, outputs, None, seen)
-        self._reference = self._measure.run({})
         self._counted = setting.class_weights
 
     def __call__(self, setting: Setting, solution: Solution) -> Losses:
@@ -82,7 +85,7 @@ def meet_limits(setting: Setting, clock: Clock, progress: Progress) -> tuple[Sol
             f"{losses.per_class[worst]:.2f} points" + (f"; weights raised: {', '.join(raised)}" if raised else "")
         ]
     counted = int(losses.samples[setting.class_weights > 0].sum())
-    return solution, (*check.notes, f"{notes[0]}, on {counted:,} samples that nothing else used")
+    return solution, (*check.notes, f"{notes[0]}, on {counted:,} {check.samples}")
 
 
 def too_much(losses: Losses, config: QuantizeConfig) -> Array:
@@ -99,7 +102,8 @@ def _fewest_bits(
     setting: Setting, check: LimitCheck, clock: Clock, progress: Progress
 ) -> tuple[Solution, Losses, float]:
     """Bisection over the average of bits; the limits are taken to hold from some average upwards."""
-    weights = setting.class_weights
+    weights, layers = setting.class_weights, setting.work.layers
+    kept = kept_layers(layers, setting.config.keep)
 
     def attempt(bits: float, *, trade: bool) -> tuple[Solution, Losses]:
         tried = with_bits(setting, bits, weights, trade=trade)
@@ -107,12 +111,14 @@ def _fewest_bits(
         with clock.stage("limits"):
             return solution, check(tried, solution)
 
-    low, high = 0.5, float(MOST_BITS)
+    # Less than the layers that are kept take cannot be asked for.
+    taken = sum(layers.by_name[name].size * width for name, width in kept.items()) / layers.size
+    low, high = max(0.5, taken), float(MOST_BITS)
     best = attempt(high, trade=False)
-    if too_much(best[1], setting.config).any():
+    over = too_much(best[1], setting.config)
+    if over.any():
         raise VerificationError(
-            f"--max-drop {setting.config.max_drop:g}: even {MOST_BITS} bits lose {best[1].overall:.2f} points; "
-            f"allow more, or leave activations float with --activation-bits 0"
+            f"{_first_missed(setting, best[1], over)}; allow more, or leave activations float with --activation-bits 0"
         )
     while high - low > RESOLUTION:
         middle = round((low + high) / 2, 2)
@@ -140,18 +146,29 @@ def _raise_weights(
             losses = check(tried, solution)
         over = too_much(losses, config)
         if not over.any():
-            return solution, losses, weights / setting.class_weights.max()
+            return solution, losses, weights / np.where(setting.class_weights > 0, setting.class_weights, 1)
         missed.append((over, losses))
         weights = np.where(over, weights * RAISE, weights)
     over, losses = min(missed, key=lambda entry: float(np.nanmax(entry[1].per_class)))
-    names = setting.work.class_names
-    misses = ", ".join(
-        f"{names[m]} loses {losses.per_class[m]:.2f} (of {int(losses.samples[m])} samples)"
-        for m in np.flatnonzero(over)
-    )
     raise VerificationError(
-        f"--max-class-drop {config.max_class_drop:g} cannot be met with --bits {config.bits:g}: {misses}; "
+        f"--max-class-drop {config.max_class_drop:g} cannot be met with --bits {config.bits:g}: "
+        f"{_misses(setting, losses, over)}; "
         f"{_enough(setting, check, clock, progress)}"
+    )
+
+
+def _first_missed(setting: Setting, losses: Losses, over: Array) -> str:
+    """The limit that even the most bits do not keep."""
+    config = setting.config
+    if config.max_drop is not None and losses.overall > config.max_drop:
+        return f"--max-drop {config.max_drop:g}: even {MOST_BITS} bits lose {losses.overall:.2f} points"
+    return f"--max-class-drop {config.max_class_drop:g}: even with {MOST_BITS} bits {_misses(setting, losses, over)}"
+
+
+def _misses(setting: Setting, losses: Losses, over: Array) -> str:
+    return ", ".join(
+        f"{setting.work.class_names[m]} loses {losses.per_class[m]:.2f} (of {int(losses.samples[m])} samples)"
+        for m in np.flatnonzero(over)
     )
 
 
@@ -171,9 +188,9 @@ def _limit_samples(setting: Setting) -> tuple[Draw, tuple[str, ...]]:
     work, drawn = setting.work, setting.drawn
     used = set(drawn.indices.tolist())
     everything = draw(work.samples, work.class_names, None, setting.config.seed)
-    counted = max(int((setting.class_weights > 0).sum()), 1)
+    share = max(LIMIT_SAMPLES // int((setting.class_weights > 0).sum()), 1)
     rest = [
-        np.array([i for i in part.tolist() if i not in used][: LIMIT_SAMPLES // counted], np.int64)
+        np.array([i for i in part.tolist() if i not in used][:share], np.int64)
         if setting.class_weights[m] > 0
         else part[:0]
         for m, part in enumerate(everything.by_class)

@@ -21,7 +21,7 @@ from onnx_cbq.quantize.grid import fits_bits, quantize_rows
 from onnx_cbq.records import Plan, Seen
 from onnx_cbq.rounding import Rounded, make_tables, round_in_order, round_to_nearest, run_of
 from onnx_cbq.runtime import Session
-from onnx_cbq.statistics import Run
+from onnx_cbq.statistics import Run, collect_moments
 from onnx_cbq.workload import Workload, prepare
 from tests.conftest import random_set
 from tests.exports import CLASSES, NETS, make_net
@@ -103,7 +103,7 @@ def test_codes_fit_the_plan_and_the_float_model_stays_as_it_was(exported: Export
         np.testing.assert_array_equal(work.model.weight(layer.weight), before[layer.weight])
     constants = found.constants(work.layers)
     for name_, value in constants.items():
-        assert (value.shape, value.dtype) == (work.model.weight(name_).shape, np.float32)
+        assert (value.shape, value.dtype.name) == (work.model.weight(name_).shape, "float32")
 
 
 @pytest.mark.parametrize("name", ["residual", "depthwise"])
@@ -140,7 +140,7 @@ def test_deep_nets_share_passes(exported: Exported, monkeypatch: pytest.MonkeyPa
         runs += 1
         return collect(*arguments)
 
-    collect: Callable[..., object] = rounding.collect_moments
+    collect: Callable[..., object] = collect_moments
     monkeypatch.setattr(rounding, "collect_moments", counted)
     errors = {}
     for passes in (1, 2, 3, 32):

@@ -55,7 +55,7 @@ def make_metric(second: Array, damping: float, *, sort: bool = True) -> Metric:
     diagonal = np.einsum("gnn->gn", second)
     columns = np.argsort(-diagonal, axis=1, kind="stable") if sort else np.tile(np.arange(size), (groups, 1))
     sorted_ = np.take_along_axis(np.take_along_axis(second, columns[:, :, None], 1), columns[:, None, :], 2)
-    mean = np.maximum(diagonal.mean(axis=1), np.finfo(np.float32).tiny)
+    mean = _mean_diagonal(second)
     while True:
         matrix = sorted_ + (damping * mean)[:, None, None] * np.eye(size)
         try:
@@ -74,8 +74,7 @@ def make_metric(second: Array, damping: float, *, sort: bool = True) -> Metric:
 def best_aim(rows: Array, second: Array, cross: Array, damping: float) -> Array:
     """a = w (C + d) (H + d)^-1 for rows w [g, r, n]; the damping d, a share of H's mean diagonal, pulls a towards w."""
     size = second.shape[1]
-    mean = np.maximum(np.einsum("gnn->gn", second).mean(axis=1), np.finfo(np.float32).tiny)
-    ridge = (damping * mean)[:, None, None] * np.eye(size)
+    ridge = (damping * _mean_diagonal(second))[:, None, None] * np.eye(size)
     solved = np.linalg.solve(second + ridge, (rows @ (cross + ridge)).swapaxes(1, 2))
     return np.ascontiguousarray(solved.swapaxes(1, 2))
 
@@ -143,6 +142,11 @@ def best_factor(aim: Array, levels: Array, metric: Metric) -> Array:
     weighted = metric.matrix @ codes
     target = _columns_first(aim, metric)
     return np.stack([np.einsum("gnr,gnr->gr", weighted, other, dtype=np.float64) for other in (target, codes)])
+
+
+def _mean_diagonal(second: Array) -> Array:
+    """What damping is a share of, [g]; where inputs never vary, their centred moments are rounding errors around 0."""
+    return np.maximum(np.abs(np.einsum("gnn->gn", second)).mean(axis=1), np.finfo(np.float32).tiny)
 
 
 def _columns_first(rows: Array, metric: Metric) -> Array:
