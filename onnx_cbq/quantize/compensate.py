@@ -146,7 +146,8 @@ def best_factor(aim: Array, levels: Array, metric: Metric) -> Array:
 
 def _mean_diagonal(second: Array) -> Array:
     """What damping is a share of, [g]; where inputs never vary, their centred moments are rounding errors around 0."""
-    return np.maximum(np.abs(np.einsum("gnn->gn", second)).mean(axis=1), np.finfo(np.float32).tiny)
+    diagonal = np.abs(np.einsum("gnn->gn", second))
+    return np.asarray(np.maximum(diagonal.mean(axis=1), np.finfo(np.float32).tiny))
 
 
 def _columns_first(rows: Array, metric: Metric) -> Array:
