@@ -151,6 +151,23 @@ def test_with_float_activations_only_weights_are_quantized(
     assert_plan_is_in_the_file(result)
 
 
+@pytest.mark.parametrize("criterion", ["mse", "percentile", "minmax"])
+@pytest.mark.parametrize("bits", [2, 5])
+def test_narrow_activations_are_those_that_layers_multiply(
+    exported: Callable[..., onnx.ModelProto], bits: int, criterion: str
+) -> None:
+    """Each saturates in a Clip of its own; the model's input keeps 8 bits."""
+    config = QuantizeConfig(bits=4, method="uniform", activation_bits=bits, activation_range=criterion)
+    proto, data = exported("residual", dynamo=False), random_set(SHAPES["residual"])
+    result = quantize(proto, data, config)
+    assert_plan_is_in_the_file(result)
+    made_by = {name: entry.op_type for entry in result.proto.graph.node for name in entry.output}
+    sources = [entry.input[0] for entry in result.proto.graph.node if entry.op_type == "QuantizeLinear"]
+    assert "input" in sources
+    read = {use.activation for layer in result.layers for use in layer.uses} - {"input"}
+    assert sum(made_by.get(source) == "Clip" for source in sources) == len(read)
+
+
 def weight(*shape: int) -> Array:
     return np.random.default_rng(len(shape)).standard_normal(shape).astype(np.float32)
 

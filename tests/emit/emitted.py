@@ -44,8 +44,13 @@ class Emitted:
         return folder / "quantized.onnx"
 
 
-def emitted(proto: onnx.ModelProto, bits: int = 6, *, activations: bool = True, samples: int = 3) -> Emitted:
-    """`proto` with every channel at `bits`, ranges from the random samples that come with it."""
+def emitted(
+    proto: onnx.ModelProto, bits: int = 6, *, activations: bool = True, samples: int = 3, activation_bits: int = 8
+) -> Emitted:
+    """`proto` with every channel at `bits`, ranges from the random samples that come with it.
+
+    Inputs of the model stay at 8 bits, all other activations get `activation_bits`.
+    """
     source = load(proto)
     random = np.random.default_rng(3)
     feeds = {
@@ -58,7 +63,10 @@ def emitted(proto: onnx.ModelProto, bits: int = 6, *, activations: bool = True, 
     placement = place_activations(model, layers) if activations else NO_ACTIVATIONS
     inner = [name for name in placement.measured if name not in feeds]
     values = {**feeds, **Session(model.with_graph(outputs=inner or model.outputs)).run(feeds)}
-    grids = {name: choose_grid(Histogram.empty().add(values[name])) for name in placement.measured}
+    grids = {
+        name: choose_grid(Histogram.empty().add(values[name]), 8 if name in feeds else activation_bits)
+        for name in placement.measured
+    }
     weights = {}
     for layer in layers:
         weight = model.constant(layer.weight)
@@ -102,10 +110,10 @@ def simulate(case: Emitted) -> dict[str, Array]:
 
 
 def rounded(value: Array, grid: ActivationGrid | None) -> Array:
-    """The nearest levels of an 8-bit grid."""
+    """The nearest levels of a grid."""
     if grid is None:
         return value
-    codes = np.clip(np.rint(value / np.float32(grid.scale)) + grid.zero_point, 0, 255)
+    codes = np.clip(np.rint(value / np.float32(grid.scale)) + grid.zero_point, 0, 2**grid.bits - 1)
     return np.asarray((codes - grid.zero_point) * np.float32(grid.scale), np.float32)
 
 

@@ -148,6 +148,61 @@ def test_fused_hand_made_models_compute_the_same(name: str, tmp_path: Path) -> N
     assert distance(Session(case.save(tmp_path)).run(case.feeds)["y"], simulate(case)["y"]) < TOLERANCE
 
 
+@pytest.mark.parametrize("activation_bits", range(2, 8))
+@pytest.mark.parametrize("name", MADE)
+def test_narrow_activations_compute_the_same_fused_or_not(name: str, activation_bits: int, tmp_path: Path) -> None:
+    """The integers have room for 256 levels; a runtime that saturates there would give something else."""
+    case = emitted(MADE[name], 6, activation_bits=activation_bits)
+    expected = simulate(case)["y"]
+    path = case.save(tmp_path)
+    assert distance(Session(path, "off").run(case.feeds)["y"], expected) < TOLERANCE
+    assert distance(Session(path).run(case.feeds)["y"], expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("activation_bits", [2, 3, 5])
+@pytest.mark.parametrize("name", MADE)
+def test_no_narrow_activation_takes_more_levels_than_it_has(name: str, activation_bits: int) -> None:
+    """Also on samples three times as large as those that the ranges come from."""
+    case = emitted(MADE[name], 6, activation_bits=activation_bits)
+    quantizers = [entry for entry in case.model.nodes if entry.op_type == "QuantizeLinear"]
+    made_by = {entry.output[0]: entry for entry in case.model.nodes}
+    integers = [entry.output[0] for entry in quantizers]
+    found = Session(case.model.with_graph(outputs=integers)).run({n: 3 * x for n, x in case.feeds.items()})
+    narrow = 0
+    for entry in quantizers:
+        clip, zero = made_by.get(entry.input[0]), int(case.model.weight(entry.input[2]))
+        scale, codes = float(case.model.weight(entry.input[1])), found[entry.output[0]]
+        assert codes.dtype == np.uint8
+        if entry.input[0] in case.feeds:
+            continue
+        narrow += 1
+        top = 2**activation_bits - 1
+        assert clip is not None
+        assert clip.op_type == "Clip"
+        ends = [float(case.model.weight(end)) for end in clip.input[1:]]
+        assert ends == pytest.approx([-zero * scale, (top - zero) * scale])
+        assert codes.max() <= top
+    assert narrow == len(case.placement.measured) - len(case.feeds)
+
+
+def test_activations_of_8_bits_need_no_clip() -> None:
+    """The integers saturate just there."""
+    for name in ("conv", "shared", "time-major"):
+        assert "Clip" not in {entry.op_type for entry in emitted(MADE[name], 6).model.nodes}
+
+
+@pytest.mark.parametrize("activation_bits", [2, 4])
+@pytest.mark.parametrize("name", NETS)
+def test_narrow_activations_of_exported_nets_agree_with_the_simulation(
+    exported: Callable[..., onnx.ModelProto], name: str, activation_bits: int, tmp_path: Path
+) -> None:
+    case = emitted(exported(name, dynamo=False), 6, activation_bits=activation_bits)
+    expected = simulate(case)["logits"]
+    path = case.save(tmp_path)
+    assert distance(Session(path, "off").run(case.feeds)["logits"], expected) < TOLERANCE
+    assert distance(Session(path).run(case.feeds)["logits"], expected) < TOLERANCE
+
+
 @pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "torchscript"])
 @pytest.mark.parametrize("name", NETS)
 def test_exported_nets_compute_what_the_simulation_does(

@@ -40,16 +40,16 @@ def assert_same(one: Histogram, other: Histogram) -> None:
 
 def error(values: Array, grid: ActivationGrid) -> float:
     """Mean squared error of `values` on a grid."""
-    codes = np.clip(np.rint(values / grid.scale) + grid.zero_point, 0, 255)
+    codes = np.clip(np.rint(values / grid.scale) + grid.zero_point, 0, 2**grid.bits - 1)
     return float(np.mean(((codes - grid.zero_point) * grid.scale - values) ** 2))
 
 
-def best_error(values: Array) -> float:
+def best_error(values: Array, bits: int = 8) -> float:
     """The least of any scale and zero point: scales in steps of 1 %, up to the one that clips nothing."""
     reach = max(values.max() - min(values.min(), 0), 1e-30)
-    scales = reach / 255 * np.exp(np.arange(0, np.log(0.1), -0.01))
-    zero_points = range(256) if values.min() < 0 else [0]
-    return min(error(values, ActivationGrid(float(scale), zero)) for scale in scales for zero in zero_points)
+    scales = reach / (2**bits - 1) * np.exp(np.arange(0, np.log(0.1), -0.01))
+    zero_points = range(2**bits) if values.min() < 0 else [0]
+    return min(error(values, ActivationGrid(float(scale), zero, bits)) for scale in scales for zero in zero_points)
 
 
 @given(
@@ -130,6 +130,60 @@ def test_the_range_is_nearly_the_best_of_all(kind: str) -> None:
     values = draw(kind)
     grid = choose_grid(histogram_of(*np.array_split(values, 7)))
     assert error(values, grid) < 1.03 * best_error(values)
+
+
+@pytest.mark.parametrize("bits", range(2, 8))
+@pytest.mark.parametrize("kind", ["normal", "relu", "heavy-tailed", "silu"])
+def test_narrow_ranges_are_nearly_the_best_of_all(kind: str, bits: int) -> None:
+    """Few levels want to clip far; the ends move one at a time, which few levels make a little uneven."""
+    values = draw(kind)
+    grid = choose_grid(histogram_of(values), bits)
+    assert grid.bits == bits
+    assert 0 <= grid.zero_point <= grid.top == 2**bits - 1
+    assert error(values, grid) < 1.1 * best_error(values, bits)
+    assert error(values, grid) <= error(values, choose_grid(histogram_of(values), bits, "minmax"))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("kind", KINDS)
+def test_minmax_reaches_all_values(kind: str, bits: int) -> None:
+    """To half a step: the zero point is a whole level."""
+    values = draw(kind)
+    grid = choose_grid(histogram_of(*np.array_split(values, 7)), bits, "minmax")
+    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+    assert grid.scale == pytest.approx((high - low) / grid.top, rel=1e-6)
+    assert grid.ends == pytest.approx((low, high), abs=grid.scale * 0.501)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_percentile_cuts_off_one_value_in_twenty_thousand_at_either_end(kind: str) -> None:
+    values = draw(kind, 200_000)
+    histogram = histogram_of(*np.array_split(values, 7))
+    grid = choose_grid(histogram, 8, "percentile")
+    # Ten values of 200,000 lie outside at either end; to a value more or less, a bin and half a step.
+    order, slack = np.sort(values), 2.0**histogram.exponent + 0.501 * grid.scale
+    low, high = np.minimum(order[8:12], 0), np.maximum(order[-12:-8], 0)
+    for end, near in zip(grid.ends, (low, high), strict=True):
+        assert near.min() - slack <= end <= near.max() + slack
+
+
+def test_a_percentile_does_not_see_one_outlier() -> None:
+    values = np.append(draw("normal", 100_000), np.float32(1000))
+    assert choose_grid(histogram_of(values), 8, "percentile").ends[1] < 5
+    assert choose_grid(histogram_of(values), 8, "minmax").ends[1] > 990
+
+
+@pytest.mark.parametrize("criterion", ["mse", "percentile", "minmax"])
+@pytest.mark.parametrize("kind", ["zeros", "relu", "negative", "one"])
+def test_zero_is_a_level_and_the_scale_is_above_0(kind: str, criterion: str) -> None:
+    values = {"zeros": np.zeros(5, np.float32), "one": np.ones(5, np.float32)}
+    found = values.get(kind, draw("relu") if kind == "relu" else draw("negative"))
+    for bits in range(2, 9):
+        grid = choose_grid(histogram_of(found), bits, criterion)
+        assert grid.scale > 0
+        assert 0 <= grid.zero_point <= grid.top
+        if kind == "relu":
+            assert grid.zero_point == 0
 
 
 @pytest.mark.parametrize("kind", ["relu", "outlier"])
