@@ -9,12 +9,13 @@ import numpy as np
 from onnx_cbq.calibration.samples import Draw, draw
 from onnx_cbq.config import MOST_BITS, QuantizeConfig
 from onnx_cbq.errors import VerificationError
-from onnx_cbq.measure import Measured, PlanMeasure
-from onnx_cbq.model import Array
+from onnx_cbq.measure import replayable
+from onnx_cbq.model import Array, Model
 from onnx_cbq.planning import kept_layers
 from onnx_cbq.progress import Clock, Progress
+from onnx_cbq.runtime import Session
 from onnx_cbq.scoring import batch_size
-from onnx_cbq.solving import Setting, Solution, solve, with_bits
+from onnx_cbq.solving import Setting, Solution, emit_solution, solve, with_bits
 
 # Limits are checked on as many samples beyond the calibration samples as there are, up to this.
 LIMIT_SAMPLES = 2000
@@ -43,27 +44,35 @@ class Losses:
 
 
 class LimitCheck:
-    """Measures the losses of solutions, activations quantized as they will be."""
+    """Measures the losses of solutions, each as the model that it would be written as."""
 
     def __init__(self, setting: Setting) -> None:
-        work, seen = setting.work, setting.simulated
+        work = setting.work
         chosen, self.notes = _limit_samples(setting)
         self.samples = "calibration samples" if self.notes else "samples that nothing else used"
-        held = (work.samples, chosen.indices, batch_size(work.layers))
-        outputs = (work.logits, setting.evidence.groups)
-        # What quantized activations cost counts too.
-        self._reference = PlanMeasure(work.model, work.layers, held, outputs, None).run({})
-        self._measure = PlanMeasure(work.model, work.layers, held, outputs, None, seen)
+        self._batches = replayable(work.samples, chosen.indices, batch_size(work.layers))
         self._counted = setting.class_weights
+        self._of_class = setting.evidence.groups.of_class
+        self._counts = np.array([len(part) for part in chosen.by_class])
+        self._reference = self._hits(work.model, work.logits.output)
 
     def __call__(self, setting: Setting, solution: Solution) -> Losses:
         """Run the model that the solution makes."""
-        found = self._measure.run(solution.rounded.constants(setting.work.layers))
-        counts = self._reference.counts
-        with np.errstate(invalid="ignore", divide="ignore"):
-            per_class = 100 * (self._reference.hits - found.hits) / counts
-        per_class = np.where((counts > 0) & (self._counted > 0), per_class, np.nan)
-        return Losses(_accuracy(self._reference, self._counted) - _accuracy(found, self._counted), per_class, counts)
+        lost = self._reference - self._hits(emit_solution(setting, solution), setting.work.logits.output)
+        counted = (self._counts > 0) & (self._counted > 0)
+        per_class = np.where(counted, 100 * lost / np.maximum(self._counts, 1), np.nan)
+        overall = float(100 * (self._counted @ lost) / (self._counted @ self._counts))
+        return Losses(overall, per_class, self._counts)
+
+    def _hits(self, model: Model, output: str) -> Array:
+        """Samples of each class whose class, or group of classes, is predicted."""
+        session = Session(model.with_graph(outputs=[output]))
+        hits = np.zeros(len(self._counts))
+        for batch in self._batches():
+            scores = session.run(batch.feeds)[output]
+            predictions = scores.reshape(len(scores), -1)[: batch.count].argmax(axis=1)
+            np.add.at(hits, batch.labels, self._of_class[predictions] == self._of_class[batch.labels])
+        return hits
 
 
 def meet_limits(setting: Setting, clock: Clock, progress: Progress) -> tuple[Solution, tuple[str, ...]]:
@@ -199,7 +208,3 @@ def _limit_samples(setting: Setting) -> tuple[Draw, tuple[str, ...]]:
         return Draw(tuple(rest)), ()
     note = "the limits are checked on the calibration samples themselves: the card has no others of every class"
     return drawn, (note,)
-
-
-def _accuracy(found: Measured, weights: Array) -> float:
-    return float(100 * (weights @ found.hits) / (weights @ found.counts))

@@ -14,7 +14,7 @@ from onnx_cbq.graph.logits import Logits
 from onnx_cbq.model import Array, Model
 from onnx_cbq.quantize.grid import Channels, quantize_rows
 from onnx_cbq.quantize.table import Table
-from onnx_cbq.records import Grouping, Layer, Layers, Plan, Seen
+from onnx_cbq.records import Grouping, Layer, Layers, Plan
 from onnx_cbq.runtime import Session
 
 # Samples that plans are measured on stay in memory up to this size, and are read again for every plan beyond it.
@@ -105,23 +105,18 @@ class PlanMeasure:
         held: tuple[Samples, Indices, int],
         outputs: tuple[Logits, Grouping],
         rounder: Rounder | None,
-        seen: Seen | None = None,
     ) -> None:
-        """`seen` is the model to measure where it is not the float model; without `rounder` only `run` works."""
+        """Without `rounder` only `run` works."""
         logits, self._groups = outputs
-        start = seen or Seen(model, {})
-        self._names = (start.name(logits.tensor), start.name(logits.output))
-        self._model = start.model.with_graph(outputs=dict.fromkeys(self._names))
+        self._names = (logits.tensor, logits.output)
         self._source = model
+        self._model = model.with_graph(outputs=dict.fromkeys(self._names))
         self._layers = layers
         self._logits = logits
         self._rounder = rounder
         self._values: dict[str, tuple[bytes, dict[str, Array]]] = {}
         self._batches = replayable(*held)
-        reference = model.with_graph(outputs=dict.fromkeys((logits.tensor, logits.output)))
-        self._reference = [
-            self._log_shares(scores) for scores, _, _ in self._run(reference, (logits.tensor, logits.output))
-        ]
+        self._reference = [self._log_shares(scores) for scores, _, _ in self._run(self._model)]
 
     def __call__(self, plan: Plan) -> Measured:
         """Run the model that `plan` makes over the held-back samples."""
@@ -135,7 +130,7 @@ class PlanMeasure:
         of_class = self._groups.of_class
         counts, hits, divergence = np.zeros((3, self._logits.classes))
         for reference, (scores, predictions, batch) in zip(
-            self._reference, self._run(self._model.with_constants(constants), self._names), strict=True
+            self._reference, self._run(self._model.with_constants(constants)), strict=True
         ):
             difference = reference - self._log_shares(scores)
             np.add.at(counts, batch.labels, 1)
@@ -151,12 +146,12 @@ class PlanMeasure:
         together = self._groups.sums(np.exp(shares))
         return np.log(np.maximum(together, np.finfo(np.float64).tiny))
 
-    def _run(self, model: Model, names: tuple[str, str]) -> Iterator[tuple[Array, Array, Batch]]:
+    def _run(self, model: Model) -> Iterator[tuple[Array, Array, Batch]]:
         """Logits [count, classes] in float64, predictions [count] and the batch itself."""
         session = Session(model)
         for batch in self._batches():
             values = session.run(batch.feeds)
-            logits, output = (values[name].reshape(len(values[name]), -1)[: batch.count] for name in names)
+            logits, output = (values[name].reshape(len(values[name]), -1)[: batch.count] for name in self._names)
             yield logits.astype(np.float64), output.argmax(axis=1), batch
 
     def _constants(self, layer: Layer, bits: Array) -> dict[str, Array]:

@@ -14,7 +14,6 @@ from onnx_cbq.config import DataFreeConfig, QuantizeConfig
 from onnx_cbq.data_free import DataFreeResult, quantize_data_free
 from onnx_cbq.emit.files import write_model
 from onnx_cbq.emit.metadata import StoredPlan, read_metadata, with_metadata
-from onnx_cbq.emit.qdq import emit_qdq
 from onnx_cbq.graph.layers import find_layers
 from onnx_cbq.graph.load import load
 from onnx_cbq.graph.logits import find_logits
@@ -27,7 +26,7 @@ from onnx_cbq.records import Evaluation, Grouping, Layers, LayerWeights, Scores
 from onnx_cbq.result import CurvePoint, EvaluationResult, Result
 from onnx_cbq.runtime import versions
 from onnx_cbq.scoring import score_channels, scoring_graph
-from onnx_cbq.solving import Setting, Solution, make_setting, solve, with_bits
+from onnx_cbq.solving import Setting, Solution, emit_solution, make_setting, solve, with_bits
 from onnx_cbq.verify import Comparison, check_file, compare
 from onnx_cbq.workload import (
     DataSource,
@@ -174,10 +173,8 @@ def _scores(work: Workload, drawn: Draw, config: QuantizeConfig, progress: Progr
 
 
 def _emit(setting: Setting, solution: Solution) -> Model:
-    work, rounded = setting.work, solution.rounded
-    corrected = work.model.with_constants(rounded.biases)
-    output = emit_qdq(corrected, work.layers, rounded.weights, setting.placement, setting.grids)
-    return with_metadata(output, work.layers, solution.plan, setting.config.method, _versions()["onnx-cbq"])
+    output = emit_solution(setting, solution)
+    return with_metadata(output, setting.work.layers, solution.plan, setting.config.method, _versions()["onnx-cbq"])
 
 
 def _curve_point(setting: Setting, bits: float, clock: Clock, progress: Progress) -> CurvePoint:

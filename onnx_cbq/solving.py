@@ -11,11 +11,11 @@ import numpy as np
 from onnx_cbq.calibration.samples import Draw, draw
 from onnx_cbq.clusters import find_groups
 from onnx_cbq.config import MOST_BITS, QuantizeConfig
-from onnx_cbq.emit.qdq import simulate_activations
+from onnx_cbq.emit.qdq import emit_qdq, simulate_activations
 from onnx_cbq.errors import CalibrationError, ConfigError
 from onnx_cbq.graph.placement import NO_ACTIVATIONS, Placement, place_activations
 from onnx_cbq.measure import PlanMeasure
-from onnx_cbq.model import Array
+from onnx_cbq.model import Array, Model
 from onnx_cbq.planning import Evidence, Planned, gather_evidence, make_measure, make_plan
 from onnx_cbq.progress import Clock, Progress
 from onnx_cbq.quantize.activations import choose_grid
@@ -94,6 +94,13 @@ def solve(setting: Setting, clock: Clock, progress: Progress) -> Solution:
         planned = make_plan(work, setting.evidence, setting.measure, config, setting.class_weights, progress)
     with clock.stage("rounding"):
         return Solution(planned, _round(setting, planned.plan, progress))
+
+
+def emit_solution(setting: Setting, solution: Solution) -> Model:
+    """The quantized model that a solution makes."""
+    work, rounded = setting.work, solution.rounded
+    corrected = work.model.with_constants(rounded.biases)
+    return emit_qdq(corrected, work.layers, rounded.weights, setting.placement, setting.grids)
 
 
 def with_bits(setting: Setting, bits: float, class_weights: Array, *, trade: bool = True) -> Setting:
