@@ -168,6 +168,17 @@ def test_narrow_activations_are_those_that_layers_multiply(
     assert sum(made_by.get(source) == "Clip" for source in sources) == len(read)
 
 
+def test_a_model_that_does_not_declare_its_outputs_works(tmp_path: Path) -> None:
+    """Some converters leave types and shapes out; the quantized model has them, and passes its check."""
+    proto = make_model([node("Gemm", "x w", "a"), node("Relu", "a", "b"), node("Gemm", "b v")], {"x": ["N", 6]}, ["y"])
+    for name, shape in (("w", (6, 9)), ("v", (9, CLASSES))):
+        proto.graph.initializer.append(numpy_helper.from_array(weight(*shape), name))
+    result = quantize(proto, random_set((6,)), DEFAULT)
+    result.save(tmp_path / "quantized.onnx")
+    (output,) = onnx.load(tmp_path / "quantized.onnx").graph.output
+    assert (output.type.tensor_type.elem_type, output.type.tensor_type.shape.dim[1].dim_value) == (1, CLASSES)
+
+
 def weight(*shape: int) -> Array:
     return np.random.default_rng(len(shape)).standard_normal(shape).astype(np.float32)
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from onnx_cbq.graph.passes.cleanup import remove_idle_nodes
 from onnx_cbq.graph.passes.constants import fold_constants, freeze_shapes
+from onnx_cbq.graph.passes.declare import declare_interface
 from onnx_cbq.graph.passes.kernels import matmul_to_gemm, mean_to_pool
 from onnx_cbq.graph.passes.linear import fold_affine, fold_gemm_factors, own_biases
 from onnx_cbq.graph.shapes import Example
@@ -30,6 +31,7 @@ PASSES: tuple[Pass, ...] = (
     fold_gemm_factors,
     fold_affine,
     own_biases,
+    declare_interface,
 )
 
 # Folding rounds each weight once more (2^-24 relative); a deep net adds that up to about 1e-5 of its largest output.

@@ -186,3 +186,48 @@ def test_huge_constants_stay_computed() -> None:
     model = load(proto)
     result = normalise(model, Example.made_up(model)).model
     assert max(value.nbytes for value in result.weights.values()) <= LARGEST_FOLDED_BYTES if result.weights else True
+
+
+def interface(model: Model) -> dict[str, tuple[int, list[int | str]]]:
+    """Name -> element type and sizes of every input and output."""
+    graph = model.skeleton.graph
+    kinds = {info.name: info.type.tensor_type for info in (*graph.input, *graph.output)}
+    return {n: (t.elem_type, [d.dim_value or d.dim_param for d in t.shape.dim]) for n, t in kinds.items()}
+
+
+UNDECLARED = [node("MatMul", "x w", "z"), node("Relu", "z", "y"), node("ArgMax", "z", "c", axis=1, keepdims=0)]
+
+
+@pytest.mark.parametrize(
+    ("batch", "expected"), [("N", {"y": (1, ["", 5]), "c": (7, [""])}), (2, {"y": (1, [2, 5]), "c": (7, [2])})]
+)
+def test_outputs_without_a_type_are_declared_as_measured(
+    batch: int | str, expected: dict[str, tuple[int, list[int | str]]]
+) -> None:
+    """Where the batch is free, its axis stays so."""
+    model = load(make_model(UNDECLARED, {"x": [batch, 6]}, ["y", "c"], {"w": normal(6, 5)}))
+    result = normalise(model, Example.made_up(model)).model
+    assert interface(result) == {"x": (1, [batch, 6]), **expected}
+    onnx.checker.check_model(result.to_proto(), full_check=True)
+
+
+def test_sizes_that_more_than_the_batch_may_change_stay_open() -> None:
+    model = load(make_model([node("Relu", "x")], {"x": ["N", 4, "T"]}, ["y"]))
+    assert interface(normalise(model, Example.made_up(model)).model)["y"] == (1, ["", "", ""])
+
+
+def test_an_input_without_a_shape_is_declared_by_its_rank() -> None:
+    proto = make_model(UNDECLARED, {"x": ["N", 6]}, ["y", "c"], {"w": normal(6, 5)})
+    proto.graph.input[0].type.tensor_type.ClearField("shape")
+    model = load(proto)
+    result = normalise(model, Example({"x": normal(3, 6)})).model
+    assert interface(result)["x"] == (1, ["", ""])
+    onnx.checker.check_model(result.to_proto(), full_check=True)
+
+
+def test_what_is_declared_stays_as_it_is() -> None:
+    proto = make_model(UNDECLARED[:2], {"x": ["samples", 6]}, ["y"], {"w": normal(6, 5)})
+    proto.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("y", 1, ["samples", "classes"]))
+    model = load(proto)
+    result = normalise(model, Example.made_up(model)).model
+    assert interface(result) == {"x": (1, ["samples", 6]), "y": (1, ["samples", "classes"])}
