@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from PIL import Image
 from rich.console import Console
 
-from onnx_cbq import cli
+from onnx_cbq import CalibrationSet, QuantizeConfig, VerificationError, cli
 from tests.command import Command
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 from tests.graphs import make_model, node
@@ -80,6 +80,49 @@ def test_quantize_proves_what_it_costs(
         assert side["latency_ms"] > 0
     assert found["agreement"] == pytest.approx(100 * float((hits(model)[0] == hits(DIGITS_MODEL)[0]).mean()))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["again.json", "q.json", "q.onnx"]
+
+
+OPTIONS: dict[tuple[str, ...], dict[str, Any]] = {
+    (): {},
+    ("--keep", "12=8", "--keep", "a=b=0"): {"keep": (("12", 8), ("a=b", 0))},
+    ("--classes", "1, 3,8"): {"classes": ("1", "3", "8")},
+    ("--class-weight", "3=2.5", "--class-weight", "8=0"): {"class_weights": (("3", 2.5), ("8", 0.0))},
+    ("--clusters", "4"): {"clusters": 4},
+    ("--max-drop", "0.5"): {"max_drop": 0.5},
+    ("--max-class-drop", "3", "--bits", "2.5"): {"max_class_drop": 3.0, "bits": 2.5},
+    ("--curve",): {"curve": (1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)},
+    ("--curve", "--method", "uniform"): {"curve": (2.0, 3.0, 4.0, 5.0, 6.0, 8.0), "method": "uniform"},
+    ("--rounding", "nearest", "--method", "cbq"): {"rounding": "nearest", "method": "cbq"},
+    ("--activation-bits", "4", "--activation-range", "minmax"): {"activation_bits": 4, "activation_range": "minmax"},
+    ("--samples", "0", "--seed", "7", "--logits", "y"): {"samples": None, "seed": 7, "logits": "y"},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=" ".join)
+def test_every_option_becomes_its_setting_and_no_other(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    """The defaults of the command are those of the library."""
+    seen: list[QuantizeConfig] = []
+
+    def stop(_: Path, __: CalibrationSet, config: QuantizeConfig, ___: object) -> None:
+        seen.append(config)
+        raise VerificationError("far enough")
+
+    monkeypatch.setattr("onnx_cbq.pipeline.quantize", stop)
+    assert command("quantize", DIGITS_MODEL, *DIGITS, "--output", tmp_path / "q.onnx", *options).code == 3
+    assert seen == [QuantizeConfig(**OPTIONS[options])]
+
+
+def test_ranges_of_activations_are_told_apart(tmp_path: Path, command: Command) -> None:
+    """At 4 bits the three ways to choose them give different files, all of which work."""
+    options = ("--output", tmp_path / "q.onnx", "--method", "uniform", "--activation-bits", "4", "--activation-range")
+    made = set()
+    for kind in ("mse", "percentile", "minmax"):
+        assert command("quantize", DIGITS_MODEL, *DIGITS, *options, kind).code == 0
+        made.add((tmp_path / "q.onnx").read_bytes())
+        assert accuracies(tmp_path / "q.onnx")[0] > 90
+    assert len(made) == 3
 
 
 def test_average_bits_count_every_weight_of_every_layer(tmp_path: Path, command: Command) -> None:
