@@ -78,8 +78,14 @@ JsonPath = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars and no table.", show_default="both")]
 
 
+# Options of quantize that mean something with --data-free, and those that mean nothing without it.
+_WITHOUT_DATA = {"model", "output", "bits", "data_free", "scheme", "per_tensor", "json", "quiet"}
+_ONLY_WITHOUT_DATA = {"scheme", "per_tensor"}
+
+
 @app.command()
 def quantize(
+    context: typer.Context,
     model: ModelPath,
     data: Annotated[
         Path | None,
@@ -165,9 +171,8 @@ def quantize(
 ) -> None:
     """Quantize MODEL and prove what it costs: accuracy overall and per class, bytes, latency."""
     target = output or model.with_suffix(".quantized.onnx")
+    _refuse_ignored(context, data_free=data_free)
     if data_free:
-        if data is not None:
-            raise typer.BadParameter("--data-free uses no samples; leave out --data")
         _quantize_data_free(model, target, DataFreeConfig(bits, scheme, per_tensor), json, quiet=quiet)
         return
     if data is None:
@@ -200,6 +205,18 @@ def quantize(
         _out.print(report.result_table(result, target))
         if curve:
             _out.print(report.curve_table(result))
+
+
+def _refuse_ignored(context: typer.Context, *, data_free: bool) -> None:
+    """An option that changes nothing is a mistake of whoever gave it."""
+    # By name, since typer brings a click of its own in some versions.
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    ignored = given - _WITHOUT_DATA if data_free else given & _ONLY_WITHOUT_DATA
+    if ignored:
+        options = ", ".join(sorted(f"--{name.replace('_', '-')}" for name in ignored))
+        reason = "--data-free uses no samples and leaves activations float" if data_free else "only for --data-free"
+        raise typer.BadParameter(f"{reason}; leave out {options}")
 
 
 def _quantize_data_free(model: Path, target: Path, config: DataFreeConfig, json: Path | None, *, quiet: bool) -> None:

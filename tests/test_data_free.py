@@ -269,12 +269,20 @@ def test_the_command_needs_no_card(tmp_path: Path, command: Command, options: tu
 
 @pytest.mark.parametrize(
     ("options", "expected"),
-    [((), "--data"), (("--data-free", *DIGITS), "--data-free uses no samples")],
-    ids=["neither", "both"],
+    [
+        ((), "--data"),
+        (("--data-free", *DIGITS), "leave out --data"),
+        (("--data-free", "--max-drop", "1", "--curve"), "leave out --curve, --max-drop"),
+        (("--data-free", "--activation-bits", "8"), "leave out --activation-bits"),
+        ((*DIGITS, "--scheme", "log"), "leave out --scheme"),
+    ],
+    ids=["neither", "both", "limit", "activations", "scheme"],
 )
-def test_card_or_no_card_must_be_said(
-    tmp_path: Path, command: Command, options: tuple[object, ...], expected: str
+def test_options_that_do_not_go_together_are_refused(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, options: tuple[object, ...], expected: str
 ) -> None:
+    """A limit that nobody checks, or a scheme that nobody uses, must not look as if it held."""
+    monkeypatch.setenv("COLUMNS", "200")
     finished = command("quantize", DIGITS_MODEL, "--output", tmp_path / "q.onnx", *options)
     assert (finished.code, finished.out) == (2, "")
     assert expected in finished.err
