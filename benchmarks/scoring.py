@@ -27,9 +27,10 @@ from common import CARDS, Requirements, data_file
 
 from onnx_cbq import CalibrationSet, QuantizeConfig, score
 from onnx_cbq.calibration.samples import Batch, Draw, draw
-from onnx_cbq.pipeline import Workload, prepare
+from onnx_cbq.records import Grouping
 from onnx_cbq.runtime import Session
 from onnx_cbq.scoring import batch_size, score_channels, scoring_graph
+from onnx_cbq.workload import Workload, prepare
 
 LARGEST_OVER_FORWARD = 4.0
 LARGEST_OVER_TORCH = 0.55
@@ -60,7 +61,7 @@ def passes(work: Workload, drawn: Draw) -> dict[str, Callable[[], object]]:
 
     def scoring() -> None:
         graph = scoring_graph(work.model, work.layers, work.logits, work.example, QuantizeConfig().scoring)
-        score_channels(graph, work.layers, work.samples, drawn, work.class_names)
+        score_channels(graph, work.layers, work.samples, drawn, Grouping.single(work.class_names))
 
     def forward() -> None:
         session = Session(work.model)
