@@ -22,6 +22,7 @@ from scipy.special import softmax
 
 from onnx_cbq.calibration.samples import Draw, Indices, Samples
 from onnx_cbq.config import ScoringConfig
+from onnx_cbq.errors import ModelError
 from onnx_cbq.gradient.backward import attach, build_backward
 from onnx_cbq.gradient.expand import expand
 from onnx_cbq.gradient.step import Builder
@@ -96,6 +97,7 @@ def score_channels(
 
     Raises:
         CalibrationError: a sample cannot be read.
+        ModelError: outputs or gradients are not finite.
     """
     session = Session(graph.model)
     rows: list[dict[str, tuple[Array, Array, Array]]] = []
@@ -104,6 +106,7 @@ def score_channels(
     seeds = groups.members / groups.members.sum(axis=1, keepdims=True)
     for indices, seed in zip(by_group, seeds, strict=True):
         totals = _class_totals(session, graph, samples, indices, seed, batch_size(layers))
+        _check_finite(layers, graph, totals)
         rows.append(
             {layer.name: _class_scores(layer, graph.sums[layer.name], totals, len(indices)) for layer in layers}
         )
@@ -182,6 +185,17 @@ def _class_totals(
         seed[: batch.count] = seed_row.reshape(graph.logits_shape)
         _add_to(totals, session.run({**batch.feeds, graph.seed: seed}))
     return totals
+
+
+def _check_finite(layers: Layers, graph: ScoringGraph, totals: Mapping[str, Array]) -> None:
+    for layer in layers:
+        sums = (totals.get(name) for use in graph.sums[layer.name] for name in (use.saliency, use.negative_square))
+        if not all(value is None or np.isfinite(value).all() for value in sums):
+            raise ModelError(
+                f"tensor {layer.uses[0].output!r} of layer {layer.name!r}, or its gradient, holds NaN or infinity on "
+                f"the calibration samples; expected finite numbers; check that the samples are prepared as the model "
+                f"was trained"
+            )
 
 
 def _add_to(totals: dict[str, Array], sums: Mapping[str, Array]) -> None:

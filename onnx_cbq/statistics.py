@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_cbq.calibration.samples import Draw, Indices, Samples
+from onnx_cbq.errors import ModelError
 from onnx_cbq.model import Array, Model
 from onnx_cbq.progress import Progress, silent
 from onnx_cbq.quantize.activations import Histogram
@@ -23,13 +24,15 @@ def collect_histograms(
     """A histogram of the values of each tensor over the samples drawn, `size` samples at a time.
 
     Memory does not grow with the number of samples.
+
+    Raises:
+        ModelError: a tensor is not finite.
     """
-    inputs = {spec.name for spec in model.inputs}
-    session = Session(model.with_graph(outputs=[name for name in tensors if name not in inputs] or model.outputs))
+    tensors_of = _Tensors(model, tensors)
     histograms = dict.fromkeys(tensors, Histogram.empty())
     done, indices = 0, drawn.indices
     for batch in samples.batches(indices, size):
-        values = {**session.run(batch.feeds), **batch.feeds}
+        values = tensors_of.run(batch.feeds)
         histograms = {name: seen.add(values[name]) for name, seen in histograms.items()}
         done += batch.count
         progress("activations", done, len(indices))
@@ -59,6 +62,9 @@ def collect_moments(model: Model, seen: Seen | None, layers: Sequence[Layer], ru
 
     `seen` is what they see instead of the model's tensors, None if the same. Memory: the moments, and the tensors of
     one batch.
+
+    Raises:
+        ModelError: an input, or its square, is not finite.
     """
     positions = -(-run.rows // len(run.indices))
     aimed = _Tensors(model, [use.activation for layer in layers for use in layer.uses])
@@ -78,12 +84,19 @@ def collect_moments(model: Model, seen: Seen | None, layers: Sequence[Layer], ru
                     _add_rows(total, (layer, use, positions, number), x, y, weights)
                 else:
                     squares[layer.name] += float(np.square(y, dtype=np.float64).mean()) * batch.count / len(run.indices)
-    return {
+    found = {
         layer.name: combine([total.moments() for total in sums[layer.name]])
         if has_rows(layer)
         else white(layer, squares[layer.name] / len(layer.uses))
         for layer in layers
     }
+    for layer in layers:
+        if not all(np.isfinite(part).all() for part in (*found[layer.name].second, *found[layer.name].cross)):
+            raise ModelError(
+                f"tensor {layer.uses[0].activation!r}, the input of layer {layer.name!r}, holds values too large to be "
+                f"squared in float32; use --rounding nearest --method uniform, or scale the samples"
+            )
+    return found
 
 
 def _add_rows(total: MomentSums, where: tuple[Layer, Use, int, int], x: Array, y: Array, weights: Array) -> None:
@@ -91,7 +104,8 @@ def _add_rows(total: MomentSums, where: tuple[Layer, Use, int, int], x: Array, y
     # Both see the same positions; every batch has its own.
     aimed = input_rows(layer, use, x, positions, np.random.default_rng(number))
     seen = aimed if y is x else input_rows(layer, use, y, positions, np.random.default_rng(number))
-    total.add(aimed, seen, np.repeat(weights, aimed.shape[1] // len(weights)))
+    with np.errstate(over="ignore", invalid="ignore"):
+        total.add(aimed, seen, np.repeat(weights, aimed.shape[1] // len(weights)))
 
 
 class _Tensors:
@@ -104,4 +118,10 @@ class _Tensors:
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         values = {**self._session.run(feeds), **feeds}
+        for name in self._names:
+            if not np.isfinite(values[name]).all():
+                raise ModelError(
+                    f"tensor {name!r} holds NaN or infinity on the calibration samples; expected finite numbers; "
+                    f"check that the samples are prepared as the model was trained"
+                )
         return {name: values[name] for name in self._names}

@@ -24,6 +24,7 @@ TOP = 5
 # Fused and unfused graphs differ by rounding, a step of 1/255 here and there. An overflow, or a kernel that saturates
 # products to 16 bits, gives errors as large as the outputs.
 FUSION_TOLERANCE = 0.2
+_FINITE_ADVICE = "expected finite numbers; check that the samples are prepared as the model was trained"
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,10 @@ def check_outputs(path: Path, model: Model, feeds: Feeds) -> None:
             raise VerificationError(f"output {name!r} of the quantized model has another shape than in the float model")
         if not isinstance(value, np.ndarray) or not np.issubdtype(value.dtype, np.floating):
             continue
-        deviation = float(np.linalg.norm(fused[name] - plain[name])) / (float(np.linalg.norm(plain[name])) or 1.0)
+        if not np.isfinite(fused[name]).all():
+            raise VerificationError(f"output {name!r} of the quantized model holds NaN or infinity; {_FINITE_ADVICE}")
+        one, other = (found[name].astype(np.float64) for found in (fused, plain))
+        deviation = float(np.linalg.norm(one - other)) / (float(np.linalg.norm(other)) or 1.0)
         if not deviation <= FUSION_TOLERANCE:
             raise VerificationError(
                 f"output {name!r}: onnxruntime's optimized graph differs from the plain one by {deviation:.0%}, "
@@ -136,7 +140,7 @@ def _class_scores(session: Session, feeds: Feeds, output: str, count: int) -> Ar
     scores = session.run(feeds, [output])[output]
     scores = scores.reshape(len(scores), -1)[:count]
     if not np.isfinite(scores).all():
-        raise VerificationError(f"output {output!r} holds NaN or infinity; expected finite class scores")
+        raise VerificationError(f"output {output!r} holds NaN or infinity; {_FINITE_ADVICE}")
     return scores
 
 

@@ -139,6 +139,12 @@ def no_gradient() -> onnx.ModelProto:
     return make_model(nodes, {"image": ["N", 1, 8, 8]}, ["y"], constants={"w": WEIGHT})
 
 
+def overflowing() -> onnx.ModelProto:
+    nodes = [node("Flatten", "image", "f"), node("MatMul", "f w", "m"), node("MatMul", "m v", "logits")]
+    constants = {"w": np.full((64, 10), 3e38, np.float32), "v": np.eye(10, dtype=np.float32)}
+    return make_model(nodes, {"image": ["N", 1, 8, 8]}, ["logits"], constants=constants)
+
+
 def two_outputs() -> onnx.ModelProto:
     nodes = [node("Flatten", "image", "f"), node("MatMul", "f w", "a"), node("Neg", "a", "b")]
     return make_model(nodes, {"image": ["N", 1, 8, 8]}, ["a", "b"], constants={"w": WEIGHT})
@@ -193,6 +199,7 @@ MODELS: dict[str, tuple[Callable[[Path], Job], tuple[str, ...]]] = {
     "two-outputs": (with_model(two_outputs), ("several outputs", "a (3, 10)", "name the class scores with --logits")),
     "nan-weight": (with_model(lambda: bad_weight(np.nan)), ("weight 'w' holds NaN or infinity (1 of 640 values)",)),
     "inf-weight": (with_model(lambda: bad_weight(np.inf)), ("weight 'w' holds NaN or infinity (1 of 640 values)",)),
+    "overflow": (with_model(overflowing), ("tensor 'm'", "holds NaN or infinity on the calibration samples")),
     "fewer-classes": (with_model(lambda: linear(8)), ("label 8 of sample 4 is outside 0..7",)),
     "more-classes": (with_model(lambda: linear(12)), ("10 class names, but the model has 12 classes",)),
 }

@@ -7,10 +7,14 @@ import pytest
 
 from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.calibration.samples import Draw
+from onnx_cbq.config import RoundingConfig
+from onnx_cbq.errors import ModelError
 from onnx_cbq.graph.load import load
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.activations import Histogram
-from onnx_cbq.statistics import collect_histograms
+from onnx_cbq.rounding import run_of
+from onnx_cbq.statistics import collect_histograms, collect_moments
+from onnx_cbq.workload import prepare
 from tests.graphs import make_model, node
 
 X = np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32)
@@ -45,3 +49,31 @@ def test_inputs_alone_can_be_measured() -> None:
     samples = CalibrationSet.from_arrays(X, np.arange(20) % 2).for_model(model.inputs)
     found = collect_histograms(model, ["x"], samples, DRAWN, 2)
     np.testing.assert_array_equal(found["x"].counts, histogram(X[DRAWN.indices]).counts)
+
+
+def test_a_tensor_that_overflows_is_named() -> None:
+    """Once a traceback out of the histogram; only some samples overflow, so no check of the model alone finds it."""
+    model = load(
+        make_model([node("Mul", "x x", "a"), node("Mul", "a a", "b"), node("Relu", "b")], {"x": ["N", 4]}, ["y"])
+    )
+    x = X.copy()
+    x[7, 2] = 1e12
+    samples = CalibrationSet.from_arrays(x, np.arange(20) % 2).for_model(model.inputs)
+    with pytest.raises(ModelError, match="tensor 'b' holds NaN or infinity on the calibration samples"):
+        collect_histograms(model, ["x", "a", "b"], samples, DRAWN, 2)
+    assert collect_histograms(model, ["x", "a"], samples, DRAWN, 2)["a"].high == np.float32(1e24)
+
+
+@pytest.mark.parametrize(
+    ("largest", "message"),
+    [(1e39, "holds NaN or infinity"), (1e25, "tensor 'a', the input of layer 'w', holds values too large")],
+)
+def test_an_input_whose_square_overflows_is_named(largest: float, message: str) -> None:
+    weights = {"w": np.ones((4, 2), np.float32), "f": np.array(largest / 1e20, np.float32)}
+    proto = make_model([node("Mul", "x f", "a"), node("MatMul", "a w")], {"x": ["N", 4]}, ["y"], weights)
+    x = X.copy()
+    x[7, 2] = 1e20
+    work = prepare(proto, CalibrationSet.from_arrays(x, np.arange(20) % 2))
+    run = run_of(work, DRAWN, RoundingConfig(), np.ones(2))
+    with pytest.raises(ModelError, match=message):
+        collect_moments(work.model, None, work.layers.layers, run)

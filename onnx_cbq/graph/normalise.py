@@ -79,6 +79,9 @@ def _relative_error(values: list[Array], reference: list[Array]) -> float:
             continue
         if value.shape != expected.shape:
             return float("inf")
-        scale = float(np.abs(expected).max(initial=0.0)) or 1.0
-        worst = max(worst, float(np.abs(value - expected).max(initial=0.0)) / scale)
+        # Equal infinities, and NaN on both sides, are no difference; NaN on one side only is as large as any.
+        differs = ~np.isclose(value, expected, rtol=0, atol=0, equal_nan=True)
+        scale = float(np.abs(expected[np.isfinite(expected)]).max(initial=0.0)) or 1.0
+        difference = np.nan_to_num(np.abs(value[differs] - expected[differs]), nan=np.inf)
+        worst = max(worst, float(difference.max(initial=0.0)) / scale)
     return worst

@@ -231,3 +231,15 @@ def test_what_is_declared_stays_as_it_is() -> None:
     model = load(proto)
     result = normalise(model, Example.made_up(model)).model
     assert interface(result) == {"x": (1, ["samples", 6]), "y": (1, ["samples", "classes"])}
+
+
+@pytest.mark.parametrize(("factor", "accepted"), [(1.0, True), (1e30, False)])
+def test_a_pass_that_makes_an_output_infinite_is_refused(factor: float, accepted: bool) -> None:
+    """Compared with NaN, no error is larger than the tolerance."""
+    model = load(make_model([node("MatMul", "x w")], {"x": ["N", 4]}, ["y"], {"w": np.full((4, 6), 1e25, np.float32)}))
+
+    def scale(model: Model, example: Example) -> Model:  # noqa: ARG001
+        with np.errstate(over="ignore"):
+            return model.with_constants({"w": model.weight("w") * np.float32(factor)})
+
+    assert (normalise(model, Example.made_up(model), (scale,)).notes == ()) is accepted
