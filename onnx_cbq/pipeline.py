@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -110,7 +110,7 @@ def score(
     config = config or QuantizeConfig()
     work = prepare(model, data, config.logits)
     drawn = draw(work.samples, work.class_names, config.samples, config.seed)
-    return work.layers, _scores(work, drawn, config, progress)
+    return work.layers, replace(_scores(work, drawn, config, progress), notes=(*work.notes, *drawn.notes))
 
 
 def evaluate(

@@ -161,11 +161,12 @@ class LayerScores:
 
 @dataclass(frozen=True)
 class Scores:
-    """Class scores of every layer, from `samples[m]` samples of class m."""
+    """Class scores of every layer, from `samples[m]` samples of class m; `notes` say what fell short."""
 
     layers: tuple[LayerScores, ...]
     class_names: tuple[str, ...]
     samples: tuple[int, ...]
+    notes: tuple[str, ...] = ()
 
     def arrays(self) -> dict[str, Array]:
         """Named arrays for an `.npz`: `beta/LAYER` and so on [classes, channels], `gamma/LAYER` [channels]."""

@@ -141,7 +141,8 @@ def score_table(layers: Layers, scores: Scores) -> RenderableType:
             str(sum(value == classes for value in gamma)),
         )
     samples = f"{sum(scores.samples):,} samples of {classes} classes"
-    return Group(table, Text(f"gamma: how many of {classes} classes need a channel; from {samples}"))
+    line = Text(f"gamma: how many of {classes} classes need a channel; from {samples}")
+    return Group(table, line, *(Text(f"note: {note}") for note in scores.notes))
 
 
 def float_table(layers: Layers) -> RenderableType:

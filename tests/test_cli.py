@@ -163,6 +163,7 @@ def test_too_few_samples_are_said(tmp_path: Path, command: Command) -> None:
     note = "only 500 of the 1000 samples wanted: no class has its share"
     assert note in read(tmp_path / "q.json")["notes"]
     assert f"note: {note}" in finished.out
+    assert f"note: {note}" in command("score", DIGITS_MODEL, *DIGITS).out
 
 
 def test_table_shows_before_and_after(tmp_path: Path, command: Command) -> None:
@@ -259,6 +260,7 @@ def test_skipped_images_are_counted(tmp_path: Path, command: Command) -> None:
     (tmp_path / "images" / "3" / "broken.png").write_bytes(b"no image")
     options = ("--data", DIGITS_CARD, "--source", tmp_path / "images", "--skip-unreadable")
     for arguments in (
+        ("score", DIGITS_MODEL, "--samples", "50"),
         ("quantize", DIGITS_MODEL, "--output", tmp_path / "q.onnx", "--json", tmp_path / "q.json", "--samples", "50"),
         ("evaluate", DIGITS_MODEL, "--json", tmp_path / "e.json"),
     ):
