@@ -67,16 +67,19 @@ class RateDistortionConfig:
     Attributes:
         held_back: share of the calibration samples of each class that plans are measured on, and nothing else.
         exchanges: at most so many plans are measured while layers trade bits.
+        certainty: standard errors by which a trade must lower the measured loss.
         strengths: a trade multiplies the predicted losses of one layer by this, or divides them; one round for each.
     """
 
     held_back: float = 0.25
     exchanges: int = 60
     strengths: tuple[float, ...] = (2.0, 1.4)
+    certainty: float = 2.0
 
     def __post_init__(self) -> None:
         _check(0 < self.held_back < 1, "held_back", "a number between 0 and 1", self.held_back)
         _check(self.exchanges >= 0, "exchanges", "a number of at least 0", self.exchanges)
+        _check(self.certainty >= 0, "certainty", "a number of at least 0", self.certainty)
         _check(all(s > 1 for s in self.strengths), "strengths", "numbers above 1", self.strengths)
 
 

@@ -29,11 +29,14 @@ class Measured:
         counts: samples.
         hits: samples whose class is predicted.
         divergence: sum over samples of the Kullback-Leibler divergence from the float model, in nats.
+        labels, divergences: of each sample, [samples].
     """
 
     counts: Array
     hits: Array
     divergence: Array
+    labels: Array
+    divergences: Array
 
     @property
     def accuracy(self) -> float:
@@ -43,6 +46,11 @@ class Measured:
     def loss(self, class_weights: Array) -> float:
         """Mean divergence, a sample counting as its class does."""
         return float(class_weights @ self.divergence / (class_weights @ self.counts))
+
+    def losses(self, class_weights: Array) -> Array:
+        """What each sample adds to the loss, so that their mean is the loss, [samples]."""
+        scale = len(self.labels) / (class_weights @ self.counts)
+        return np.asarray(scale * class_weights[self.labels] * self.divergences)
 
 
 class Rounder(Protocol):
@@ -129,14 +137,18 @@ class PlanMeasure:
         """Run the model with some constants replaced over the held-back samples."""
         of_class = self._groups.of_class
         counts, hits, divergence = np.zeros((3, self._logits.classes))
+        labels: list[Array] = []
+        divergences: list[Array] = []
         for reference, (scores, predictions, batch) in zip(
             self._reference, self._run(self._model.with_constants(constants)), strict=True
         ):
             difference = reference - self._log_shares(scores)
             np.add.at(counts, batch.labels, 1)
             np.add.at(hits, batch.labels, of_class[predictions] == of_class[batch.labels])
-            np.add.at(divergence, batch.labels, (np.exp(reference) * difference).sum(axis=1))
-        return Measured(counts, hits, divergence)
+            divergences.append((np.exp(reference) * difference).sum(axis=1))
+            labels.append(batch.labels)
+            np.add.at(divergence, batch.labels, divergences[-1])
+        return Measured(counts, hits, divergence, np.concatenate(labels), np.concatenate(divergences))
 
     def _log_shares(self, logits: Array) -> Array:
         """Logarithms of the probabilities of the groups, [samples, groups]."""

@@ -225,14 +225,14 @@ def _by_rate_distortion(
     total = config.search.exchanges + len(free.layers)
     done = 0
 
-    def loss(bits: Array) -> float:
+    def losses(bits: Array) -> Array:
         nonlocal done
         done += 1
         progress("search", min(done, total), total)
-        return measure(free.plan(bits)).loss(class_weights)
+        return measure(free.plan(bits)).losses(class_weights)
 
     predicted = criteria(free.layers, evidence, class_weights)
-    factors = _measured_factors(free, predicted["sensitivity"], loss)
+    factors = _measured_factors(free, predicted["sensitivity"], lambda bits: float(losses(bits).mean()))
     per_channel = factors[free.layer_of][:, None]
     predicted |= {
         "sensitivity, measured per layer": predicted["sensitivity"] * per_channel,
@@ -242,7 +242,7 @@ def _by_rate_distortion(
         ],
     }
     allowed = np.ones((len(free.sizes), WIDTHS), bool)
-    found = search_plan(predicted, free.layer_of, free.sizes, allowed, free.budget, loss, config.search)
+    found = search_plan(predicted, free.layer_of, free.sizes, allowed, free.budget, losses, config.search)
     search = SearchReport(found.criterion, dict(found.measured), found.loss, found.exchanges, done)
     return Planned(free.plan(found.bits), (), search)
 

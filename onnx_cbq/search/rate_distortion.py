@@ -104,10 +104,13 @@ def search_plan(
     sizes: Array,
     allowed: Array,
     budget: float,
-    measure: Callable[[Array], float],
+    measure: Callable[[Array], Array | float],
     config: RateDistortionConfig,
 ) -> RatePlan:
     """The best plan by measurement.
+
+    A trade between layers must lower the losses by more than `config.certainty` standard errors of the mean of what it
+    saves, sample by sample: of many trades some look good on the samples at hand only.
 
     Args:
         criteria: name -> predicted losses [channels, widths].
@@ -115,21 +118,21 @@ def search_plan(
         sizes: weights per channel [channels].
         allowed: bool [channels, widths].
         budget: average bits per weight.
-        measure: the loss of the model quantized by a plan (int8 [channels]), lower is better.
+        measure: the loss of the model quantized by a plan (int8 [channels]), of each sample or the mean.
         config: how much to measure.
     """
-    known: dict[bytes, float] = {}
+    known: dict[bytes, Array] = {}
 
-    def loss_of(bits: Array) -> float:
+    def losses_of(bits: Array) -> Array:
         key = bits.tobytes()
         if key not in known:
-            known[key] = measure(bits)
+            known[key] = np.atleast_1d(np.asarray(measure(bits), np.float64))
         return known[key]
 
     plans = {name: allocate(losses, sizes, budget, allowed) for name, losses in criteria.items()}
-    measured = {name: loss_of(bits) for name, bits in plans.items()}
+    measured = {name: float(losses_of(bits).mean()) for name, bits in plans.items()}
     winner = min(measured, key=lambda name: measured[name])
-    bits, loss = plans[winner], measured[winner]
+    bits, loss = plans[winner], losses_of(plans[winner])
     factors = np.ones(int(layer_of.max()) + 1)
     exchanges, limit = 0, len(known) + config.exchanges
     for strength in config.strengths:
@@ -140,8 +143,14 @@ def search_plan(
                 tried = factors.copy()
                 tried[layer] *= factor
                 candidate = allocate(criteria[winner] * tried[layer_of][:, None], sizes, budget, allowed)
-                if loss_of(candidate) < loss:
-                    bits, loss, factors = candidate, loss_of(candidate), tried
+                if _saves(loss - losses_of(candidate), config.certainty):
+                    bits, loss, factors = candidate, losses_of(candidate), tried
                     exchanges += 1
                     break
-    return RatePlan(bits, winner, measured, loss, exchanges, len(known) - len(measured))
+    return RatePlan(bits, winner, measured, float(loss.mean()), exchanges, len(known) - len(measured))
+
+
+def _saves(savings: Array, certainty: float) -> bool:
+    """Whether the mean of the savings is above 0 beyond chance."""
+    error = float(savings.std()) / np.sqrt(len(savings))
+    return bool(savings.mean() > certainty * error)

@@ -248,3 +248,20 @@ def test_a_single_layer_has_nothing_to_trade_with() -> None:
     one = np.zeros(CHANNELS, np.int64)
     found = search_plan({"a": losses}, one, SIZES, ALLOWED, 3.0, measure, RateDistortionConfig())
     assert (len(measure.asked), found.exchanges) == (1, 0)
+
+
+@pytest.mark.parametrize(("certainty", "accepted"), [(0.0, True), (2.0, False)])
+def test_a_trade_that_only_some_samples_like_is_left(certainty: float, accepted: bool) -> None:
+    """The mean falls a little, but by less than chance explains; so such trades fit the samples, not the model."""
+    losses = np.array([[4.0, 1.0, 0.0], [4.0, 1.1, 0.0]])
+    noise = np.array([3.0, -2.5, -2.5, 1.9])
+
+    def measure(bits: Array) -> Array:
+        return np.ones(4) + (noise if bits.tolist() != start.tolist() else 0.0)
+
+    sizes, allowed = np.array([1.0, 1.0]), np.ones(losses.shape, bool)
+    start = allocate(losses, sizes, 1.5, allowed)
+    config = RateDistortionConfig(certainty=certainty)
+    found = search_plan({"only": losses}, np.arange(2), sizes, allowed, 1.5, measure, config)
+    assert found.tried > 0
+    assert (found.exchanges > 0) is accepted
