@@ -41,7 +41,9 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no
         return next(self._feeds, None)
 
 
-def quantize_by_onnxruntime(model: Path, work: Workload, target: Path) -> None:
+def quantize_by_onnxruntime(
+    model: Path, work: Workload, target: Path, weight_type: QuantType = QuantType.QInt8
+) -> None:
     """uint8 activations, per-channel int8 weights, QDQ. With its default int8 activations half the Convs stay float."""
     prepared = target.with_suffix(".prepared.onnx")
     quant_pre_process(model, prepared, skip_symbolic_shape=True)
@@ -52,7 +54,7 @@ def quantize_by_onnxruntime(model: Path, work: Workload, target: Path) -> None:
         quant_format=QuantFormat.QDQ,
         per_channel=True,
         activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
+        weight_type=weight_type,
     )
 
 

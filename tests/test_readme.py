@@ -93,7 +93,7 @@ def test_ci_runs_the_test_command_and_the_checks() -> None:
 
 def test_every_benchmark_says_what_is_missing(tmp_path: Path) -> None:
     scripts = [c.removeprefix("python ") for c in commands(README) if c.startswith("python benchmarks/")]
-    assert {Path(script).name for script in scripts} == {"main_job.py", "scoring.py", "latency.py"}
+    assert {Path(script).name for script in scripts} == {"accuracy.py", "main_job.py", "scoring.py", "latency.py"}
     environment = {**os.environ, "ONNX_CBQ_DATA": str(tmp_path)}
     for script in scripts:
         ran = subprocess.run(  # noqa: S603, a script of this project
@@ -117,7 +117,9 @@ def test_the_shown_output_is_what_comes(monkeypatch: pytest.MonkeyPatch, capfd: 
     run_command(FIRST_COMMAND.split(" && ")[1], monkeypatch)
     printed = shape_of(capfd.readouterr().out)
     shown = next(block for block in blocks(README, "") if "top-1 accuracy" in block)
-    assert printed[:9] == shape_of(shown)[:9]
+    assert printed[:7] == shape_of(shown)[:7]
+    # Which criterion wins may differ by machine.
+    assert [line.split()[0] for line in printed[7:]] == [line.split()[0] for line in shape_of(shown)[7:]]
     run_command("onnx-cbq inspect samples/digits_cnn.quantized.onnx", monkeypatch)
     printed = shape_of(capfd.readouterr().out)
     shown = next(block for block in blocks(README, "") if "made by onnx-cbq" in block)
@@ -142,7 +144,7 @@ def test_the_json_keys_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_constants_of_the_search_are_listed_with_their_defaults() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", section("Constants of the search"), re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", section("Constants of the threshold search"), re.MULTILINE)
     assert rows == [(field.name, repr(field.default)) for field in fields(CbqConfig)]
 
 

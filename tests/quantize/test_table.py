@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -30,11 +32,13 @@ def case() -> tuple[Table, Array, Array, Moments]:
 
 def test_every_width_is_what_a_layer_of_that_width_gets(case: tuple[Table, Array, Array, Moments]) -> None:
     table, rows, _, moments = case
-    problem = make_problem(rows, moments, CONFIG)
+    # Widths compare the same after a single refit.
+    config = replace(CONFIG, refits=1, sweeps=1)
+    problem = make_problem(rows, moments, config)
     assert table.codes.shape == (WIDTHS, CHANNELS, SIZE)
     for width in range(WIDTHS):
         bits = np.full(CHANNELS, width, np.int8)
-        fitted = fit(problem, bits, CONFIG)
+        fitted = fit(problem, bits, config)
         np.testing.assert_array_equal(table.codes[width], fitted.channels.codes)
         np.testing.assert_array_equal(table.rows(bits), fitted.channels.values)
         np.testing.assert_array_equal(table.error[width], fitted.error)
