@@ -161,7 +161,7 @@ def test_all_samples_are_taken_without_a_note() -> None:
 
 
 def test_fewer_samples_than_classes_are_refused() -> None:
-    with pytest.raises(CalibrationError, match="--samples 2: the model has 3 classes; expected at least one of each"):
+    with pytest.raises(CalibrationError, match="--samples 2: there are 3 classes; expected at least one of each"):
         draw(samples([0, 1, 2] * 5), NAMES, 2, 0)
 
 
