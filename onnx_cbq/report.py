@@ -35,16 +35,31 @@ def result_table(result: Result, path: Path) -> RenderableType:
     table.add_row("bytes", f"{before.bytes:,}", f"{after.bytes:,}")
     table.add_row("latency, ms", f"{before.latency_ms:.3f}", f"{after.latency_ms:.3f}")
     table.add_row("same prediction, %", "", _percent(result.agreement))
+    swaps = [f"{names[m]} for {names[taken]} +{more}" for m, taken, more in result.swaps()]
     stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds.items())
     lines = [
         *(f"group: {name}" for name in result.groups.names if not result.groups.is_trivial),
+        *(["taken more often: " + ", ".join(swaps)] if swaps else []),
         *_search_lines(result),
         f"{path}: {after.samples:,} samples, of which {result.calibration_samples:,} were used to calibrate",
         f"seconds: {stages}",
         *(f"left float: {entry.name} ({entry.operator}): {entry.reason}" for entry in result.layers.left_float),
         *(f"note: {note}" for note in result.notes),
     ]
-    return Group(table, *(Text(line) for line in lines))
+    return Group(table, Text(), *_class_table(before, after, names), Text(), *(Text(line) for line in lines))
+
+
+def _class_table(before: Evaluation, after: Evaluation, names: tuple[str, ...]) -> list[RenderableType]:
+    """Every class before and after; of many those that lost most."""
+    table = _table("class", "samples", "float, %", "quantized, %", "change")
+    pairs = list(zip(before.per_class, after.per_class, strict=True))
+    changes = [0.0 if one is None or other is None else other - one for one, other in pairs]
+    listed = sorted(sorted(range(len(names)), key=changes.__getitem__)[:LISTED_CLASSES])
+    counts = after.confusion.sum(axis=1)
+    for m in listed:
+        table.add_row(names[m], f"{counts[m]:,}", *map(_percent, pairs[m]), f"{changes[m]:+.2f}")
+    hidden = len(names) - len(listed)
+    return [table, *([Text(f"{hidden} classes that lost less are in the JSON")] if hidden else [])]
 
 
 def curve_table(result: Result) -> RenderableType:

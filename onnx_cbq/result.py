@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from onnx import ModelProto
 
 from onnx_cbq.config import QuantizeConfig
@@ -76,6 +77,17 @@ class Result:
         """Average bits per weight over all layers."""
         return self.plan.average_bits(self.layers)
 
+    def swaps(self, most: int = 5) -> list[tuple[int, int, int]]:
+        """Which classes the quantized model takes for which more often than the float one, those most often first.
+
+        Each as (class, class it is taken for, how many more samples).
+        """
+        more = self.quantized.confusion - self.reference.confusion
+        np.fill_diagonal(more, 0)
+        order = np.argsort(-more, axis=None, kind="stable")[:most].tolist()
+        pairs = (divmod(position, len(more)) for position in order)
+        return [(m, taken, int(more[m, taken])) for m, taken in pairs if more[m, taken] > 0]
+
     @property
     def proto(self) -> ModelProto:
         """The quantized model as one protobuf message."""
@@ -98,6 +110,10 @@ class Result:
                 "float": evaluation_json(self.reference, self.class_names),
                 "quantized": evaluation_json(self.quantized, self.class_names),
                 "agreement": self.agreement,
+                "swaps": [
+                    {"class": self.class_names[m], "taken_for": self.class_names[taken], "more": more}
+                    for m, taken, more in self.swaps()
+                ],
                 "groups": None if self.groups.is_trivial else self._groups_json(),
                 "class_names": list(self.class_names),
                 "search": None if self.search is None else asdict(self.search),

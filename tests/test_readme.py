@@ -119,7 +119,7 @@ def test_the_shown_output_is_what_comes(monkeypatch: pytest.MonkeyPatch, capfd: 
     shown = next(block for block in blocks(README, "") if "top-1 accuracy" in block)
     assert printed[:7] == shape_of(shown)[:7]
     # Which criterion wins may differ by machine.
-    assert [line.split()[0] for line in printed[7:]] == [line.split()[0] for line in shape_of(shown)[7:]]
+    assert [line.split()[:1] for line in printed[7:]] == [line.split()[:1] for line in shape_of(shown)[7:]]
     run_command("onnx-cbq inspect samples/digits_cnn.quantized.onnx", monkeypatch)
     printed = shape_of(capfd.readouterr().out)
     shown = next(block for block in blocks(README, "") if "made by onnx-cbq" in block)

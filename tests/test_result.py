@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,12 @@ def result() -> Result:
 def test_average_bits_weigh_channels_by_their_weights() -> None:
     # (8 + 1) x 3 weights and (0 + 2 + 4) x 4 weights, of 6 + 12 weights.
     assert result().average_bits == pytest.approx((9 * 3 + 6 * 4) / 18)
+
+
+def test_swaps_are_what_the_quantized_model_takes_for_another_class_more_often() -> None:
+    assert result().swaps() == [(0, 1, 1)]
+    assert json.loads(result().to_json())["swaps"] == [{"class": "cat", "taken_for": "dog", "more": 1}]
+    assert replace(result(), quantized=FLOAT).swaps() == []
 
 
 def test_the_json_holds_all_that_was_promised() -> None:
