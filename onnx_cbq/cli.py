@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from onnx_cbq import pipeline, report
 from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.clusters import read_groups
-from onnx_cbq.config import CURVE, METHODS, RANGES, ROUNDINGS, DataFreeConfig, QuantizeConfig
+from onnx_cbq.config import CURVE, METHODS, RANGES, ROUNDINGS, STORAGES, DataFreeConfig, QuantizeConfig
 from onnx_cbq.data_free import layer_statistics
 from onnx_cbq.emit.files import check_writable, write_arrays, write_text
 from onnx_cbq.errors import ConfigError, OnnxCbqError, OutputError, StoppedError
@@ -79,7 +79,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars and no ta
 
 
 # Options of quantize that mean something with --data-free, and those that mean nothing without it.
-_WITHOUT_DATA = {"model", "output", "bits", "data_free", "scheme", "per_tensor", "json", "quiet"}
+_WITHOUT_DATA = {"model", "output", "bits", "data_free", "scheme", "per_tensor", "storage", "json", "quiet"}
 _ONLY_WITHOUT_DATA = {"scheme", "per_tensor"}
 
 
@@ -132,6 +132,22 @@ def quantize(
             show_default="each class by itself",
         ),
     ] = None,
+    storage: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(STORAGES),
+            help="int8: a byte per weight; packed: each takes its bits, unpacked when a session is opened.",
+        ),
+    ] = "int8",
+    max_bytes: Annotated[
+        int | None,
+        typer.Option(
+            "--bytes",
+            metavar="N",
+            help="Find the most bits that fit into a file of this size, in place of --bits; with --storage packed.",
+            show_default="no limit",
+        ),
+    ] = None,
     max_drop: Annotated[
         float | None,
         typer.Option(
@@ -173,7 +189,7 @@ def quantize(
     target = output or model.with_suffix(".quantized.onnx")
     _refuse_ignored(context, data_free=data_free)
     if data_free:
-        _quantize_data_free(model, target, DataFreeConfig(bits, scheme, per_tensor), json, quiet=quiet)
+        _quantize_data_free(model, target, DataFreeConfig(bits, scheme, per_tensor, storage), json, quiet=quiet)
         return
     if data is None:
         raise typer.BadParameter("give a calibration card with --data, or use --data-free")
@@ -185,6 +201,8 @@ def quantize(
         classes=None if classes is None else tuple(name.strip() for name in classes.split(",")),
         class_weights=tuple(_named_number("--class-weight", entry, float) for entry in class_weight or ()),
         clusters=_clusters(clusters),
+        storage=storage,
+        bytes=max_bytes,
         max_drop=max_drop,
         curve=tuple(b for b in CURVE if method != "uniform" or b.is_integer()) if curve else (),
         max_class_drop=max_class_drop,

@@ -12,6 +12,7 @@ ROUNDINGS = ("compensate", "nearest")
 # Averages of bits of the trade-off curve.
 CURVE = (1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 RANGES = ("mse", "percentile", "minmax")
+STORAGES = ("int8", "packed")
 MOST_BITS = 8
 
 
@@ -122,6 +123,7 @@ class DataFreeConfig:
         bits: average bits per weight, 2 to 8; where it is no whole number, widths follow the weights' distortion.
         scheme: one of `SCHEMES`.
         per_tensor: one scale for a whole layer, instead of one per channel.
+        storage: as in `QuantizeConfig`.
     """
 
     SCHEMES: ClassVar[tuple[str, ...]] = ("mse", "symmetric", "asymmetric", "power-of-two", "log")
@@ -129,8 +131,10 @@ class DataFreeConfig:
     bits: float = 8.0
     scheme: str = "mse"
     per_tensor: bool = False
+    storage: str = "int8"
 
     def __post_init__(self) -> None:
+        _check(self.storage in STORAGES, "--storage", _either(STORAGES), self.storage)
         _check(self.scheme in self.SCHEMES, "--scheme", _either(self.SCHEMES), self.scheme)
         _check(2 <= self.bits <= MOST_BITS, "--bits", f"2 to {MOST_BITS} with --data-free", self.bits)
 
@@ -150,8 +154,10 @@ class QuantizeConfig:
         classes: names of the only classes that matter; None for all.
         class_weights: (name, weight) pairs: what the samples of a class count beside those of others.
         clusters: how many groups to join the classes to by confusion, or the groups; None for each class by itself.
+        bytes: size that the file may have; the most bits that fit are found, and `bits` is ignored.
         max_drop: points of accuracy that may be lost; the fewest bits that keep it are found, and `bits` is ignored.
         max_class_drop: points of accuracy that any class may lose.
+        storage: "int8" (a byte per weight) or "packed" (each weight takes its bits, unpacked when a session is opened).
         curve: further averages of bits to find plans for and to evaluate, from the same statistics.
         samples: how many calibration samples are drawn, evenly from the classes; None for all.
         seed: decides which samples are drawn.
@@ -168,9 +174,11 @@ class QuantizeConfig:
     classes: tuple[str, ...] | None = None
     class_weights: tuple[tuple[str, float], ...] = ()
     clusters: int | tuple[tuple[str, ...], ...] | None = None
+    bytes: int | None = None
     max_drop: float | None = None
     max_class_drop: float | None = None
     curve: tuple[float, ...] = ()
+    storage: str = "int8"
     samples: int | None = 1000
     seed: int = 0
     logits: str | None = None
@@ -191,10 +199,17 @@ class QuantizeConfig:
         widths = (0, *range(2, MOST_BITS + 1))
         _check(self.activation_bits in widths, "--activation-bits", "2 to 8, or 0 for float", self.activation_bits)
         _check(self.activation_range in RANGES, "--activation-range", _either(RANGES), self.activation_range)
+        _check(self.storage in STORAGES, "--storage", _either(STORAGES), self.storage)
         counted = not isinstance(self.clusters, int) or self.clusters >= 2
         _check(counted, "--clusters", "at least 2 groups", self.clusters)
         for name, weight in self.class_weights:
             _check(0 <= weight < float("inf"), f"--class-weight {name}", "a number of at least 0", weight)
+        _check(self.bytes is None or self.bytes > 0, "--bytes", "a number above 0", self.bytes)
+        if self.bytes is not None:
+            _check(self.storage == "packed", "--bytes", "--storage packed beside it", f"--storage {self.storage}")
+            _check(self.method == "rate-distortion", "--bytes", "--method rate-distortion beside it", self.method)
+            limited = self.max_drop is not None or self.max_class_drop is not None
+            _check(not limited, "--bytes", "no limit on accuracy beside it", "both")
         for option, limit in (("--max-drop", self.max_drop), ("--max-class-drop", self.max_class_drop)):
             _check(limit is None or 0 <= limit <= 100, option, "points of accuracy, 0 to 100", limit)
             searched = limit is None or self.method == "rate-distortion"

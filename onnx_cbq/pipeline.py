@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 from onnx_cbq.calibration.samples import Draw, draw
 from onnx_cbq.config import DataFreeConfig, QuantizeConfig
 from onnx_cbq.data_free import DataFreeResult, quantize_data_free
-from onnx_cbq.emit.files import write_model
+from onnx_cbq.emit.files import compressed_size, write_model
 from onnx_cbq.emit.metadata import StoredPlan, read_metadata, with_metadata
 from onnx_cbq.graph.layers import find_layers
 from onnx_cbq.graph.load import load
@@ -22,12 +21,13 @@ from onnx_cbq.graph.shapes import Example
 from onnx_cbq.limits import meet_limits
 from onnx_cbq.model import Model
 from onnx_cbq.progress import Clock, Progress, silent
-from onnx_cbq.records import Evaluation, Grouping, Layers, LayerWeights, Scores
-from onnx_cbq.result import CurvePoint, EvaluationResult, Result
+from onnx_cbq.records import Evaluation, Grouping, Layers, Scores
+from onnx_cbq.result import CurvePoint, EvaluationResult, Result, Sizes
 from onnx_cbq.runtime import versions
 from onnx_cbq.scoring import score_channels, scoring_graph
+from onnx_cbq.sizes import meet_bytes
 from onnx_cbq.solving import Setting, Solution, emit_solution, make_setting, solve, with_bits
-from onnx_cbq.verify import Comparison, check_file, compare
+from onnx_cbq.verify import Comparison, check_equal, check_file, compare
 from onnx_cbq.workload import (
     DataSource,
     ModelSource,
@@ -59,14 +59,13 @@ def quantize(
     with clock.stage("load"):
         work = prepare(model, data, config.logits)
     setting = make_setting(work, config, clock, progress)
-    limited = config.max_drop is not None or config.max_class_drop is not None
-    solution, seen = meet_limits(setting, clock, progress) if limited else (solve(setting, clock, progress), ())
+    solution, seen = _solution(setting, clock, progress)
     rounded, plan = solution.rounded, solution.plan
     curve = tuple(_curve_point(setting, bits, clock, progress) for bits in config.curve)
     with clock.stage("emit"):
         output = _emit(setting, solution)
     with clock.stage("verify"):
-        comparison = _verify(work, output, rounded.weights, progress)
+        comparison, sizes = _verify(setting, solution, output, progress)
     return Result(
         model=output,
         plan=plan,
@@ -78,6 +77,7 @@ def quantize(
         reference=comparison.evaluations[0],
         quantized=comparison.evaluations[1],
         agreement=comparison.agreements[1],
+        sizes=sizes,
         class_names=work.class_names,
         calibration_samples=len(setting.drawn.indices),
         seconds=clock.seconds,
@@ -85,6 +85,16 @@ def quantize(
         versions=_versions(),
         config=config,
     )
+
+
+def _solution(setting: Setting, clock: Clock, progress: Progress) -> tuple[Solution, tuple[str, ...]]:
+    """The solution that the settings ask for, and what a user should know of how it was found."""
+    config = setting.config
+    if config.bytes is not None:
+        return meet_bytes(setting, _file_size, clock, progress)
+    if config.max_drop is not None or config.max_class_drop is not None:
+        return meet_limits(setting, clock, progress)
+    return solve(setting, clock, progress), ()
 
 
 def quantize_without_data(model: ModelSource, config: DataFreeConfig | None = None) -> DataFreeResult:
@@ -177,6 +187,10 @@ def _emit(setting: Setting, solution: Solution) -> Model:
     return with_metadata(output, setting.work.layers, solution.plan, setting.config.method, _versions()["onnx-cbq"])
 
 
+def _file_size(setting: Setting, solution: Solution) -> int:
+    return len(_emit(setting, solution).to_proto().SerializeToString())
+
+
 def _curve_point(setting: Setting, bits: float, clock: Clock, progress: Progress) -> CurvePoint:
     """Another budget from the same statistics, run on all samples of the card."""
     work = setting.work
@@ -190,16 +204,22 @@ def _curve_point(setting: Setting, bits: float, clock: Clock, progress: Progress
     return CurvePoint(bits, average, math.ceil(average * work.layers.size / 8), found.evaluations[0])
 
 
-def _verify(work: Workload, output: Model, weights: Mapping[str, LayerWeights], progress: Progress) -> Comparison:
+def _verify(setting: Setting, solution: Solution, output: Model, progress: Progress) -> tuple[Comparison, Sizes]:
     """Check the file that the model becomes, and run it beside the float model on all samples of the card."""
+    work = setting.work
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "quantized.onnx"
         size = write_model(output, path)
-        check_file(path, work.model, work.layers, weights, work.example.feeds)
+        check_file(path, work.model, work.layers, solution.rounded.weights, work.example.feeds)
+        if setting.config.storage != "int8":
+            check_equal(path, emit_solution(setting, solution, "int8"), work.example.feeds)
+        ideal = math.ceil(solution.plan.average_bits(work.layers) * work.layers.size / 8)
+        found = Sizes(ideal, size, compressed_size(path))
         everything = draw(work.samples, work.class_names, None, seed=0)
         sizes = [work.source_bytes, size]
         indices, classes = everything.indices, work.logits.classes
-        return compare([work.source, path], sizes, work.logits.output, work.samples, indices, classes, progress)
+        comparison = compare([work.source, path], sizes, work.logits.output, work.samples, indices, classes, progress)
+        return comparison, found
 
 
 def _missing_classes(evaluation: Evaluation, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -34,6 +34,21 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """Bytes of a quantized model.
+
+    Attributes:
+        ideal: what the weights' bits alone would take.
+        file: the file.
+        zstd: the file once compressed with zstandard.
+    """
+
+    ideal: int
+    file: int
+    zstd: int
+
+
+@dataclass(frozen=True)
 class Result:
     """A quantized model that passed its check, and what it does beside the float one.
 
@@ -47,6 +62,7 @@ class Result:
         groups: classes that were taken together; each alone if that was not asked for.
         reference, quantized: the float and the quantized model on all samples of the card.
         agreement: share of samples on which both predict the same class, in percent.
+        sizes: of the quantized model.
         class_names: in the order of the labels.
         calibration_samples: how many samples were used for statistics and search.
         seconds: per stage.
@@ -65,6 +81,7 @@ class Result:
     reference: Evaluation
     quantized: Evaluation
     agreement: float
+    sizes: Sizes
     class_names: tuple[str, ...]
     calibration_samples: int
     seconds: Mapping[str, float]
@@ -110,6 +127,7 @@ class Result:
                 "float": evaluation_json(self.reference, self.class_names),
                 "quantized": evaluation_json(self.quantized, self.class_names),
                 "agreement": self.agreement,
+                "sizes": asdict(self.sizes),
                 "swaps": [
                     {"class": self.class_names[m], "taken_for": self.class_names[taken], "more": more}
                     for m, taken, more in self.swaps()

@@ -89,18 +89,28 @@ def solve(setting: Setting, clock: Clock, progress: Progress) -> Solution:
     Raises:
         ConfigError: the layers that are kept leave nothing to meet the budget with.
     """
-    work, config = setting.work, setting.config
-    with clock.stage("search"):
-        planned = make_plan(work, setting.evidence, setting.measure, config, setting.class_weights, progress)
+    planned = find_plan(setting, clock, progress)
     with clock.stage("rounding"):
         return Solution(planned, _round(setting, planned.plan, progress))
 
 
-def emit_solution(setting: Setting, solution: Solution) -> Model:
-    """The quantized model that a solution makes."""
-    work, rounded = setting.work, solution.rounded
+def find_plan(setting: Setting, clock: Clock, progress: Progress) -> Planned:
+    """Search a plan for `setting.config.bits`.
+
+    Raises:
+        ConfigError: the layers that are kept leave nothing to meet the budget with.
+    """
+    with clock.stage("search"):
+        return make_plan(
+            setting.work, setting.evidence, setting.measure, setting.config, setting.class_weights, progress
+        )
+
+
+def emit_solution(setting: Setting, solution: Solution, storage: str | None = None) -> Model:
+    """The quantized model that a solution makes, with another storage than that of the settings if one is given."""
+    work, rounded, storage = setting.work, solution.rounded, storage or setting.config.storage
     corrected = work.model.with_constants(rounded.biases)
-    return emit_qdq(corrected, work.layers, rounded.weights, setting.placement, setting.grids)
+    return emit_qdq(corrected, work.layers, rounded.weights, setting.placement, setting.grids, storage)
 
 
 def with_bits(setting: Setting, bits: float, class_weights: Array, *, trade: bool = True) -> Setting:

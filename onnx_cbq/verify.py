@@ -119,6 +119,18 @@ def check_outputs(path: Path, model: Model, feeds: Feeds) -> None:
             )
 
 
+def check_equal(path: Path, model: Model, feeds: Feeds) -> None:
+    """Run the file that was written beside a model that must give the same outputs to the last bit.
+
+    Raises:
+        VerificationError: it does not.
+    """
+    expected, found = Session(model).run(feeds), Session(path).run(feeds)
+    for name, value in expected.items():
+        if not np.array_equal(np.asarray(value), np.asarray(found[name])):
+            raise VerificationError(f"output {name!r} differs once the weights are packed; report this as a bug")
+
+
 def check_codes(name: str, rows: Array, bits: Array) -> None:
     """Check that the codes of every channel [channels, n] fit its bits.
 

@@ -17,6 +17,7 @@ from onnx_cbq import DataFreeConfig, DataFreeResult, quantize_without_data
 from onnx_cbq.data_free import layer_statistics
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.schemes import SCHEMES, grid_statistics, quantize_scheme
+from onnx_cbq.runtime import Session
 from tests.command import Command
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 from tests.emit.emitted import distance
@@ -329,3 +330,18 @@ def test_inspect_shows_every_scheme_of_every_layer(command: Command, options: tu
     ]
     assert len(expected) == 4 * len(SCHEMES)
     assert [line.split()[-5:] for line in finished.out.splitlines()[1:-1]] == expected
+
+
+@pytest.mark.parametrize("bits", [3.0, 4.5])
+@pytest.mark.parametrize("scheme", DataFreeConfig.SCHEMES)
+def test_packed_weights_are_the_same_and_smaller(scheme: str, bits: float) -> None:
+    """A scheme's codes may lie on a grid of their own, or be positions in a table: each needs its own way back."""
+    plain, packed = (
+        quantize_without_data(DIGITS_MODEL, DataFreeConfig(bits, scheme, storage=storage))
+        for storage in ("int8", "packed")
+    )
+    feeds = {"image": np.random.default_rng(0).standard_normal((2, 1, 8, 8)).astype(np.float32)}
+    one, other = (Session(result.model).run(feeds) for result in (plain, packed))
+    for name, value in one.items():
+        np.testing.assert_array_equal(other[name], value)
+    assert packed.bytes < plain.bytes - 0.5 * plain.layers.size * (1 - bits / 8)

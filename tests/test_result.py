@@ -14,7 +14,7 @@ from onnx_cbq.config import QuantizeConfig
 from onnx_cbq.errors import OutputError
 from onnx_cbq.model import Model
 from onnx_cbq.records import Evaluation, Grouping, Layer, Layers, LeftFloat, Plan, SearchReport, Use
-from onnx_cbq.result import CurvePoint, EvaluationResult, Result, evaluation_json
+from onnx_cbq.result import CurvePoint, EvaluationResult, Result, Sizes, evaluation_json
 from tests.graphs import make_model, node
 
 NAMES = ("cat", "dog", "übel")
@@ -39,6 +39,7 @@ def result() -> Result:
         reference=FLOAT,
         quantized=QUANTIZED,
         agreement=75.0,
+        sizes=Sizes(7, 1000, 900),
         class_names=NAMES,
         calibration_samples=12,
         seconds={"load": 0.25, "search": 1.0},

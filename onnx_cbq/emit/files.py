@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import zstandard
 from onnx import ModelProto
 
 from onnx_cbq.errors import OutputError
@@ -17,6 +18,7 @@ from onnx_cbq.model import Array, Model
 # Protobuf refuses messages of 2 GiB; the margin is for the graph itself.
 LARGEST_PROTOBUF = (1 << 31) - (1 << 24)
 _ALIGNMENT = 4096
+ZSTD_LEVEL = 9
 
 
 def check_writable(path: Path) -> None:
@@ -61,6 +63,15 @@ def write_model(model: Model, path: Path) -> int:
             _write_bytes(temporary, content)
         return len(content)
     return _write_with_data(model, path)
+
+
+def compressed_size(path: Path) -> int:
+    """Bytes of a file after zstandard, which is streamed: what a download or a store that compresses takes."""
+    compressor, total = zstandard.ZstdCompressor(level=ZSTD_LEVEL), 0
+    with path.open("rb") as file:
+        for chunk in compressor.read_to_iter(file):
+            total += len(chunk)
+    return total
 
 
 def _write_with_data(model: Model, path: Path) -> int:

@@ -17,9 +17,14 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
 from onnx_cbq.config import MOST_BITS
+from onnx_cbq.emit.packed import PackedLayer, unpacking_graph
+from onnx_cbq.emit.shorten import shorten
 from onnx_cbq.graph.placement import SATURATION, Placement
 from onnx_cbq.model import Array, Model
 from onnx_cbq.records import ActivationGrid, Layer, Layers, LayerWeights, Seen, Use
+
+# What a node with two inputs takes in the file; a constant's name and shape take about half of that.
+NODE_BYTES = 32
 
 
 def emit_qdq(
@@ -28,15 +33,18 @@ def emit_qdq(
     weights: Mapping[str, LayerWeights],
     placement: Placement,
     grids: Mapping[str, ActivationGrid],
+    storage: str = "int8",
 ) -> Model:
     """`model` with the layers' weights as integers, and the tensors of `placement` on their grids.
 
-    `grids` holds one for every tensor in `placement.measured`.
+    `grids` holds one for every tensor in `placement.measured`. With `storage` "packed" the weights take their bits (see
+    `packed`), and the graph has short names.
     """
-    writer = _Writer(model, placement, grids)
+    writer = _Writer(model, placement, grids, packed=storage == "packed")
     for layer in layers:
         writer.add_weight(layer, weights[layer.name])
-    return writer.write()
+    output = writer.write()
+    return shorten(output) if storage == "packed" else output
 
 
 def simulate_activations(model: Model, placement: Placement, grids: Mapping[str, ActivationGrid]) -> Seen:
@@ -49,7 +57,10 @@ def simulate_activations(model: Model, placement: Placement, grids: Mapping[str,
 class _Writer:
     """Walks the float graph once, in order, and writes the quantized one."""
 
-    def __init__(self, model: Model, placement: Placement, grids: Mapping[str, ActivationGrid]) -> None:
+    def __init__(
+        self, model: Model, placement: Placement, grids: Mapping[str, ActivationGrid], *, packed: bool = False
+    ) -> None:
+        self._packed: list[PackedLayer] | None = [] if packed else None
         self._model = model
         self._placement = placement
         self._grids = dict(grids)
@@ -64,7 +75,7 @@ class _Writer:
     def add_weight(self, layer: Layer, weights: LayerWeights) -> None:
         """The codes of a layer and their DequantizeLinear, in place of its float weight."""
         self._uses.update({use.output: (use, weights) for use in layer.uses})
-        codes = self._constant(f"{layer.weight}_q", weights.codes)
+        codes = self._codes(layer, weights)
         if weights.levels is not None or (layer.operator == "MatMul" and len(layer.weight_shape) > 2):
             shape = [-1 if axis == layer.weight_axis else 1 for axis in range(len(layer.weight_shape))]
             if weights.levels is not None:
@@ -87,6 +98,15 @@ class _Writer:
             # Without an explicit zero point onnxruntime does not fuse a Gemm.
             inputs.append(self._pooled(np.zeros(layer.channels, np.int8), "zero"))
         self._floats[layer.weight] = self._add("DequantizeLinear", inputs, f"{layer.weight}_dq", axis=layer.weight_axis)
+
+    def _codes(self, layer: Layer, weights: LayerWeights) -> str:
+        """The name of a layer's codes, which are a constant or will be unpacked."""
+        if self._packed is None:
+            return self._constant(f"{layer.weight}_q", weights.codes)
+        name = self._fresh(f"{layer.weight}_q")
+        rows = layer.rows(weights.codes)
+        self._packed.append(PackedLayer(name, rows, weights.bits, layer.weight_shape, layer.weight_axis))
+        return name
 
     def quantize(self, name: str, source: str) -> None:
         """Put the float tensor `source`, which stands for `name`, on the grid of `name` if it has one."""
@@ -124,6 +144,10 @@ class _Writer:
         """The model written, without the constants that nothing reads any more."""
         for name in self._model.outputs:
             self._read(name)
+        if self._packed:
+            unpacking, packed = unpacking_graph(self._packed, self._fresh)
+            self._nodes = [*unpacking, *self._nodes]
+            self._constants |= packed
         whole = self._model.with_graph(constants=self._constants)
         read = {name for node in self._nodes for name in node.input}
         constants = [t for t in whole.skeleton.graph.initializer if t.name in read]
@@ -190,8 +214,15 @@ class _Writer:
             return str(use.bias)
         scale = (weights.scale * np.float32(self._grids[use.activation].scale)).astype(np.float32)
         codes = np.rint(bias.reshape(-1).astype(np.float64) / scale).astype(np.int32)
-        inputs = [self._constant(f"{use.bias}_q", codes), self._pooled(scale, "scale")]
+        inputs = [self._constant(f"{use.bias}_q", codes), self._bias_scale(use, weights, scale)]
         return self._add("DequantizeLinear", inputs, f"{use.bias}_dq", axis=0)
+
+    def _bias_scale(self, use: Use, weights: LayerWeights, scale: Array) -> str:
+        """The scale s_x s_w, computed in the graph where that takes fewer bytes."""
+        if self._packed is None or scale.nbytes <= NODE_BYTES:
+            return self._pooled(scale, "scale")
+        factors = [self._pooled(weights.scale, "scale"), self._parameters(use.activation)[0]]
+        return self._add("Mul", factors, f"{use.bias}_scale")
 
     def _parameters(self, name: str) -> list[str]:
         grid = self._grids[name]

@@ -22,9 +22,9 @@ from onnx_cbq.model import Array
 from onnx_cbq.quantize.grid import quantize_rows
 
 LEAST_BITS = 2
-# -1, -1/2, ... -2^-126, 0, 2^-126, ... 1/2, 1: all levels of the log grid of 8 bits, among which are those of fewer.
+# 0, 1, -1, 1/2, -1/2, ... -2^-126: all levels of the log grid of 8 bits; the first 2^n - 1 are those of n bits.
 _POWERS = np.exp2(-np.arange(127.0)).astype(np.float32)
-LOG_LEVELS: Array = np.concatenate([-_POWERS, np.zeros(1, np.float32), _POWERS[::-1]])
+LOG_LEVELS: Array = np.concatenate([np.zeros(1, np.float32), np.stack([_POWERS, -_POWERS], axis=1).reshape(-1)])
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,7 @@ def _asymmetric(rows: Array, bits: int) -> SchemeRows:
 
 def _log(rows: Array, bits: int) -> SchemeRows:
     scale = _positive(np.abs(rows).max(axis=1))
-    middle, steps = len(LOG_LEVELS) // 2, (1 << (bits - 1)) - 1
-    allowed = np.concatenate([np.arange(steps), [middle], np.arange(len(LOG_LEVELS) - steps, len(LOG_LEVELS))])
+    allowed = np.argsort(LOG_LEVELS[: (1 << bits) - 1])
     levels = LOG_LEVELS[allowed]
     nearest = np.searchsorted((levels[1:] + levels[:-1]) / 2, rows / scale[:, None])
     return SchemeRows(allowed[nearest].astype(np.uint8), scale, levels=LOG_LEVELS)

@@ -1,0 +1,78 @@
+"""The largest average of bits that a file of a given size has room for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from onnx_cbq.config import MOST_BITS
+from onnx_cbq.errors import VerificationError
+from onnx_cbq.progress import Clock, Progress
+from onnx_cbq.records import Layers
+from onnx_cbq.rounding import round_to_nearest
+from onnx_cbq.solving import Setting, Solution, find_plan, solve, with_bits
+
+# A file this much below the size asked for, as a share, is near enough.
+TOLERANCE = 0.002
+# How often the budget is corrected by what a file came out at.
+CORRECTIONS = 6
+# Once a solution fits, it is worth few more to use the room that is left.
+FINE_CORRECTIONS = 2
+_LEAST_BITS = 0.1
+
+
+def meet_bytes(
+    setting: Setting, size_of: Callable[[Setting, Solution], int], clock: Clock, progress: Progress
+) -> tuple[Solution, tuple[str, ...]]:
+    """The solution whose file takes at most `setting.config.bytes`, and what a user should know.
+
+    Everything in the file but the bits changes little with the plan, so it is measured on plans that are rounded to
+    nearest, which takes no time, and then on the solution itself.
+
+    Raises:
+        VerificationError: the file cannot be that small.
+    """
+    limit, layers = setting.config.bytes, setting.work.layers
+    assert limit is not None
+    bits = float(MOST_BITS)
+    for _ in range(CORRECTIONS):
+        tried = with_bits(setting, bits, setting.class_weights, trade=False)
+        plan = find_plan(tried, clock, progress)
+        size = size_of(tried, Solution(plan, round_to_nearest(setting.work.model, layers, plan.plan)))
+        if _near(size, limit) or (bits == MOST_BITS and size <= limit):
+            break
+        bits = _corrected(bits, size, limit, layers)
+    best: tuple[int, Solution] | None = None
+    for attempt in range(CORRECTIONS):
+        tried = with_bits(setting, bits, setting.class_weights)
+        solution = solve(tried, clock, progress)
+        size = size_of(tried, solution)
+        if size <= limit and (best is None or size > best[0]):
+            best = size, solution
+        if _near(size, limit) or (best and (bits == MOST_BITS or attempt >= FINE_CORRECTIONS)):
+            break
+        bits = _corrected(bits, size, limit, layers)
+    if best is None:
+        raise VerificationError(_too_small(limit, size))
+    found = best[1].plan.average_bits(layers)
+    return best[1], (f"--bytes {limit:,}: {found:.3f} bits make a file of {best[0]:,}",)
+
+
+def _near(size: int, limit: int) -> bool:
+    return limit * (1 - TOLERANCE) <= size <= limit
+
+
+def _corrected(bits: float, size: int, limit: int, layers: Layers) -> float:
+    """The budget whose file would be a little smaller than the limit, if all that changes are the bits.
+
+    Raises:
+        VerificationError: there is none.
+    """
+    aim = limit * (1 - TOLERANCE / 2)
+    found = min(bits + 8 * (aim - size) / layers.size, float(MOST_BITS))
+    if found < _LEAST_BITS:
+        raise VerificationError(_too_small(limit, round(size - bits * layers.size / 8)))
+    return found
+
+
+def _too_small(limit: int, rest: int) -> str:
+    return f"--bytes {limit:,}: the file takes {rest:,} bytes beside the bits of the weights; allow more"
