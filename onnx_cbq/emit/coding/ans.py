@@ -100,7 +100,8 @@ class Piece:
     def _table(self, limits: Array) -> Array:
         if self.group.counts:
             table = np.diff(limits) + np.float32(FLOOR)
-            return np.array(np.broadcast_to(table, (len(self.at), table.shape[-1])))
+            # constriction takes rows as they lie in memory, whatever the strides.
+            return np.ascontiguousarray(np.broadcast_to(table, (len(self.at), table.shape[-1])))
         return probabilities(self.centre, self.sigma, limits, self.group.shape)
 
 

@@ -72,7 +72,8 @@ def pack(sections: Sections) -> Packed:
     content = body + zlib.crc32(body).to_bytes(_CHECK, "little")
     if sections.size > largest_file(len(content)):
         raise Damaged("the model is so repetitive that its archive would pass for a hostile one")
-    return Packed(content, *map(len, stored), len(sections.words))
+    frame, parameters, numbers = map(len, stored)
+    return Packed(content, frame, parameters, numbers, len(sections.words))
 
 
 def unpack(content: bytes) -> Sections:

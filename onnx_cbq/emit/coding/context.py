@@ -74,7 +74,8 @@ class Group:
         cells = -(-self.count // CELL)
         levels = CELL * np.arange(cells)[:, None] + np.arange(CELL + 1)
         if self.counts:
-            return np.cumsum([0, *self.counts])[np.minimum(levels, self.count)].astype(np.float32)
+            sums = np.cumsum([0, *self.counts], dtype=np.float32)  # exact: below 2^24
+            return np.asarray(sums[np.minimum(levels, self.count)])
         edges = (2 * (self.low - self.middle) + self.stride * (2 * levels - 1)) * (UNIT // 2)
         return np.where(levels <= 0, -END, np.where(levels >= self.count, END, edges)).astype(np.float32)
 

@@ -3,5 +3,5 @@
 from __future__ import annotations
 
 
-class Damaged(ValueError):
+class Damaged(ValueError):  # noqa: N818, an archive is damaged, which is no error of the code
     """An archive is not what it claims to be; the message completes "cannot be restored: ..."."""

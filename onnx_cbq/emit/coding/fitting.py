@@ -14,7 +14,7 @@ import numpy as np
 from onnx_cbq.emit.coding import ans, context
 from onnx_cbq.emit.coding.ans import CodedLayer, Piece
 from onnx_cbq.emit.coding.context import FRACTION, RANGE, RISE, TREAD, Geometry, Group, Predictor, grid
-from onnx_cbq.emit.coding.density import OCTAVE, SHAPES
+from onnx_cbq.emit.coding.density import OCTAVE, SHAPES, SIGMAS
 from onnx_cbq.model import Array
 
 # What a coefficient and a count cost in the archive; where they gain less, there are none.
@@ -46,7 +46,7 @@ def fit(stored: Sequence[StoredCodes]) -> tuple[list[CodedLayer], list[Group]]:
             if key is not None:
                 channels[key].append(planes[:, channel].reshape(-1))
     groups = [_group(*key, np.concatenate(channels[key])) for key in keys]
-    index = {None: -1, **{key: i for i, key in enumerate(keys)}}
+    index: dict[tuple[int, int] | None, int] = {None: -1} | {key: i for i, key in enumerate(keys)}
     layers = [
         CodedLayer(g, np.array([index[key] for key in found]), Predictor.empty(g))
         for g, found in zip(geometries, kinds, strict=True)
@@ -66,7 +66,8 @@ def _geometry(layer: StoredCodes) -> Geometry:
 def _kinds(geometry: Geometry, layer: StoredCodes) -> list[tuple[int, int] | None]:
     """Width and kind of each channel's grid; None for a channel of zeros."""
     rows = geometry.rows(layer.codes).astype(np.int16)
-    largest, odd, empty = np.abs(rows).max(axis=1), (rows % 2 != 0).all(axis=1), ~rows.any(axis=1)
+    largest, empty = np.abs(rows).max(axis=1), ~rows.any(axis=1)
+    odd: Array = np.logical_and.reduce(rows % 2, axis=1)
     signed = layer.codes.dtype == np.int8  # others are positions in a table
     kinds: list[tuple[int, int] | None] = []
     for channel, width in enumerate(layer.bits.tolist()):
@@ -143,7 +144,7 @@ def _best_distribution(group: Group, samples: Sequence[tuple[Piece, Array]]) -> 
     some = slice(None, None, -(-len(values) // _CODES))
 
     def bits(added: int, shape: int) -> float:
-        shifted = np.clip(sigmas[some] + added, 0, context.SIGMAS - 1)
+        shifted = np.clip(sigmas[some] + added, 0, SIGMAS - 1)
         piece = Piece(replace(group, shape=shape), values[some], centres[some], shifted)
         return ans.cost(piece, values[some])
 

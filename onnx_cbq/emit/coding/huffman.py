@@ -1,5 +1,7 @@
-"""Codes of weights by a Huffman code for each group of channels, as in "Towards the Limit of Network Quantization"
-(Choi et al., arXiv 1612.01543): for comparison, since a code of 3 bits has no fractions of one to give away.
+"""Codes of weights by Huffman codes, one for each group of channels, for comparison.
+
+As in Choi et al., "Towards the Limit of Network Quantization", arXiv 1612.01543; a code word has at least one bit, and
+no fractions of one.
 
     varint  bytes of the counts, as they are stored
     -       how often each level occurs, scaled to 16 bits, little-endian, group after group, by zstandard

@@ -99,7 +99,7 @@ def _read_plane(cursor: Cursor, count: int) -> Array:
 def _multiply(factor: bytes, scalar: bytes) -> bytes:
     with np.errstate(all="ignore"):
         product = np.frombuffer(factor, "<f4") * np.frombuffer(scalar, "<f4")
-    return product.astype("<f4").tobytes()
+    return bytes(product.astype("<f4").data)
 
 
 def _find_products(gaps: Mapping[int, Gap], contents: Sequence[bytes]) -> dict[int, Product]:

@@ -1,8 +1,8 @@
 """Where the numbers lie in the bytes of an ONNX file, found by walking protobuf's wire format.
 
-A *gap* is the raw data of an initializer that is coded apart from the rest: 32-bit floats and integers, and int8 or uint8
-of two axes or more, which are what weights look like. The bytes without the gaps are the *frame*. A frame alone says
-where its gaps are, because it keeps each one's type, shape and length; so an archive need not.
+A *gap* is the raw data of an initializer that is coded apart from the rest: 32-bit floats and integers, and int8 or
+uint8 of two axes or more, which are what weights look like. The bytes without the gaps are the *frame*. A frame alone
+says where its gaps are, because it keeps each one's type, shape and length; so an archive need not.
 
     ModelProto    7 graph, 14 metadata_props       StringStringEntryProto  1 key, 2 value
     GraphProto    5 initializer                    TensorProto  1 dims, 2 data_type, 9 raw_data, 14 data_location
@@ -56,11 +56,14 @@ def dissect(content: bytes) -> tuple[bytes, list[bytes], Anatomy]:
         Damaged: it is not a protobuf message.
     """
     anatomy = _Walk(content, len(content), hollow=False).run()
-    pieces, contents, start = [], [], 0
+    pieces: list[bytes] = []
+    contents: list[bytes] = []
+    start = in_gaps = 0
     for gap in anatomy.gaps:
-        end = gap.position + sum(map(len, contents))
+        end = gap.position + in_gaps
         pieces.append(content[start:end])
         contents.append(content[end : end + gap.length])
+        in_gaps += gap.length
         start = end + gap.length
     return b"".join([*pieces, content[start:]]), contents, anatomy
 
@@ -111,7 +114,7 @@ class _Walk:
         return self._at + (self._in_gaps if self._hollow else 0)
 
     def _fields(self, end: int) -> Iterator[tuple[int, int]]:
-        """Number and end of each field that holds bytes; what the caller leaves of one is skipped, as are the others."""
+        """Number and end of each field that holds bytes; what the caller leaves of one is skipped."""
         for field, kind, value in self._entries(end):
             if kind == _BYTES:
                 yield field, value
