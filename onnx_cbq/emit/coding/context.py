@@ -4,10 +4,11 @@ A weight [channels, inputs, *kernel] is coded position by position of the kernel
 position k with earlier positions j (at most 8, the nearest):
 
     centre     c = sum_j a[k, j] x[j] / 32                          x: the code less the middle of its group's grid
-    magnitude  m = (sum_j |x[j]| + 3 m_group) / (n + 3)             n: how many j
+    usual      u = mean |x| of the channel * mean |x| of the input  over all positions before k; the latter relative
+    magnitude  m = (sum_j |x[j]| + 8 u) / (n + 8)                   n: how many j
     sigma      log2 s = (log2 m) / 2 + s[k] + s_group               in 1/8 octave
 
-Neighbours in a kernel of a trained filter resemble each other, which is worth 8 % on ResNet-20.
+Neighbours in a kernel of a trained filter resemble each other, which is worth 8 % on ResNet-20; the magnitudes, 1 %.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from onnx_cbq.emit.coding.density import END, SIGMAS, UNIT, logarithms
+from onnx_cbq.emit.coding.density import END, LARGEST_MAGNITUDE, SIGMAS, UNIT, logarithms
 from onnx_cbq.model import Array
 
 NEIGHBOURS = 8
@@ -26,7 +27,11 @@ CELL = 16
 TREAD, RISE, RANGE = 0, 1, 2
 LARGEST_CODE = 255  # of uint8; those of int8 are smaller
 FRACTION = 32  # of a coefficient
-_PRIOR = 3
+# How many codes the expectation from elsewhere counts for.
+_PRIOR = 8
+_CHANNEL_PRIOR = 32
+_INPUT_PRIOR = 2 << 8
+_LARGEST_RATIO = 64  # of an input's magnitude to the mean
 _SIXTEENTHS = 16  # magnitudes are in 1/16 of a code
 # A kernel of more positions is taken for a row of inputs, as are kernels too few to learn anything from.
 _MOST_POSITIONS = 64
@@ -162,19 +167,35 @@ class Predictor:
         return self.coefficients[start : start + len(geometry.neighbours[position])].astype(np.int32)
 
 
-def magnitude(geometry: Geometry, planes: Array, position: int, prior: Array) -> Array:
-    """Logarithms of the mean magnitude of the codes around a position, in 1/8 octave: int32 [channels, inputs].
+def magnitude(geometry: Geometry, planes: Array, position: int, groups: Array) -> Array:
+    """Logarithms of the expected magnitude of the codes at a position, in 1/8 octave: int32 [channels, inputs].
 
     Args:
         geometry: of the weight.
         planes: codes less the middle, int16 [positions, channels, inputs]; those before `position` are read.
         position: in the kernel.
-        prior: the magnitude of each channel's group, int32 [channels].
+        groups: the magnitude of each channel's group, int32 [channels].
     """
     near = geometry.neighbours[position]
     total = np.abs(planes[list(near)]).sum(axis=0, dtype=np.int32)
-    mean = (_SIXTEENTHS * total + _PRIOR * prior[:, None]) // (len(near) + _PRIOR)
-    return np.asarray(logarithms()[mean])
+    mean = (_SIXTEENTHS * total + _PRIOR * _usual(planes[:position], groups)) // (len(near) + _PRIOR)
+    return np.asarray(logarithms()[np.minimum(mean, LARGEST_MAGNITUDE)])
+
+
+def _usual(earlier: Array, groups: Array) -> Array:
+    """The mean magnitude of the channel times that of the input: int32 [channels, inputs] from [k, channels, inputs].
+
+    Each is pulled to that of the group, and to the mean of all inputs. A magnitude counts in 1/16 of a code in the one,
+    and in 1/256 of its group's in the other.
+    """
+    positions, _, inputs = earlier.shape
+    size = np.abs(earlier)
+    channel = _SIXTEENTHS * size.sum(axis=(0, 2), dtype=np.int64) + _CHANNEL_PRIOR * groups
+    channel //= positions * inputs + _CHANNEL_PRIOR
+    scale = (_SIXTEENTHS << 8) // np.maximum(groups, 1)
+    of_input = scale @ size.sum(axis=0, dtype=np.int64) + _INPUT_PRIOR
+    relative = np.minimum((inputs << 8) * of_input // of_input.sum(), _LARGEST_RATIO << 8)
+    return np.asarray(channel.astype(np.int32)[:, None] * relative.astype(np.int32) >> 8)
 
 
 def centre(geometry: Geometry, planes: Array, position: int, coefficients: Array) -> Array:

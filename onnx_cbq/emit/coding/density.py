@@ -30,7 +30,7 @@ SIGMAS = 128
 _LOWEST_SIGMA = 40  # the index of sigma = 1 code
 UNIT = 64  # predictions are in 1/64 of a code
 END = 1 << 22  # an edge, in units, that has all codes on one side
-_LARGEST_MAGNITUDE = 1 << 14
+LARGEST_MAGNITUDE = (1 << 14) - 1
 
 
 @cache
@@ -59,7 +59,7 @@ def reciprocals() -> Array:
 @cache
 def logarithms() -> Array:
     """floor(8 log2 v), int32, for v below 2^14; 0 for 0. v^8 has one more bit than that."""
-    return np.array([0, *((v**OCTAVE).bit_length() - 1 for v in range(1, _LARGEST_MAGNITUDE))], np.int32)
+    return np.array([0, *((v**OCTAVE).bit_length() - 1 for v in range(1, LARGEST_MAGNITUDE + 1))], np.int32)
 
 
 def probabilities(centre: Array, sigma: Array, edges: Array, shape: int) -> Array:

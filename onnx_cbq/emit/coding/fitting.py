@@ -67,7 +67,7 @@ def _kinds(geometry: Geometry, layer: StoredCodes) -> list[tuple[int, int] | Non
     """Width and kind of each channel's grid; None for a channel of zeros."""
     rows = geometry.rows(layer.codes).astype(np.int16)
     largest, empty = np.abs(rows).max(axis=1), ~rows.any(axis=1)
-    odd: Array = np.logical_and.reduce(rows % 2, axis=1)
+    even = np.count_nonzero(rows % 2 == 0, axis=1).tolist()
     signed = layer.codes.dtype == np.int8  # others are positions in a table
     kinds: list[tuple[int, int] | None] = []
     for channel, width in enumerate(layer.bits.tolist()):
@@ -75,7 +75,7 @@ def _kinds(geometry: Geometry, layer: StoredCodes) -> list[tuple[int, int] | Non
             kinds.append(None)
             continue
         kind = RANGE
-        if signed and odd[channel] and largest[channel] <= -grid(width, RISE)[0]:
+        if signed and not even[channel] and largest[channel] <= -grid(width, RISE)[0]:
             kind = RISE
         elif signed and largest[channel] <= -grid(width, TREAD)[0]:
             kind = TREAD
