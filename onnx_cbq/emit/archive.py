@@ -103,7 +103,7 @@ def archive(model: str | Path | ModelProto, coder: str = "ans") -> Archive:
     if anatomy.has_external_data:
         raise ModelError(f"{label}: has its weights in another file; archive takes a model that is one file")
     layers = _layers(anatomy, plan)
-    if layers is None or len(layers) > _MOST_LAYERS:
+    if not layers or len(layers) > _MOST_LAYERS:
         raise ModelError(
             f"{label}: its weights are not those of the plan in its metadata; archive the file that quantize wrote"
         )
@@ -146,7 +146,7 @@ def restore(source: str | Path | bytes) -> bytes:
 def _restore(sections: Sections, label: str) -> bytes:
     anatomy = examine(sections.frame, sections.size)
     layers = _layers(anatomy, _plan(anatomy, label))
-    if layers is None or len(layers) > _MOST_LAYERS:
+    if not layers or len(layers) > _MOST_LAYERS:
         raise Damaged("its weights are not those of its plan")
     shapes = [anatomy.gaps[i].shape for i in layers]
     coded, groups = read_parameters(sections.parameters, shapes, list(layers.values()))

@@ -3,7 +3,7 @@
 A weight [channels, inputs, *kernel] is coded position by position of the kernel, all channels and inputs at once. For
 position k with earlier positions j (at most 8, the nearest):
 
-    centre     c = sum_j a[k, j] x[j] / 32                          x: the code less the middle of its group's grid
+    centre     c = sum_j a[k, j] x[j] / 16                          x: the code less the middle of its group's grid
     usual      u = mean |x| of the channel * mean |x| of the input  over all positions before k; the latter relative
     magnitude  m = (sum_j |x[j]| + 8 u) / (n + 8)                   n: how many j
     sigma      log2 s = (log2 m) / 2 + s[k] + s_group               in 1/8 octave
@@ -26,7 +26,7 @@ NEIGHBOURS = 8
 CELL = 16
 TREAD, RISE, RANGE = 0, 1, 2
 LARGEST_CODE = 255  # of uint8; those of int8 are smaller
-FRACTION = 32  # of a coefficient
+FRACTION = 16  # of a coefficient
 # How many codes the expectation from elsewhere counts for.
 _PRIOR = 8
 _CHANNEL_PRIOR = 32

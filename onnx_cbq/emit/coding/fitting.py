@@ -18,7 +18,7 @@ from onnx_cbq.emit.coding.density import OCTAVE, SHAPES, SIGMAS
 from onnx_cbq.model import Array
 
 # What a coefficient and a count cost in the archive; where they gain less, there are none.
-_COEFFICIENT_BITS = 5
+_COEFFICIENT_BITS = 4
 _COUNT_BITS = 16
 _LARGEST_COUNT = (1 << 16) - 1
 _RIDGE = 1e-3
@@ -66,12 +66,12 @@ def _geometry(layer: StoredCodes) -> Geometry:
 def _kinds(geometry: Geometry, layer: StoredCodes) -> list[tuple[int, int] | None]:
     """Width and kind of each channel's grid; None for a channel of zeros."""
     rows = geometry.rows(layer.codes).astype(np.int16)
-    largest, empty = np.abs(rows).max(axis=1), ~rows.any(axis=1)
+    largest = np.abs(rows).max(axis=1)
     even = np.count_nonzero(rows % 2 == 0, axis=1).tolist()
     signed = layer.codes.dtype == np.int8  # others are positions in a table
     kinds: list[tuple[int, int] | None] = []
     for channel, width in enumerate(layer.bits.tolist()):
-        if empty[channel]:
+        if not largest[channel]:
             kinds.append(None)
             continue
         kind = RANGE
