@@ -1,4 +1,4 @@
-"""Small models as `quantize` leaves them: int8 weights, and a plan in the metadata with any widths that a test wants."""
+"""Small models as `quantize` leaves them: int8 weights, and a plan with any widths that a test wants."""
 
 from __future__ import annotations
 

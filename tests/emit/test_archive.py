@@ -195,7 +195,7 @@ def test_a_model_that_would_pass_for_hostile_is_refused() -> None:
         archive(model_of({"w": Weight(codes, (0, 0))}))
 
 
-def assert_refused(content: bytes, match: str = "") -> None:
+def assert_refused(content: bytes, match: str | None = None) -> None:
     """One line, soon, without much memory."""
     tracemalloc.start()
     began = time.perf_counter()
@@ -323,7 +323,7 @@ def test_what_may_be_restored_is_bounded_by_what_there_is() -> None:
 
 def test_real_models(real_data: Callable[[str], Path]) -> None:
     """Three bits and eight; ResNet-20 within a second, five million weights a second."""
-    for name, bits, most in (("resnet20_cifar10", 3, 0.32), ("vgg_small_cifar10", 3, 0.34), ("lenet_mnist", 8, 0.91)):
+    for name, bits, most in (("resnet20_cifar10", 3, 0.32), ("vgg_small_cifar10", 3, 0.34), ("lenet_mnist", 8, 0.93)):
         proto = quantize_without_data(real_data(f"{name}.onnx"), DataFreeConfig(bits)).model.to_proto()
         made = archive(proto)
         assert len(made.content) < most * made.model_bytes
