@@ -42,7 +42,7 @@ def small_model(seed: int = SEED) -> onnx.ModelProto:
     """A layer of each kind: kernels and none, channels on either axis, all widths, zeros."""
     generator = np.random.default_rng(seed)
     widths = (0, 1, 2, 3, 4, 5, 6, 7, 8, 3, 3, 3)
-    kernels = codes_on_grid(generator, (12, 5, 3, 3), 0, widths, rise=True)
+    kernels = codes_on_grid(generator, (12, 30, 3, 3), 0, widths, rise=True)
     flat = codes_on_grid(generator, (20, 12), 1, widths, rise=False)
     scale = generator.random(12, np.float32)
     weights = {"conv": Weight(kernels, widths), "fc": Weight(flat, widths, "Gemm")}
@@ -120,7 +120,7 @@ def test_figures_add_up() -> None:
     assert made.model_bytes == len(small_model().SerializeToString())
     parts = made.frame_bytes + made.parameter_bytes + made.number_bytes + made.code_bytes
     assert 0 < len(made.content) - parts < 70
-    assert made.weights == 12 * 45 + 240
+    assert made.weights == 12 * 270 + 240
     figures = json.loads(made.to_json())
     assert figures["archive_bytes"] == len(made.content)
     assert figures["ideal_bytes"] == pytest.approx(figures["entropy"] * made.weights / 8)
@@ -291,7 +291,7 @@ def test_damaged_sections_do_no_harm(section: str, coder: str) -> None:
     ("place", "replacement", "match"),
     [
         (b'"layers": {', b'"layers":[{', "the plan in the model's metadata is damaged"),
-        (b'"conv": ["Conv", [12, 5', b'"conv": ["Conv", [13, 5', "its weights are not those of its plan"),
+        (b'"conv": ["Conv", [12, 30', b'"conv": ["Conv", [13, 30', "its weights are not those of its plan"),
         (b"onnx_cbq", b"onnx_abc", "onnx-cbq did not make this model"),
     ],
 )
@@ -342,19 +342,38 @@ def _seconds_of_restore(made: Archive, expected: bytes) -> float:
     return seconds
 
 
-GOLDEN_DIGEST = "daaa4fdd7d719ac3407e4095f89aa991544de984f2355e964846146ac904bb71"
+GOLDEN_DIGEST = "1f86a67299c0e3c1598d69ffc3a57b26d2d3b7e83c20556c900d61ac14972578"
 GOLDEN = (
-    "Lqbtn0RYbmn*)ylgaToO0RRB~2LQAQ2o5@h2?`Jj0eBJtc_Ii&WMyu2X>@rK0cR?)1PBZW1xlO*D*pip6bK9iW@GRHDm@4c5CJeM"
-    "4@v|oKL>DfZ)A02bV@KPJO~UB20{cF3;-"
-    "%42m}ZP1$1Fz6j~Gy3JnMW5(x?e5&=#M0tf+Oc@c850i^*TARr(hARr)HF)}P5H7p=AT`(~+Gc+|eH#i_5AX_pqGJSm}C_n;3jL="
-    "LEfQX1_V;T;v!xK-~>cBGlx|gmM@*o&^!L_~C24gJ<*!NWPEOiys?VeU#dZW=aaPPERC}?O#{#7W$81iWNg-tMb!b9nmhU-"
-    "8<@bYnZ*zdux8(i^2EC2xI0szuQ6dRzc1E{F~y{aml0_5hFS3dvue|P2By|<J}rkme?_3FI;=be5OSper2<6=_J#f-"
-    "8+U#~$|0#htKtnmbGVz{j02r1&hdbr3F-gm<<GYA6^0Ep1G3}yiY0s{c3Iy0UTO1xil`y)+l0K1Qv=3-"
-    "%cxw^S;O6LIk5p3#K5ZydjEgpaS06srIK0iM`KR-"
-    "V|KRo~dmSH&ThIA3~O*uCJ1o99J`uqk92M_NP009300RR6000030000300096000000{{R30{{8^}0{{a7|NjF4{{sL10{s9Avpb"
-    "uTDhWX8I%w!aRJ;wmoiOCr(L#^s(Pc{>{oH>#i?ClZ0LfKuQaB<DZ$X>H{VHm)#0habWKR}LWbOu?@~c}-gx-"
-    "X$Y5FN{{@`T4SPoYNUI(>z=q<_o2tBm7O-J``n(18a+%CtNBlfAE6q0p()a}qc$ZfEcZQ>EEI3ra;AE17T>kC*_fOs_%-"
-    "fdjVs=yv`H`!2gA-sScN}W6)hz)zV2N(?pm^>;OkX5wKdslv>DICKM@?Mn+HPOJ!oSQdejU1o$NR19+JMf^Oz{8%fJydM2@yI_YH"
-    "49i`p<bX^f@u!E{v<qXTT{tGK@?ub(atoa3N?ZKf@yYYT)Il+c2>pnKI75DL@;(EG;=us2;SN^yRuC$<dZQU*CdfeQL0S@(iOy#`"
-    "CZkF(&U^wMqO=mw>1FvOhwWd%W;bB`2z~isi*2l9B&{n9^eMrs!!d0ahk(Gen6G@nyHagP3eU4HC~oTMigqv1iNu{kLlR"
+    "Lqbtn0RY?|oCA*mg#u!Q0RR962msUx2o5@t9tsc&0eBJtc_Ii&WMyu2X>@rK0cR?`83+sr9!jVgD*pip6bK9u140C5WAFhgJqQdC"
+    "0Wc~LN(3rD2XJz4WOZY7N-!!s2n-MgLIfBC3;-"
+    "%42m}ZP1$1Fz6j~Gy3JnMW5(x?e5&=#M0tf+Oc@c860j2>UARr(hARr)HF)}P5Gca8+F)}kWH8wXmARr)HGBGlJeI_VC#E>#F(*u"
+    "Brh-hOP4voSuk63kKH3Q4bN0l{rj=@0%*YC9!jI}|)+EeYb)KpNrds=a6jYh-"
+    "3z4LFOL_=HTO@%RxL1s`Q49p$FcY5vNJWx<vJ#YVmVH>#O&sYEe?E(Oz#S<K$s{{Z4W4``>4+1c+_EkOR_4j(3y^+0lk}?JV|6f&"
+    "|>QtwvI|lJ^0VuBsL}~4FjQKsz)-k5+8duvAFK&vZJ#-NdZ4in$upS;Vg#-"
+    "Wq5w12axMcum0R#dA03)af?j@(d%BaZkpltx<@(?Td$SgH!S`6yv01sc)R624Hh!ZUdN&5glK0ZG`KR-"
+    "S`K0iM_0JpG>T6csHae5J{<NyZv_x1Ph^91z~@eTk0|NsC0|Nj900RI300RR90|Ns90{{a6000II2009I30RjX60RRF20R#O5{tC"
+    "B!&$^q<N|jaq@&r2qY8@I=^;<PJ(lb>`v~U(>jnqjbS$>L#A3ukJ@R(~&8Hob-y1G^=xMgMmruv!{QyE{~k9VTd`x7p316nst>1-"
+    "b5VM?R*=(2D2@SgW~T)S2EtEjXC1wN@U=cIw(^99yPvhiwAT;@}K?!b9E<w1*m4?SnoYG&ZGbc@f(3^(XM7r4<H)F33M$p0f3A7)"
+    "jcKbON5U`*-"
+    "~?W#u@r6o~g>6<TO3H$t5fffIJ6+U%d6JQ^pp2dMbvjMK^QyEb7g{krM#B|rk+z!z*xlk|*zU@Jmh8KluG<8}QnT4(^Cd#P*DLpY"
+    "qF-RO?y9VbU@sny0j!R~)&BL1NFu|a!g$I^O>H0vKChutkj(GCI`7{!yWKmzLRbeohAnMty*X2u4kq!YGR)L`+y$kOTPffn+6y)z"
+    ">2ggpfiyeRH?wC1&H9jKT@gU%AK|KR?vQrP480`=a<PfCC1RO~+IhVjNZ;}w@7Ab6~{4<@TBsOmwdmplmS<<1!fS}X{E1@vzDs9H"
+    "hxDsWnf<(;utS-(%t|ao9`l+K^)ncQ=D54@ZXpKq5JU9;J<v*-"
+    "MF?@qSc#5P|ZmEV#ihCkX{f<vj8FtGG_=b_&9_wiR?Ot*J+bO;g8k@}$=!8m%081vC`~ho(FkLaJ-"
+    "+v;%Qk_cVr2eN65W@KEtrRe>{#9c3Ggx1y^Mf*45OL|FkM){~nt?CQJr*&qhI#udH`jl+IQq_lOWU=aG8-"
+    "a=!iF&Bh=TYf)jP4!8N=;eajPO0f20RUJJ_RSLoHYBI!Zr<Y*;%yom9^XisiL-MxS{#;C}Av@c5S*CQeVCqVIymw^!>ote&K;wEX"
+    "CsO0=ch_qacdNH~NQimXZF$({o{;Gz^Za1*;1eZ0tV<YC{?27E?t@Dm$HD^E41mAG6IqV7eIFMin~AovM|A#zE5mPB#K;VEAS;4$"
+    ";g&1_J%G&Jt3NrN8m%|<W^a6BBRoe{<(FE*9b3i-ctXnb>*fhYPD)4k4}v>3xfdp%8Ws5a5IBs~K_<-"
+    "No5Tda{g@5rW`+bnlKAEF{PT;0I%#u}f{q4=&Bvd6h}-"
+    "x!uC4wW5c9mBzDO0F3iIpE!VE+5FZ8>bYnXy~M0*>y`;NDlliLmFvv_+)>2Ibgun@c*1#ZEi|fe=FBQgqD=Nq9tixwR8CS*iYo$p"
+    "pG6aOhFKs(Mct5#^fO{!2rS6K(QLGZt5XRuCTq9EmFj+FCsm&jA$vqtua8%+ispvS42B|&&%3CU;G$?Yel^djYeGfPy<LHf!cNPR"
+    "qB!qmUgpmU+^(Xn+FDk7Ep^A-@u}XT)uf}JYMz2!RQ3lGs9tJ&+SabIC$)QWDs$h^J`kEwobVS5{=KTJwvS~@N-"
+    "4zlW_85Tq>6Ju469C9aBXOxD-ccqW`Lwl64>;%#^-rfAmON$?mmmZ_Bz*-"
+    "W@faLBG&}<PEN*V$gUxfIpi;`I%C6!6yG(3_EsowaUYq(lJBWXj76O&KP;#r27<eGg3erj@V^%f(^e%i~J6HYm?xSS_RD1Kh{MS7"
+    "3K!ZyJr@a0OL<ztI|zoWY{w<?I(<#ZOi@j$y1QFQTSX;1zKph0E6j7G-"
+    "htC=J#MY$@du4^N6~4OUM6J1=3*x&xxaA{tlF_)U1(j$L$bA!i}))wa4D<r!BFh*g|Ztir(;8_9$Kz3bsxm(jAs}lo}SS#KP_*ui"
+    "B~o`)Y{g1Wuc*<-0xcN`w9I>gK6b=l`~4dwunNXcg43oRai?b;KP;&$9fADcCN%HCODH3m>p9kR4Oljv@R{?~#8u8LoZ-Ul;GGS!"
+    "M-5)2w-DZns5B-`S$J%bA(GhEj>JbQ}~yxcMebI|@BBRaPa-@Q1ORyle0qSias-"
+    "L@|n_kdiT@uGaCv|FSsxh3DytNJ#K(AsRJNIIh{+PBS0LY7>{SN=GL581qrJm+rPTbw^O*2GDI{Ly1!SlNQ_4xTY`I-"
+    "rS!Bv7tH>l(V0hu$RJY?c!(^7Nv$zt+g@VFW4f<sK}@^*d_sX0w0E^a+$#6!C8%I|HGwwCeqWl=sX}*Y>*9MtQ40ecrp|Kb^"
 )

@@ -14,7 +14,7 @@
 
 A varint has seven bits a byte, the lowest first, as in protobuf. zstandard frames have neither magic number nor content
 size. Every size is held against its limit before anything of that size is made: a file of n bytes may restore to 1 MiB
-and 1024 n bytes, and no section may be larger than that.
+and 256 n bytes, and no section may be larger than that.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DIGEST = 32
 _CHECK = 4
 _LEVEL = 22
 _ALLOWANCE = 1 << 20
-_LARGEST_RATIO = 1 << 10
+_LARGEST_RATIO = 1 << 8
 _LARGEST_FILE = (1 << 31) - 1  # protobuf's
 
 
@@ -140,6 +140,10 @@ def expand(content: bytes, size: int, dictionary: bytes = b"") -> bytes:
     known = zstandard.ZstdCompressionDict(dictionary, zstandard.DICT_TYPE_RAWCONTENT) if dictionary else None
     decompressor = zstandard.ZstdDecompressor(dict_data=known, format=zstandard.FORMAT_ZSTD1_MAGICLESS)
     try:
+        # A size that the frame itself claims would be allocated, whatever the limit.
+        claimed = zstandard.get_frame_parameters(content, format=zstandard.FORMAT_ZSTD1_MAGICLESS).content_size
+        if claimed != zstandard.CONTENTSIZE_UNKNOWN:
+            raise Damaged("a section claims a size of its own")
         # 0 would mean no limit.
         expanded = decompressor.decompress(content, max_output_size=max(size, 1), allow_extra_data=False)
     except zstandard.ZstdError as error:

@@ -35,7 +35,7 @@ _LARGEST_RATIO = 64  # of an input's magnitude to the mean
 _SIXTEENTHS = 16  # magnitudes are in 1/16 of a code
 # A kernel of more positions is taken for a row of inputs, as are kernels too few to learn anything from.
 _MOST_POSITIONS = 64
-_FEWEST_KERNELS = 16
+_FEWEST_KERNELS = 256
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 from onnx_cbq.model import Array
 
 # (beta, k = sqrt(Gamma(3 / beta) / Gamma(1 / beta))): Laplace, two between, and the normal distribution.
-SHAPES = (("1", "1.4142"), ("1.3", "1.0435"), ("1.6", "0.8473"), ("2", "0.7071"))
+SHAPES = (("1", "1.4142"), ("1.3", "0.9881"), ("1.6", "0.8153"), ("2", "0.7071"))
 REACH = 8
 STEPS = 128
 HALF = 1 << 20
