@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from onnx import ModelProto, TensorProto
 from onnx_cbq.emit.coding import ans, huffman
 from onnx_cbq.emit.coding.ans import CodedLayer
 from onnx_cbq.emit.coding.container import CODERS, Packed, Sections, pack, unpack
+from onnx_cbq.emit.coding.context import Predictor
 from onnx_cbq.emit.coding.damage import Damaged
 from onnx_cbq.emit.coding.fitting import StoredCodes, fit
 from onnx_cbq.emit.coding.numbers import read_numbers, write_numbers
@@ -109,6 +110,8 @@ def archive(model: str | Path | ModelProto, coder: str = "ans") -> Archive:
         )
     stored = [StoredCodes(_codes(anatomy.gaps[i], contents[i]), bits) for i, bits in layers.items()]
     coded, groups = fit(stored)
+    if coder == "huffman":  # whose codes do not depend on what is expected of them
+        coded = [replace(layer, predictor=Predictor.empty(layer.geometry)) for layer in coded]
     words = _CODING[coder].encode(coded, [entry.codes for entry in stored], groups)
     sections = Sections(
         coder=coder,
