@@ -19,7 +19,9 @@ from onnx_cbq.config import (
     ScoringConfig,
 )
 from onnx_cbq.data_free import DataFreeResult
+from onnx_cbq.emit.archive import Archive, archive, restore
 from onnx_cbq.errors import (
+    ArchiveError,
     CalibrationError,
     ConfigError,
     ModelError,
@@ -33,6 +35,8 @@ from onnx_cbq.records import Evaluation, LayerScores, Plan, Scores
 from onnx_cbq.result import EvaluationResult, Result
 
 __all__ = [
+    "Archive",
+    "ArchiveError",
     "CalibrationError",
     "CalibrationSet",
     "CbqConfig",
@@ -54,8 +58,10 @@ __all__ = [
     "ScoringConfig",
     "UnsupportedOperatorError",
     "VerificationError",
+    "archive",
     "evaluate",
     "quantize",
     "quantize_without_data",
+    "restore",
     "score",
 ]

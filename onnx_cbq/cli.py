@@ -19,7 +19,10 @@ from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.clusters import read_groups
 from onnx_cbq.config import CURVE, METHODS, RANGES, ROUNDINGS, STORAGES, DataFreeConfig, QuantizeConfig
 from onnx_cbq.data_free import layer_statistics
-from onnx_cbq.emit.files import check_writable, write_arrays, write_text
+from onnx_cbq.emit.archive import archive as make_archive
+from onnx_cbq.emit.archive import restore as restore_archive
+from onnx_cbq.emit.coding.container import CODERS
+from onnx_cbq.emit.files import check_writable, write_arrays, write_bytes, write_text
 from onnx_cbq.errors import ConfigError, OnnxCbqError, OutputError, StoppedError
 from onnx_cbq.progress import Progress as ProgressHook
 from onnx_cbq.progress import silent
@@ -319,6 +322,55 @@ def inspect(
         return
     found = pipeline.inspect(model)
     _out.print(report.plan_table(found.plan) if found.plan else report.float_table(found.layers))
+
+
+@app.command()
+def archive(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="The ONNX file that quantize wrote.", show_default=False)
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="OUT.cbqz", help="File to write.", show_default="MODEL with the ending .cbqz"
+        ),
+    ] = None,
+    coder: Annotated[
+        str,
+        typer.Option(metavar="|".join(CODERS), help="ans: close to the entropy; huffman: to compare."),
+    ] = "ans",
+    json: JsonPath = None,
+    quiet: Quiet = False,
+) -> None:
+    """Make MODEL a small file for storage and transfer, its weights coded close to their entropy."""
+    target = output or model.with_suffix(".cbqz")
+    _check_outputs(target, json, inputs=(model,))
+    made = make_archive(model, coder)
+    made.save(target)
+    if json:
+        write_text(json, made.to_json())
+    if not quiet:
+        _out.print(report.archive_table(made, target))
+
+
+@app.command()
+def restore(
+    source: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="The file that archive wrote.", show_default=False)],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="OUT.onnx", help="File to write.", show_default="ARCHIVE with the ending .onnx"
+        ),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Make the ONNX file again that ARCHIVE was made from, bit for bit."""
+    target = output or source.with_suffix(".onnx")
+    _check_outputs(target, inputs=(source,))
+    content = restore_archive(source)
+    write_bytes(target, content)
+    if not quiet:
+        _out.print(f"{target}: {len(content):,} bytes, SHA-256 as archived", markup=False, highlight=False)
 
 
 def main() -> None:

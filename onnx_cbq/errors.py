@@ -5,6 +5,7 @@ OnnxCbqError              exit code 1
 ├── ConfigError           a setting is outside what is possible
 ├── ModelError            the model cannot be read, or cannot be handled
 │   └── UnsupportedOperatorError   no gradient rule for an operator
+├── ArchiveError          an archive cannot be restored
 ├── CalibrationError      a card, its source or a sample is wrong
 ├── OutputError           a result cannot be written
 ├── StoppedError          exit code 130: Ctrl-C or SIGTERM
@@ -33,6 +34,10 @@ class ModelError(OnnxCbqError):
 
 class UnsupportedOperatorError(ModelError):
     """An operator on the path from a layer to the logits has no gradient rule."""
+
+
+class ArchiveError(OnnxCbqError):
+    """An archive is none, or is damaged."""
 
 
 class CalibrationError(OnnxCbqError):

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_cbq.data_free import DataFreeResult
+from onnx_cbq.emit.archive import Archive
 from onnx_cbq.emit.metadata import StoredPlan
 from onnx_cbq.quantize.schemes import GridStatistics
 from onnx_cbq.records import Evaluation, Layers, Scores
@@ -141,6 +142,28 @@ def evaluation_table(result: EvaluationResult) -> RenderableType:
     hidden = len(order) - len(listed)
     more = [Text(f"{hidden} classes of higher accuracy are in the JSON")] if hidden else []
     return Group(table, *more, *(Text(f"note: {note}") for note in result.notes))
+
+
+def archive_table(archive: Archive, path: Path) -> RenderableType:
+    """Bytes before and after, what each part takes, and the entropy of the codes."""
+    size = len(archive.content)
+    table = _table("", "bytes")
+    table.add_row("ONNX file", f"{archive.model_bytes:,}")
+    table.add_row("archive", f"{size:,}")
+    table.add_section()
+    for name, part in (
+        ("  codes of the weights", archive.code_bytes),
+        ("  scales, biases and other numbers", archive.number_bytes),
+        ("  grids and predictors of the codes", archive.parameter_bytes),
+        ("  nodes, names and the plan", archive.frame_bytes),
+    ):
+        table.add_row(name, f"{part:,}")
+    table.add_row("ideal for the codes", f"{archive.ideal_bytes:,.0f}")
+    lines = (
+        f"{archive.weights:,} weights of {archive.entropy:.3f} bits: entropy by frequencies of each width and grid",
+        f"{path}: 1/{archive.model_bytes / size:.2f} of the ONNX file, coded by {archive.coder}",
+    )
+    return Group(table, *(Text(line) for line in lines))
 
 
 def score_table(layers: Layers, scores: Scores) -> RenderableType:

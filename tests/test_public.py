@@ -10,6 +10,8 @@ import pytest
 import onnx_cbq
 
 NAMES = [
+    "Archive",
+    "ArchiveError",
     "CalibrationError",
     "CalibrationSet",
     "CbqConfig",
@@ -31,9 +33,11 @@ NAMES = [
     "ScoringConfig",
     "UnsupportedOperatorError",
     "VerificationError",
+    "archive",
     "evaluate",
     "quantize",
     "quantize_without_data",
+    "restore",
     "score",
 ]
 

@@ -45,6 +45,12 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    with _replacing(path) as temporary, _explained(path):
+        _write_bytes(temporary, content)
+
+
 def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
     """Write an `.npz` whole or not at all."""
     with _replacing(path) as temporary, _explained(path), temporary.open("wb") as file:
@@ -59,8 +65,7 @@ def write_model(model: Model, path: Path) -> int:
     """
     if sum(value.nbytes for value in model.weights.values()) < LARGEST_PROTOBUF:
         content = model.to_proto().SerializeToString()
-        with _replacing(path) as temporary, _explained(path):
-            _write_bytes(temporary, content)
+        write_bytes(path, content)
         return len(content)
     return _write_with_data(model, path)
 

@@ -69,8 +69,15 @@ def read_metadata(model: Model) -> StoredPlan | None:
         ModelError: there is an entry, but it is damaged.
     """
     text = next((entry.value for entry in model.skeleton.metadata_props if entry.key == KEY), None)
-    if text is None:
-        return None
+    return None if text is None else parse_plan(text)
+
+
+def parse_plan(text: str | bytes) -> StoredPlan:
+    """The plan as `with_metadata` writes it.
+
+    Raises:
+        ModelError: it is damaged.
+    """
     try:
         stored = json.loads(text)
         layers = {
@@ -78,7 +85,7 @@ def read_metadata(model: Model) -> StoredPlan | None:
             for name, (operator, shape, digits) in stored["layers"].items()
         }
         return StoredPlan(stored["version"], stored["method"], float(stored["average_bits"]), layers)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
             f"the plan in the model's metadata is damaged ({error}); quantize the float model again"
         ) from error

@@ -1,0 +1,38 @@
+"""What the frame of a file that onnx-cbq made is likely to hold, as a dictionary for zstandard.
+
+Part of the format: a change of these bytes needs a new version of it. The most likely texts stand last, where
+zstandard finds them most cheaply; the lengths that protobuf puts in front of a text are part of it.
+"""
+
+from __future__ import annotations
+
+VOCABULARY = b"".join(
+    (
+        b"features.classifier.downsample./layer4/layer4.0/Relu_output_0BatchNormalization_output_0/Conv_output_0",
+        b'/Add_output_0_constant_1_dq\n\x0f/fc/Gemm_output_0GlobalAveragePool"\x07Flatten*\x0b\n\x04axis\x18\x01\xa0\x01\x02:\x00',
+        b'"\x06Concat"\x07Reshape*\x10\n\tallowzero\x18\x01\xa0\x01\x02:\x00"\x09Transpose"\x07MaxPool"\x0bAveragePool"\x03Mul"\x04Clip',
+        b'"\x0aReduceMean*\x0f\n\x08keepdims\x18\x00\xa0\x01\x02*\x1c\n\x15noop_with_empty_axes\x18\x00\xa0\x01\x02:\x00',
+        b'"\x05Slice:\x00\n"\x03Pad*\x13\n\x04mode"\x08constant\xa0\x01\x03:\x00\nval_12*\x10\n\tceil_mode\x18\x00\xa0\x01\x02',
+        b"*\x18\n\x11count_include_pad\x18\x00\xa0\x01\x02*\x14\n\rstorage_order\x18\x00\xa0\x01\x02:\x00\n",
+        b'\x1a\tnode_Gemm"\x04Gemm*\x0f\n\x05alpha\x15\x00\x00\x80?\xa0\x01\x01*\x0e\n\x04beta\x15\x00\x00\x80?\xa0\x01\x01',
+        b"*\r\n\x06transA\x18\x00\xa0\x01\x02*\r\n\x06transB\x18\x01\xa0\x01\x02:\x00\n",
+        b"*\x12\n\tdilations@\x01@\x01\xa0\x01\x07*\x0c\n\x05group\x18\x01\xa0\x01\x02*\x15\n\x0ckernel_shape@\x03@\x03\xa0\x01\x07",
+        b"*\x11\n\x04pads@\x01@\x01@\x01@\x01\xa0\x01\x07*\x10\n\x07strides@\x01@\x01\xa0\x01\x07:\x00\n",
+        b'\x12\x07getitem\x12\x06conv2d\x1a\rnode_Conv_400"\x04Conv*\x0c\n\x05group\x18\x01\xa0\x01\x02*\x11\n\x04pads@\x01@\x01@\x01@\x01',
+        b'\xa0\x01\x07*\x15\n\x08auto_pad"\x06NOTSET\xa0\x01\x03*\x10\n\x07strides@\x01@\x01\xa0\x01\x07*\x12\n\tdilations@\x01@\x01',
+        b'\xa0\x01\x07*\x15\n\x0ckernel_shape@\x03@\x03\xa0\x01\x07:\x00\n\x06relu_1\x1a\x0bnode_relu_1"\x04Relu:\x00\nnode_add_1"\x03Add:\x00\n',
+        b"J\x04*\r\x10\x02B\x06zero_5J\x01\x9c*\x12\x10\x01B\x08scale_37J\x04*\xa5\x01\x08 \x10\x06B\x1clayer2.0.conv1.weight_bias_qJ\x80\x01",
+        b"*\x91\x01\x08 \x10\x01B\x08scale_38J\x80\x01*\x90\x01\x08 \x10\x01B\x07scale_7J\x80\x01*\xa6H\x08 \x08 \x08\x03\x08\x03\x10\x03",
+        b"\x1eB\x05scaleJ@\x08\x10\x10\x01B\x07scale_1J@\x08 \x10\x01B\x08scale_10J\x80\x01\x08@\x10\x01J\x80\x02\x10\x02B\x04zeroJ\x01*\n\x10\x02B\x06zero_1J\x01\x00",
+        b"*\x1c\x08\x10\x08\x10\x08\x03\x08\x03\x10\x03B\x16layer1.0.conv1.weight_qJ\x80\x12\x08@\x08 B\x0flinear.weight_qJB\x0bfc.weight_q",
+        b"B\x1alayer1.0.conv1.weight_bias_qJ\x10\x06B\x0bclassifier.0.weight_qB\x05outputZ",
+        b"Z\x1f\n\x05input\x12\x16\n\x14\x08\x01\x12\x10\n\x07\x12\x05batch\n\x02\x08\x03\n\x02\x08 \n\x02\x08 b\x1a\n\x06logits\x12\x10\n\x0e\x08\x01\x12\n\n\x02\x08\nB\x04\n\x00\x10\x12r",
+        b'\n\x08onnx_cbq\x12{"version":"0.1.0","method":"uniform","average_bits":3.0,"layers":{"conv1":["Conv",[16,3,3,3],"',
+        b'"rate-distortion","average_bits":2.9999"],"layer1.0.conv1":["Conv",[64,64,3,3],"8888444433333333"],"fc":["Gemm",[10,64],"',
+        b'\nY\n\trelu_1_dq\n\x06conv_q\x12\x07conv_dq"\x10DequantizeLinear*\x0b\n\x04axis\x18\x00\xa0\x01\x02\n',
+        b'\n6\n\x07scale_9\n\x06zero_1\x12\x08relu_1_q"\x0eQuantizeLinear\n7\n\x08relu_1_q\n\x08scale_10\n\x06zero_2\x12\trelu_1_dq"\x10DequantizeLinear\n',
+        b'\nf\n\x1clayer1.0.conv1.weight_bias_q\n\x08scale_53\x12\x1dlayer1.0.conv1.weight_bias_dq"\x10DequantizeLinear*\x0b\n\x04axis\x18\x00\xa0\x01\x02\n\xdd\x01\n\n',
+        b'\x08\n\x12\x08onnx-cbq\x1a\x050.1.0"\x00(\x00:\xf2\xf3\x11\nG\n\x0econv1.weight_q\n\x05scale\x12\x0fconv1.weight_dq"\x10DequantizeLinear*\x0b\n\x04axis\x18\x00\xa0\x01\x02',
+        b'\n[\n\x17layer1.0.conv1.weight_q\n\x07scale_1\x12\x18layer1.0.conv1.weight_dq"\x10DequantizeLinear*\x0b\n\x04axis\x18\x00\xa0\x01\x02\n',
+    )
+)
