@@ -12,9 +12,10 @@ from onnx_cbq.calibration.samples import Draw
 from onnx_cbq.config import QuantizeConfig, RoundingConfig
 from onnx_cbq.model import Array, Model
 from onnx_cbq.progress import Progress, silent
-from onnx_cbq.quantize.fit import fit, make_problem
+from onnx_cbq.quantize.fit import fit
 from onnx_cbq.quantize.moments import mean_shift, part_slices
 from onnx_cbq.quantize.patches import has_rows
+from onnx_cbq.quantize.problem import make_problem
 from onnx_cbq.quantize.table import Table, make_table
 from onnx_cbq.quantize.weights import quantize_layer
 from onnx_cbq.records import Layer, Layers, LayerWeights, Plan, Seen

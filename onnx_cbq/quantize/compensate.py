@@ -22,8 +22,8 @@ from scipy.linalg import solve_triangular
 
 from onnx_cbq.model import Array
 
-# One value per row, [g, rows] -> the nearest level of each, [g, rows].
-Rounding = Callable[[Array], Array]
+# Values, one per row, [g, rows], and what their squared error counts, [g, 1] -> a level of each, [g, rows].
+Rounding = Callable[[Array, Array], Array]
 
 _BLOCK = 64
 _MOST_DAMPING = 1e6
@@ -94,7 +94,7 @@ def compensate(aim: Array, metric: Metric, rounding: Rounding) -> tuple[Array, A
         errors = np.empty_like(block)
         for j in range(stop - start):
             row = factor[:, start + j, start:stop]
-            levels[:, start + j] = rounding(block[:, j])
+            levels[:, start + j] = rounding(block[:, j], 1 / np.square(row[:, j, None], dtype=np.float64))
             errors[:, j] = (block[:, j] - levels[:, start + j]) / row[:, j, None]
             block[:, j + 1 :] -= row[:, j + 1 :, None] * errors[:, None, j]
         rest[:, stop:] -= factor[:, start:stop, stop:].swapaxes(1, 2) @ errors
@@ -116,7 +116,8 @@ def descend(aim: Array, levels: Array, metric: Metric, rounding: Rounding, sweep
             stop = min(start + _BLOCK, size)
             before = current[:, start:stop].copy()
             for j in range(start, stop):
-                better = rounding(current[:, j] - pull[:, j] / matrix[:, j, j, None])
+                weight = matrix[:, j, j, None]
+                better = rounding(current[:, j] - pull[:, j] / weight, weight)
                 change = better - current[:, j]
                 current[:, j] = better
                 pull[:, start:stop] += matrix[:, j, start:stop, None] * change[:, None]

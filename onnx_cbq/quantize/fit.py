@@ -5,24 +5,14 @@ Rows are independent, so the candidates of a row are simply more rows for the so
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from onnx_cbq.config import RoundingConfig
 from onnx_cbq.model import Array
-from onnx_cbq.quantize.compensate import (
-    Metric,
-    best_aim,
-    best_factor,
-    compensate,
-    descend,
-    make_metric,
-    squared_error,
-)
 from onnx_cbq.quantize.grid import Channels, Grid, has_grid, quantize_rows, search_scale
-from onnx_cbq.quantize.moments import Moments, part_slices
+from onnx_cbq.quantize.problem import Problem
 
 # Candidate scales as shares of the one that is best without compensation; with it, clipping further often pays.
 _SHARES = {1: (0.6, 0.75, 0.9, 1.0, 1.1), 2: (0.7, 0.8, 0.9, 1.0, 1.1), 3: (0.8, 0.9, 1.0, 1.1), 4: (0.85, 0.95, 1.05)}
@@ -34,45 +24,11 @@ _CHUNK_BYTES = 128 << 20
 
 
 @dataclass(frozen=True)
-class Problem:
-    """What the rows of one layer are rounded towards.
-
-    Attributes:
-        aim: a, float32 [groups, rows, n]; all channels are groups x rows.
-        metrics: one per part of the n weights.
-    """
-
-    aim: Array
-    metrics: tuple[Metric, ...]
-
-    @property
-    def damping(self) -> float:
-        """The largest damping that a part needed, as a share of its mean diagonal."""
-        return max(metric.damping for metric in self.metrics)
-
-    def rows(self, chosen: slice) -> Problem:
-        """Some rows of every group."""
-        return Problem(self.aim[:, chosen], self.metrics)
-
-
-@dataclass(frozen=True)
 class Fitted:
     """Quantized channels, and the error of each in the metric, float64 [channels]."""
 
     channels: Channels
     error: Array
-
-
-def make_problem(rows: Array, moments: Moments, config: RoundingConfig) -> Problem:
-    """The problem for weights [channels, n], seen through the moments of the layer's inputs."""
-    groups = len(moments.second[0])
-    grouped = rows.reshape(groups, -1, rows.shape[1])
-    metrics = tuple(make_metric(h, config.damping, sort=config.order == "falling") for h in moments.second)
-    if moments.cross is moments.second:
-        return Problem(grouped.astype(np.float32), metrics)
-    parts = zip(part_slices(rows.shape[1]), moments.second, moments.cross, metrics, strict=True)
-    aim = [best_aim(grouped[:, :, s], h, c, metric.damping) for s, h, c, metric in parts]
-    return Problem(np.concatenate(aim, axis=2).astype(np.float32), metrics)
 
 
 def fit(problem: Problem, bits: Array, config: RoundingConfig) -> Fitted:
@@ -101,7 +57,7 @@ def _fit(problem: Problem, bits: Array, config: RoundingConfig) -> tuple[Array, 
     scale, mid_rise, valid = (np.concatenate(part, axis=1) for part in zip(*candidates, strict=True))
     grid = Grid.of(scale, np.tile(bits, (1, count)), mid_rise)
     many = Problem(np.tile(problem.aim, (1, count, 1)), problem.metrics)
-    levels, errors = _compensate(many, grid)
+    levels, errors = many.compensate(grid.nearest)
     best = np.where(valid, errors, np.inf).reshape(groups, count, rows).argmin(axis=1)
     chosen = best * rows + np.arange(rows)
     scale, mid_rise = (np.take_along_axis(part, chosen, 1) for part in (scale, mid_rise))
@@ -109,10 +65,10 @@ def _fit(problem: Problem, bits: Array, config: RoundingConfig) -> tuple[Array, 
     error = np.take_along_axis(errors, chosen, 1)
     levels, scale, mid_rise, error = _or_nearest(problem, bits, (levels, scale, mid_rise, error))
     for _ in range(config.refits):
-        new_scale = _refitted(problem, levels, scale)
+        new_scale = problem.refitted(levels, scale)
         grid = Grid.of(new_scale, bits, mid_rise)
-        moved = _descend(problem, levels * (new_scale / scale)[:, :, None], grid, config.sweeps)
-        new_error = _error(problem, moved)
+        moved = problem.descend(levels * (new_scale / scale)[:, :, None], grid.nearest, config.sweeps)
+        new_error = problem.error(moved)
         better = new_error < error
         levels = np.where(better[:, :, None], moved, levels)
         scale, error = np.where(better, new_scale, scale), np.where(better, new_error, error)
@@ -127,7 +83,7 @@ def _or_nearest(
     shape = problem.aim.shape
     nearest = quantize_rows(problem.aim.reshape(-1, shape[2]), bits.reshape(-1))
     levels = nearest.values.reshape(shape)
-    error = _error(problem, levels)
+    error = problem.error(levels)
     odd = (nearest.codes % 2 != 0).all(axis=1).reshape(bits.shape)
     better = error < found[3]
     others = (levels, nearest.scale.reshape(bits.shape), odd, error)
@@ -142,7 +98,7 @@ def _candidates(problem: Problem, bits: Array) -> list[tuple[Array, Array, Array
     """Scales, kind of grid and whether there is such a grid, each [g, r], to try for the rows."""
     groups, rows, size = problem.aim.shape
     aim = problem.aim.reshape(-1, size)
-    weights = np.concatenate([_column_weights(metric) for metric in problem.metrics], axis=1).repeat(rows, axis=0)
+    weights = problem.column_weights().repeat(rows, axis=0)
     widths = bits.reshape(-1)
     kinds = (False, True) if int(widths.min()) < _ONE_GRID_BITS else (False,)
     choices = [_SHARES.get(int(width), _NO_CHOICE) for width in widths]
@@ -158,39 +114,3 @@ def _candidates(problem: Problem, bits: Array) -> list[tuple[Array, Array, Array
         kind = np.full(bits.shape, mid_rise)
         found += [((scale * share).reshape(groups, rows), kind, valid) for share in shares]
     return found
-
-
-def _column_weights(metric: Metric) -> Array:
-    """What the error of each weight counts without compensation: the diagonal of H, [g, n]."""
-    weights = np.empty(metric.order.shape, np.float32)
-    np.put_along_axis(weights, metric.order, np.einsum("gnn->gn", metric.matrix), 1)
-    return weights
-
-
-def _parts(problem: Problem) -> Sequence[tuple[slice, Metric]]:
-    return list(zip(part_slices(problem.aim.shape[2]), problem.metrics, strict=True))
-
-
-def _compensate(problem: Problem, grid: Grid) -> tuple[Array, Array]:
-    levels, error = np.empty_like(problem.aim), np.zeros(problem.aim.shape[:2])
-    for s, metric in _parts(problem):
-        levels[:, :, s], part = compensate(problem.aim[:, :, s], metric, grid.nearest)
-        error += part
-    return levels, error
-
-
-def _descend(problem: Problem, levels: Array, grid: Grid, sweeps: int) -> Array:
-    parts = [descend(problem.aim[:, :, s], levels[:, :, s], m, grid.nearest, sweeps) for s, m in _parts(problem)]
-    return np.concatenate(parts, axis=2)
-
-
-def _refitted(problem: Problem, levels: Array, scale: Array) -> Array:
-    """The scales of least error for the codes as they are."""
-    parts = [best_factor(problem.aim[:, :, s], levels[:, :, s], m) for s, m in _parts(problem)]
-    above, below = np.sum(parts, axis=0)
-    factor = np.where((above > 0) & (below > 0), above / np.maximum(below, np.finfo(float).tiny), 1.0)
-    return np.asarray(scale * factor, np.float32)
-
-
-def _error(problem: Problem, levels: Array) -> Array:
-    return np.asarray(sum(squared_error(problem.aim[:, :, s], levels[:, :, s], m) for s, m in _parts(problem)))

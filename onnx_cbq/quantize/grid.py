@@ -109,8 +109,8 @@ class Grid:
         top = np.where(mid_rise, rise, tread).astype(np.float32)
         return Grid(scale, top, np.where(mid_rise, 2, 1).astype(np.float32), np.asarray(mid_rise, np.float32))
 
-    def nearest(self, values: Array) -> Array:
-        """The nearest level of each value; one value per row, [...]."""
+    def nearest(self, values: Array, _weight: Array | None = None) -> Array:
+        """The nearest level of each value, whatever its error counts; one value per row, [...]."""
         codes = self.stride * np.rint((values / self.scale - self.offset) / self.stride) + self.offset
         return np.asarray(np.clip(codes, -self.top, self.top) * self.scale)
 

@@ -8,8 +8,9 @@ import numpy as np
 
 from onnx_cbq.config import MOST_BITS, RoundingConfig
 from onnx_cbq.model import Array
-from onnx_cbq.quantize.fit import fit, make_problem
+from onnx_cbq.quantize.fit import fit
 from onnx_cbq.quantize.moments import Moments, mean_shift
+from onnx_cbq.quantize.problem import make_problem
 
 WIDTHS = MOST_BITS + 1
 

@@ -1,0 +1,102 @@
+"""What the rows of one layer are rounded towards, and in which metric; whatever their levels are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from onnx_cbq.config import RoundingConfig
+from onnx_cbq.model import Array
+from onnx_cbq.quantize.compensate import (
+    Metric,
+    Rounding,
+    best_aim,
+    best_factor,
+    compensate,
+    descend,
+    make_metric,
+    squared_error,
+)
+from onnx_cbq.quantize.moments import Moments, part_slices
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the rows of one layer are rounded towards.
+
+    Attributes:
+        aim: a, float32 [groups, rows, n]; all channels are groups x rows.
+        metrics: one per part of the n weights.
+    """
+
+    aim: Array
+    metrics: tuple[Metric, ...]
+
+    @property
+    def damping(self) -> float:
+        """The largest damping that a part needed, as a share of its mean diagonal."""
+        return max(metric.damping for metric in self.metrics)
+
+    @cached_property
+    def parts(self) -> list[tuple[slice, Metric]]:
+        """The weights of each part, and its metric."""
+        return list(zip(part_slices(self.aim.shape[2]), self.metrics, strict=True))
+
+    def rows(self, chosen: slice) -> Problem:
+        """Some rows of every group."""
+        return Problem(self.aim[:, chosen], self.metrics)
+
+    def column_weights(self) -> Array:
+        """What the error of each weight counts without compensation: the diagonal of H, [g, n]."""
+        return np.concatenate([_diagonal(metric, metric.matrix) for metric in self.metrics], axis=1)
+
+    def compensated_weights(self) -> Array:
+        """What the error of each weight counts once the others make up for it: 1 / U_jj^2, [g, n]."""
+        return np.concatenate(
+            [1 / np.square(_diagonal(metric, metric.factor), dtype=np.float64) for metric in self.metrics], axis=1
+        )
+
+    def compensate(self, rounding: Rounding) -> tuple[Array, Array]:
+        """Levels [g, r, n] and the error of each row [g, r]; see `compensate.compensate`."""
+        levels, error = np.empty_like(self.aim), np.zeros(self.aim.shape[:2])
+        for s, metric in self.parts:
+            levels[:, :, s], part = compensate(self.aim[:, :, s], metric, rounding)
+            error += part
+        return levels, error
+
+    def descend(self, levels: Array, rounding: Rounding, sweeps: int) -> Array:
+        """Better levels; see `compensate.descend`."""
+        found = [descend(self.aim[:, :, s], levels[:, :, s], m, rounding, sweeps) for s, m in self.parts]
+        return np.concatenate(found, axis=2)
+
+    def refitted(self, levels: Array, scale: Array) -> Array:
+        """The scales of least error for the codes as they are, [g, r]."""
+        parts = [best_factor(self.aim[:, :, s], levels[:, :, s], m) for s, m in self.parts]
+        above, below = np.sum(parts, axis=0)
+        factor = np.where((above > 0) & (below > 0), above / np.maximum(below, np.finfo(float).tiny), 1.0)
+        return np.asarray(scale * factor, np.float32)
+
+    def error(self, levels: Array) -> Array:
+        """The squared error of each row in the metric, [g, r]."""
+        return np.asarray(sum(squared_error(self.aim[:, :, s], levels[:, :, s], m) for s, m in self.parts))
+
+
+def make_problem(rows: Array, moments: Moments, config: RoundingConfig) -> Problem:
+    """The problem for weights [channels, n], seen through the moments of the layer's inputs."""
+    groups = len(moments.second[0])
+    grouped = rows.reshape(groups, -1, rows.shape[1])
+    metrics = tuple(make_metric(h, config.damping, sort=config.order == "falling") for h in moments.second)
+    if moments.cross is moments.second:
+        return Problem(grouped.astype(np.float32), metrics)
+    parts = zip(part_slices(rows.shape[1]), moments.second, moments.cross, metrics, strict=True)
+    aim = [best_aim(grouped[:, :, s], h, c, metric.damping) for s, h, c, metric in parts]
+    return Problem(np.concatenate(aim, axis=2).astype(np.float32), metrics)
+
+
+def _diagonal(metric: Metric, matrix: Array) -> Array:
+    """The diagonal of a matrix in the metric's order, in the order of the weights, [g, n]."""
+    values = np.empty(metric.order.shape, np.float32)
+    np.put_along_axis(values, metric.order, np.einsum("gnn->gn", matrix), 1)
+    return values
