@@ -14,6 +14,7 @@ from onnx_cbq.config import DataFreeConfig, QuantizeConfig
 from onnx_cbq.data_free import DataFreeResult, quantize_data_free
 from onnx_cbq.emit.files import write_model
 from onnx_cbq.emit.metadata import StoredPlan, read_metadata, with_metadata
+from onnx_cbq.equalizing import equalize
 from onnx_cbq.graph.layers import find_layers
 from onnx_cbq.graph.load import load
 from onnx_cbq.graph.logits import find_logits
@@ -58,6 +59,9 @@ def quantize(
     clock = Clock()
     with clock.stage("load"):
         work = prepare(model, data, config.logits)
+    if config.equalize and config.activation_bits:
+        with clock.stage("equalize"):
+            work = equalize(work, config, progress)
     setting = make_setting(work, config, clock, progress)
     limited = config.max_drop is not None or config.max_class_drop is not None
     solution, seen = meet_limits(setting, clock, progress) if limited else (solve(setting, clock, progress), ())

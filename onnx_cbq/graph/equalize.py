@@ -40,7 +40,7 @@ class Pair:
     """Two layers and what lies between them.
 
     Attributes:
-        tensor: what the ranges r are taken of; its channels lie along `channel_axis`, `repeats` values each.
+        tensor: what the ranges r are taken of; its channels lie along `channel_axis`.
         path: the tensors from the first layer's output to the second layer's input.
         columns: input columns of the second layer per channel; above 1 where positions were laid flat.
         bound: the upper bound of a Clip between them.
@@ -58,11 +58,6 @@ class Pair:
     def name(self) -> str:
         """For messages."""
         return f"{self.first.name} -> {self.second.name}"
-
-    def ranges(self, values: Array) -> Array:
-        """The largest magnitude in each channel of `tensor`, [channels]."""
-        channels = np.moveaxis(values, self.channel_axis, 0)
-        return np.asarray(np.abs(channels.reshape(self.first.channels, -1)).max(axis=1))
 
 
 def find_pairs(model: Model, layers: Layers, shapes: Shapes) -> tuple[Pair, ...]:
