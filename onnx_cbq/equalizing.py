@@ -6,7 +6,7 @@ worse. Which of the two counts for more is measured: the model with its activati
 layer of a pair rounded to the width asked for, runs over held-back samples with and without.
 
 First all pairs together, at each of a few strengths; the best one stays if it lowers the divergence beyond chance.
-Then pair by pair: one that was taken is dropped, one that was not is taken, wherever that lowers it beyond chance.
+Then pair by pair: it stays, or is taken after all, only where that lowers the divergence beyond chance.
 """
 
 from __future__ import annotations
@@ -39,9 +39,11 @@ STRENGTHS = (0.5, 1.0)
 # Pairs are looked at where the noise that the activation's grid causes behind the second layer falls below this share.
 _LARGEST_NOISE = 0.7
 _HELD_BACK = 0.25
+# Standard errors by which the divergence must fall: higher than for single trades, as many pairs are tried.
+_CERTAINTY = 3.0
 # Below so many held-back samples nothing can be told from chance.
 _FEWEST_HELD = 20
-# Grids and moments are gathered from about so many samples.
+# Ranges, grids and moments are gathered from about so many samples.
 _SAMPLES = 200
 _ROWS = 4000
 
@@ -75,8 +77,9 @@ def equalize(work: Workload, config: QuantizeConfig, progress: Progress = silent
     pairs = find_pairs(work.model, work.layers, work.example.shapes(work.model))
     if not pairs or len(held.indices) < _FEWEST_HELD:
         return work
+    few = train.split(min(_SAMPLES / len(train.indices), 1.0))[1]
     # The outputs are checked on the example; what a Clip lets through there must be known, too.
-    seen = np.union1d(train.indices, np.arange(work.example.batch) % len(work.samples.labels))
+    seen = np.union1d(few.indices, np.arange(work.example.batch) % len(work.samples.labels))
     axes = {pair.tensor: pair.channel_axis for pair in pairs}
     found = collect_ranges(work.model, axes, work.samples, seen, batch_size(work.layers))
     ranges = {pair: found[pair.tensor] for pair in pairs}
@@ -84,8 +87,8 @@ def equalize(work: Workload, config: QuantizeConfig, progress: Progress = silent
     promising = sorted((pair for pair in pairs if noise[pair] < _LARGEST_NOISE), key=lambda pair: noise[pair])
     if not promising:
         return work
-    trials = _Trials(work, config, ranges, (train, held), promising)
-    before, after, chosen = _search(trials, promising, (weights, config.search.certainty), progress)
+    trials = _Trials(work, config, ranges, (few, held), promising)
+    before, after, chosen = _search(trials, promising, weights, progress)
     if not chosen:
         return replace(
             work, notes=(*work.notes, f"channels of {len(promising)} pairs of layers not equalized: no gain")
@@ -100,11 +103,8 @@ def equalize(work: Workload, config: QuantizeConfig, progress: Progress = silent
     return replace(work, model=checked.model, notes=(*work.notes, *(checked.notes or (note,))))
 
 
-def _search(
-    trials: _Trials, pairs: Sequence[Pair], counted: tuple[Array, float], progress: Progress
-) -> tuple[float, float, Chosen]:
+def _search(trials: _Trials, pairs: Sequence[Pair], weights: Array, progress: Progress) -> tuple[float, float, Chosen]:
     """Measured loss before and after, and the strength of every pair that is equalized."""
-    weights, certainty = counted
     total, done = 1 + len(STRENGTHS) + len(pairs), 0
 
     def losses(chosen: Chosen) -> Array:
@@ -118,13 +118,14 @@ def _search(
     best = min(STRENGTHS, key=lambda strength: float(together[strength].mean()))
     chosen: dict[Pair, float] = {}
     loss = base
-    if saves(base - together[best], certainty):
+    if saves(base - together[best], _CERTAINTY):
         chosen, loss = dict.fromkeys(pairs, best), together[best]
     for pair in pairs:
-        candidate = {p: s for p, s in chosen.items() if p != pair} if pair in chosen else {**chosen, pair: best}
-        tried = losses(candidate)
-        if saves(loss - tried, certainty):
-            chosen, loss = candidate, tried
+        others = {p: s for p, s in chosen.items() if p != pair}
+        added = {**others, pair: chosen.get(pair, best)}
+        without, with_it = (losses(others), loss) if pair in chosen else (loss, losses(added))
+        gains = saves(without - with_it, _CERTAINTY)
+        chosen, loss = (added, with_it) if gains else (others, without)
     return float(base.mean()), float(loss.mean()), chosen
 
 
@@ -139,8 +140,7 @@ class _Trials:
         split: tuple[Draw, Draw],
         pairs: Sequence[Pair],
     ) -> None:
-        train, held = split
-        few = train.split(min(_SAMPLES / len(train.indices), 1.0))[1]
+        few, held = split
         self._model, self._ranges, self._pairs = work.model, ranges, pairs
         self._placement = place_activations(work.model, work.layers)
         self._grids = choose_grids(work, self._placement, self._placement.measured, few, config, silent)
