@@ -81,7 +81,7 @@ CHAINS: dict[str, list[onnx.NodeProto]] = {
 
 def parts(nodes: Sequence[onnx.NodeProto]) -> tuple[Model, Example, tuple[Pair, ...]]:
     read = {name for entry in nodes for name in entry.input}
-    shape = ["N", 3] if nodes[0].op_type == "Gemm" else IMAGE
+    shape: list[int | str] = ["N", 3] if nodes[0].op_type == "Gemm" else IMAGE
     constants = {name: value for name, value in CONSTANTS.items() if name in read}
     model = load(make_model(nodes, {"x": shape}, ["y"], constants))
     example = Example.made_up(model)
