@@ -5,8 +5,8 @@ An activation has one scale for all its channels, so a small channel gets few of
 worse. Which of the two counts for more is measured: the model with its activations on their grids, and every second
 layer of a pair rounded to the width asked for, runs over held-back samples with and without.
 
-First all pairs together, at each of a few strengths; the best one stays if it lowers the divergence beyond chance.
-Then pair by pair: it stays, or is taken after all, only where that lowers the divergence beyond chance.
+First all pairs together, at each of a few strengths. If the best lowers the divergence beyond chance, each pair is left
+out in turn, the least promising first, and stays out unless that raises the divergence beyond chance.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnx_cbq.calibration.samples import Draw
-from onnx_cbq.config import QuantizeConfig
+from onnx_cbq.config import MOST_BITS, QuantizeConfig
 from onnx_cbq.emit.qdq import simulate_activations
 from onnx_cbq.graph.equalize import Pair, equalized, factors, find_pairs, scale_columns
 from onnx_cbq.graph.normalise import normalise
@@ -26,7 +26,7 @@ from onnx_cbq.graph.shapes import Example
 from onnx_cbq.measure import PlanMeasure
 from onnx_cbq.model import Array, Model
 from onnx_cbq.progress import Progress, silent
-from onnx_cbq.records import ActivationGrid, Grouping, Layers, Plan
+from onnx_cbq.records import ActivationGrid, Grouping, Layer, Layers, Plan
 from onnx_cbq.rounding import round_in_order, round_to_nearest, run_of
 from onnx_cbq.scoring import batch_size
 from onnx_cbq.search.rate_distortion import saves
@@ -39,13 +39,14 @@ STRENGTHS = (0.5, 1.0)
 # Pairs are looked at where the noise that the activation's grid causes behind the second layer falls below this share.
 _LARGEST_NOISE = 0.7
 _HELD_BACK = 0.25
-# Standard errors by which the divergence must fall: higher than for single trades, as many pairs are tried.
-_CERTAINTY = 3.0
+# Standard errors by which the divergence must fall.
+_CERTAINTY = 2.0
 # Below so many held-back samples nothing can be told from chance.
 _FEWEST_HELD = 20
 # Ranges, grids and moments are gathered from about so many samples.
 _SAMPLES = 200
 _ROWS = 4000
+_WIDEST_COMPENSATED = 1280
 
 Chosen = Mapping[Pair, float]
 
@@ -66,8 +67,8 @@ class _Trial:
 def equalize(work: Workload, config: QuantizeConfig, progress: Progress = silent) -> Workload:
     """`work` with those pairs of layers equalized that gain by it, and a note that says which.
 
-    Cost: a run over the calibration samples, and one over the held-back ones for each pair; nothing without pairs whose
-    channels are unlike.
+    Cost: some runs over a few of the samples, and one over the held-back ones for each pair if there is anything to
+    gain; next to nothing without pairs whose channels are unlike.
 
     Raises:
         OnnxCbqError: the samples are too few, or a class is unknown.
@@ -116,16 +117,15 @@ def _search(trials: _Trials, pairs: Sequence[Pair], weights: Array, progress: Pr
     base = losses({})
     together = {strength: losses(dict.fromkeys(pairs, strength)) for strength in STRENGTHS}
     best = min(STRENGTHS, key=lambda strength: float(together[strength].mean()))
-    chosen: dict[Pair, float] = {}
-    loss = base
-    if saves(base - together[best], _CERTAINTY):
-        chosen, loss = dict.fromkeys(pairs, best), together[best]
-    for pair in pairs:
+    chosen, loss = dict.fromkeys(pairs, best), together[best]
+    if not saves(base - loss, _CERTAINTY):
+        progress("equalize", total, total)
+        return float(base.mean()), float(base.mean()), {}
+    for pair in reversed(pairs):
         others = {p: s for p, s in chosen.items() if p != pair}
-        added = {**others, pair: chosen.get(pair, best)}
-        without, with_it = (losses(others), loss) if pair in chosen else (loss, losses(added))
-        gains = saves(without - with_it, _CERTAINTY)
-        chosen, loss = (added, with_it) if gains else (others, without)
+        without = losses(others)
+        if not saves(without - loss, _CERTAINTY):
+            chosen, loss = others, without
     return float(base.mean()), float(loss.mean()), chosen
 
 
@@ -143,7 +143,9 @@ class _Trials:
         few, held = split
         self._model, self._ranges, self._pairs = work.model, ranges, pairs
         self._placement = place_activations(work.model, work.layers)
-        self._grids = choose_grids(work, self._placement, self._placement.measured, few, config, silent)
+        between = {name for pair in pairs for name in pair.path}
+        rest = [name for name in self._placement.measured if name not in between]
+        self._grids = choose_grids(work, self._placement, rest, few, config, silent)
         self._trials = {s: _trial(work, config, ranges, few, dict.fromkeys(pairs, s)) for s in (0.0, *STRENGTHS)}
         groups = Grouping.single(work.class_names)
         samples = (work.samples, held.indices, batch_size(work.layers))
@@ -179,15 +181,26 @@ def _trial(
 
 
 def _rounded(work: Workload, config: QuantizeConfig, drawn: Draw, pairs: Sequence[Pair]) -> dict[str, Array]:
-    """Weights and biases of the second layers, rounded to the average width as the settings say, in a single pass."""
-    layers = Layers(tuple(pair.second for pair in pairs))
+    """Weights and biases of the second layers, rounded to the average width as the settings say, in a single pass.
+
+    Wide layers would take minutes to compensate; there it is rounding to nearest with one bit more.
+    """
     width = max(round(config.bits), 1)
-    plan = Plan({layer.name: np.full(layer.channels, width, np.int8) for layer in layers})
-    if config.rounding == "nearest":
-        return round_to_nearest(work.model, layers, plan).constants(layers)
-    quick = replace(config.compensation, refits=0, sweeps=0, rows=_ROWS, passes=1)
-    run = run_of(work, drawn, quick, class_weights(work.class_names, config))
-    return round_in_order(work.model, None, layers, plan, run, quick).constants(layers)
+    compensates = config.rounding == "compensate"
+    wide = [p.second for p in pairs if not compensates or p.second.weights_per_channel > _WIDEST_COMPENSATED]
+    rest = [p.second for p in pairs if p.second not in wide]
+    nearest, quick = _plan(wide, min(width + compensates, MOST_BITS)), _plan(rest, width)
+    constants = round_to_nearest(work.model, Layers(tuple(wide)), nearest).constants(Layers(tuple(wide)))
+    if rest:
+        settings = replace(config.compensation, refits=0, sweeps=0, rows=_ROWS, passes=1)
+        run = run_of(work, drawn, settings, class_weights(work.class_names, config))
+        layers = Layers(tuple(rest))
+        constants |= round_in_order(work.model, None, layers, quick, run, settings).constants(layers)
+    return constants
+
+
+def _plan(layers: Sequence[Layer], width: int) -> Plan:
+    return Plan({layer.name: np.full(layer.channels, width, np.int8) for layer in layers})
 
 
 def _scales(ranges: Mapping[Pair, Array], strengths: Chosen) -> dict[Pair, Array]:
