@@ -34,7 +34,7 @@ from onnx_cbq.solving import choose_grids, class_weights, draw_samples
 from onnx_cbq.statistics import collect_ranges
 from onnx_cbq.workload import Workload
 
-# Exponents of the ranges: 1 makes all channels alike, 1/2 leaves half of it to the weights.
+# Exponents of the ranges: 1 makes all channels alike, 1/2 makes up for half of the difference on a log scale.
 STRENGTHS = (0.5, 1.0)
 # Pairs are looked at where the noise that the activation's grid causes behind the second layer falls below this share.
 _LARGEST_NOISE = 0.7
@@ -78,7 +78,7 @@ def equalize(work: Workload, config: QuantizeConfig, progress: Progress = silent
     pairs = find_pairs(work.model, work.layers, work.example.shapes(work.model))
     if not pairs or len(held.indices) < _FEWEST_HELD:
         return work
-    few = train.split(min(_SAMPLES / len(train.indices), 1.0))[1]
+    few = Draw((train.indices[:: -(-len(train.indices) // _SAMPLES)],))
     # The outputs are checked on the example; what a Clip lets through there must be known, too.
     seen = np.union1d(few.indices, np.arange(work.example.batch) % len(work.samples.labels))
     axes = {pair.tensor: pair.channel_axis for pair in pairs}

@@ -26,8 +26,8 @@ from onnx_cbq.model import Array
 from onnx_cbq.runtime import Session, fused_operators, median_latency
 from onnx_cbq.workload import prepare
 from tests.command import Command
-from tests.conftest import DIGITS_CARD, DIGITS_MODEL
-from tests.graphs import node
+from tests.conftest import DIGITS_CARD, DIGITS_MODEL, random_set
+from tests.graphs import make_model, node
 
 QUICK = QuantizeConfig(bits=8, method="uniform", rounding="nearest", samples=200)
 
@@ -208,6 +208,21 @@ def test_nothing_is_tried_where_activations_stay_float() -> None:
     assert "equalize" not in result.seconds
     assert "equalize" not in quantized(ruined, equalize=False).seconds
     assert notes_on(result) == []
+
+
+def test_two_samples_of_each_class_are_enough_to_try() -> None:
+    """One to measure ranges on, one to measure the loss on."""
+    classes = 40
+    nodes = [node("Gemm", "x w b", "z"), node("Relu", "z", "a"), node("Gemm", "a v")]
+    random = np.random.default_rng(0)
+    shapes = {"w": (6, 20), "b": (20,), "v": (20, classes)}
+    values = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    values["w"] *= np.logspace(-3, 0, 20).astype(np.float32)
+    values["b"] *= np.logspace(-3, 0, 20).astype(np.float32)
+    values["v"] *= np.logspace(3, 0, 20).astype(np.float32).reshape(-1, 1)
+    work = prepare(make_model(nodes, {"x": ["N", 6]}, ["y"], values), random_set((6,), 2 * classes, classes))
+    (note,) = equalize(work, replace(QUICK, rounding="compensate")).notes
+    assert note.startswith("channels equalized between w -> v")
 
 
 def test_too_few_samples_tell_nothing() -> None:
