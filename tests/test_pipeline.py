@@ -76,7 +76,7 @@ def test_exported_nets_meet_the_average_that_was_asked_for(
     assert len({width for bits in result.plan.bits.values() for width in bits.tolist()}) > 1
     assert result.scores is not None
     stages = {"load", "equalize", "statistics", "activations", "search", "rounding", "emit", "verify"}
-        assert set(result.seconds) == stages
+    assert set(result.seconds) == stages
 
 
 def test_both_exports_of_a_net_give_the_same_bits(exported: Callable[..., onnx.ModelProto]) -> None:
