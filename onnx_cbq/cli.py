@@ -167,6 +167,14 @@ def quantize(
     activation_range: Annotated[
         str, typer.Option(metavar="|".join(RANGES), help="mse: the range of least squared error.")
     ] = "mse",
+    no_equalize: Annotated[
+        bool,
+        typer.Option(
+            "--no-equalize",
+            help="Leave channels as they are, even where activations fit better once they are alike.",
+            show_default="measured for each pair of layers",
+        ),
+    ] = False,
     curve: Annotated[
         bool,
         typer.Option("--curve", help="Also show the whole trade-off, 1.5 to 8 bits on average.", show_default="no"),
@@ -211,6 +219,7 @@ def quantize(
         max_class_drop=max_class_drop,
         activation_bits=activation_bits,
         activation_range=activation_range,
+        equalize=not no_equalize,
         samples=samples or None,
         seed=seed,
         logits=logits,

@@ -151,6 +151,8 @@ class QuantizeConfig:
         keep: (pattern, bits) pairs: layers whose names match a pattern keep that width, as in a shell.
         activation_bits: 2 to 8, or 0 to leave activations float.
         activation_range: "mse" (least squared error), "percentile" (99.99 % of the values) or "minmax".
+        equalize: make the channels of an activation alike in size where the divergence from the float model, measured,
+            is lower for it; nothing is tried where activations stay float.
         classes: names of the only classes that matter; None for all.
         class_weights: (name, weight) pairs: what the samples of a class count beside those of others.
         clusters: how many groups to join the classes to by confusion, or the groups; None for each class by itself.
@@ -171,6 +173,7 @@ class QuantizeConfig:
     keep: tuple[tuple[str, int], ...] = ()
     activation_bits: int = MOST_BITS
     activation_range: str = "mse"
+    equalize: bool = True
     classes: tuple[str, ...] | None = None
     class_weights: tuple[tuple[str, float], ...] = ()
     clusters: int | tuple[tuple[str, ...], ...] | None = None

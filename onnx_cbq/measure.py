@@ -14,7 +14,7 @@ from onnx_cbq.graph.logits import Logits
 from onnx_cbq.model import Array, Model
 from onnx_cbq.quantize.grid import Channels, quantize_rows
 from onnx_cbq.quantize.table import Table
-from onnx_cbq.records import Grouping, Layer, Layers, Plan
+from onnx_cbq.records import Grouping, Layer, Layers, Plan, Seen
 from onnx_cbq.runtime import Session
 
 # Samples that plans are measured on stay in memory up to this size, and are read again for every plan beyond it.
@@ -124,7 +124,7 @@ class PlanMeasure:
         self._rounder = rounder
         self._values: dict[str, tuple[bytes, dict[str, Array]]] = {}
         self._batches = replayable(*held)
-        self._reference = [self._log_shares(scores) for scores, _, _ in self._run(self._model)]
+        self._reference = [self._log_shares(scores) for scores, _, _ in self._run(self._model, self._names)]
 
     def __call__(self, plan: Plan) -> Measured:
         """Run the model that `plan` makes over the held-back samples."""
@@ -135,13 +135,19 @@ class PlanMeasure:
 
     def run(self, constants: Mapping[str, Array]) -> Measured:
         """Run the model with some constants replaced over the held-back samples."""
+        return self._compare(self._model.with_constants(constants), self._names)
+
+    def run_instead(self, seen: Seen) -> Measured:
+        """Run another model over the held-back samples; `seen.names` says what stands for the scores in it."""
+        logits, output = (seen.name(name) for name in self._names)
+        return self._compare(seen.model.with_graph(outputs=dict.fromkeys((logits, output))), (logits, output))
+
+    def _compare(self, model: Model, names: tuple[str, str]) -> Measured:
         of_class = self._groups.of_class
         counts, hits, divergence = np.zeros((3, self._logits.classes))
         labels: list[Array] = []
         divergences: list[Array] = []
-        for reference, (scores, predictions, batch) in zip(
-            self._reference, self._run(self._model.with_constants(constants)), strict=True
-        ):
+        for reference, (scores, predictions, batch) in zip(self._reference, self._run(model, names), strict=True):
             difference = reference - self._log_shares(scores)
             np.add.at(counts, batch.labels, 1)
             np.add.at(hits, batch.labels, of_class[predictions] == of_class[batch.labels])
@@ -158,12 +164,12 @@ class PlanMeasure:
         together = self._groups.sums(np.exp(shares))
         return np.log(np.maximum(together, np.finfo(np.float64).tiny))
 
-    def _run(self, model: Model) -> Iterator[tuple[Array, Array, Batch]]:
+    def _run(self, model: Model, names: tuple[str, str]) -> Iterator[tuple[Array, Array, Batch]]:
         """Logits [count, classes] in float64, predictions [count] and the batch itself."""
         session = Session(model)
         for batch in self._batches():
             values = session.run(batch.feeds)
-            logits, output = (values[name].reshape(len(values[name]), -1)[: batch.count] for name in self._names)
+            logits, output = (values[name].reshape(len(values[name]), -1)[: batch.count] for name in names)
             yield logits.astype(np.float64), output.argmax(axis=1), batch
 
     def _constants(self, layer: Layer, bits: Array) -> dict[str, Array]:

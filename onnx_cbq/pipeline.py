@@ -13,6 +13,7 @@ from onnx_cbq.config import DataFreeConfig, QuantizeConfig
 from onnx_cbq.data_free import DataFreeResult, quantize_data_free
 from onnx_cbq.emit.files import compressed_size, write_model
 from onnx_cbq.emit.metadata import StoredPlan, read_metadata, with_metadata
+from onnx_cbq.equalizing import equalize
 from onnx_cbq.graph.layers import find_layers
 from onnx_cbq.graph.load import load
 from onnx_cbq.graph.logits import find_logits
@@ -58,6 +59,9 @@ def quantize(
     clock = Clock()
     with clock.stage("load"):
         work = prepare(model, data, config.logits)
+    if config.equalize and config.activation_bits:
+        with clock.stage("equalize"):
+            work = equalize(work, config, progress)
     setting = make_setting(work, config, clock, progress)
     solution, seen = _solution(setting, clock, progress)
     rounded, plan = solution.rounded, solution.plan

@@ -71,14 +71,14 @@ def make_setting(work: Workload, config: QuantizeConfig, clock: Clock, progress:
     """
     weights = class_weights(work.class_names, config)
     with clock.stage("statistics"):
-        among = None if config.classes is None else np.flatnonzero(weights).tolist()
-        drawn = draw(work.samples, work.class_names, config.samples, config.seed, among)
+        drawn = draw_samples(work, config, weights)
         train, held = _split(drawn, config)
         groups = find_groups(work, drawn, config.clusters)
         evidence = gather_evidence(work, train, groups, config, weights, progress)
         measure = make_measure(work, held, evidence) if config.held_back else None
     with clock.stage("activations"):
-        placement, grids = _activations(work, drawn, config, progress)
+        placement = place_activations(work.model, work.layers) if config.activation_bits else NO_ACTIVATIONS
+        grids = choose_grids(work, placement, placement.measured, drawn, config, progress)
         simulated = simulate_activations(work.model, placement, grids) if grids else None
     return Setting(work, config, drawn, weights, evidence, measure, placement, grids, simulated)
 
@@ -117,6 +117,39 @@ def with_bits(setting: Setting, bits: float, class_weights: Array, *, trade: boo
     """The same setting with another budget and other class weights; without `trade`, layers do not trade bits."""
     search = setting.config.search if trade else replace(setting.config.search, exchanges=0)
     return replace(setting, config=replace(setting.config, bits=bits, search=search), class_weights=class_weights)
+
+
+def draw_samples(work: Workload, config: QuantizeConfig, weights: Array) -> Draw:
+    """The calibration samples, from the classes that matter.
+
+    Raises:
+        CalibrationError: fewer samples than classes are asked for.
+    """
+    among = None if config.classes is None else np.flatnonzero(weights).tolist()
+    return draw(work.samples, work.class_names, config.samples, config.seed, among)
+
+
+def choose_grids(
+    work: Workload,
+    placement: Placement,
+    tensors: Sequence[str],
+    drawn: Draw,
+    config: QuantizeConfig,
+    progress: Progress,
+) -> Mapping[str, ActivationGrid]:
+    """Grids for some of the tensors that `placement` measures, from the samples drawn.
+
+    What layers multiply gets the width asked for; the model's own inputs and what is only added stay at 8 bits.
+    """
+    if not tensors:
+        return {}
+    histograms = collect_histograms(work.model, tensors, work.samples, drawn, batch_size(work.layers), progress)
+    multiplied = {placement.grid_of(use.activation) for layer in work.layers for use in layer.uses}
+    narrow = multiplied - {spec.name for spec in work.model.inputs}
+    return {
+        name: choose_grid(histogram, config.activation_bits if name in narrow else MOST_BITS, config.activation_range)
+        for name, histogram in histograms.items()
+    }
 
 
 def class_weights(names: Sequence[str], config: QuantizeConfig) -> Array:
@@ -159,23 +192,6 @@ def _split(drawn: Draw, config: QuantizeConfig) -> tuple[Draw, Draw]:
             "or use --method uniform"
         )
     return train, held
-
-
-def _activations(
-    work: Workload, drawn: Draw, config: QuantizeConfig, progress: Progress
-) -> tuple[Placement, Mapping[str, ActivationGrid]]:
-    if not config.activation_bits:
-        return NO_ACTIVATIONS, {}
-    placement = place_activations(work.model, work.layers)
-    size = batch_size(work.layers)
-    histograms = collect_histograms(work.model, placement.measured, work.samples, drawn, size, progress)
-    # What layers multiply gets the width asked for; the model's own inputs and what is only added stay at 8 bits.
-    multiplied = {placement.grid_of(use.activation) for layer in work.layers for use in layer.uses}
-    narrow = multiplied - {spec.name for spec in work.model.inputs}
-    return placement, {
-        name: choose_grid(histogram, config.activation_bits if name in narrow else MOST_BITS, config.activation_range)
-        for name, histogram in histograms.items()
-    }
 
 
 def _round(setting: Setting, plan: Plan, progress: Progress) -> Rounded:

@@ -39,6 +39,24 @@ def collect_histograms(
     return histograms
 
 
+def collect_ranges(
+    model: Model, channel_axes: Mapping[str, int], samples: Samples, indices: Indices, size: int
+) -> Mapping[str, Array]:
+    """The largest magnitude in each channel of some tensors: name -> axis of its channels gives name -> [channels].
+
+    Raises:
+        ModelError: a tensor is not finite.
+    """
+    tensors = _Tensors(model, list(channel_axes))
+    ranges: dict[str, Array] = {}
+    for batch in samples.batches(indices, size):
+        for name, value in tensors.run(batch.feeds).items():
+            channels = np.moveaxis(value, channel_axes[name], 0)
+            largest = np.abs(channels.reshape(len(channels), -1)).max(axis=1)
+            ranges[name] = np.maximum(ranges[name], largest) if name in ranges else largest
+    return ranges
+
+
 @dataclass(frozen=True)
 class Run:
     """Samples to run.

@@ -15,7 +15,7 @@ from onnx_cbq.config import QuantizeConfig, RoundingConfig
 from onnx_cbq.measure import Measured, NearestRounder, PlanMeasure, Rounder, TableRounder
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.grid import quantize_rows
-from onnx_cbq.records import Grouping, Plan
+from onnx_cbq.records import Grouping, Plan, Seen
 from onnx_cbq.rounding import make_tables, run_of
 from onnx_cbq.runtime import Session
 from onnx_cbq.workload import Workload, prepare
@@ -160,6 +160,16 @@ def test_nearest_rounding_rounds_each_channel_to_its_bits(work: Workload) -> Non
     rows = layer.rows(work.model.weight(layer.weight))
     np.testing.assert_array_equal(rounder.rows(layer, bits), quantize_rows(rows, bits).values)
     assert rounder.shift(layer, 0, bits) is None
+
+
+def test_another_model_is_measured_by_the_same_definitions(work: Workload) -> None:
+    """Its class scores may have another name; the reference stays the float model."""
+    plan = random_plan(work, 0)
+    rounder = NearestRounder(work.model)
+    changed = work.model.with_constants(constants_of(work, rounder, plan))
+    graph = changed.with_graph([onnx.helper.make_node("Identity", ["logits"], ["renamed"])], outputs=["renamed"])
+    found = measure_of(work, None).run_instead(Seen(graph, {"logits": "renamed"}))
+    assert_measured(found, expected(work, constants_of(work, rounder, plan), np.arange(CLASSES)))
 
 
 def test_losses_weigh_classes(work: Workload) -> None:

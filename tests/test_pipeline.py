@@ -75,7 +75,8 @@ def test_exported_nets_meet_the_average_that_was_asked_for(
     assert_plan_is_in_the_file(result)
     assert len({width for bits in result.plan.bits.values() for width in bits.tolist()}) > 1
     assert result.scores is not None
-    assert set(result.seconds) == {"load", "statistics", "activations", "search", "rounding", "emit", "verify"}
+    stages = {"load", "equalize", "statistics", "activations", "search", "rounding", "emit", "verify"}
+    assert set(result.seconds) == stages
 
 
 def test_both_exports_of_a_net_give_the_same_bits(exported: Callable[..., onnx.ModelProto]) -> None:

@@ -13,7 +13,7 @@ from onnx_cbq.graph.load import load
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.activations import Histogram
 from onnx_cbq.rounding import run_of
-from onnx_cbq.statistics import collect_histograms, collect_moments
+from onnx_cbq.statistics import collect_histograms, collect_moments, collect_ranges
 from onnx_cbq.workload import prepare
 from tests.graphs import make_model, node
 
@@ -41,6 +41,17 @@ def test_every_drawn_sample_is_counted_in_every_tensor(size: int, batch: int | s
         if batch != 3:
             np.testing.assert_array_equal(found[name].counts, expected.counts)
     assert steps[-1] == ("activations", 7, 7)
+
+
+@pytest.mark.parametrize(("axis", "size"), [(1, 2), (2, 100)])
+def test_ranges_are_the_largest_magnitudes_of_each_channel(axis: int, size: int) -> None:
+    x = np.random.default_rng(1).standard_normal((20, 3, 5)).astype(np.float32)
+    model = load(make_model([node("Neg", "x", "a"), node("Exp", "a")], {"x": ["N", 3, 5]}, ["y"]))
+    samples = CalibrationSet.from_arrays(x, np.arange(20) % 2).for_model(model.inputs)
+    found = collect_ranges(model, {"x": 1, "a": axis}, samples, DRAWN.indices, size)
+    seen = np.abs(x[DRAWN.indices])
+    np.testing.assert_array_equal(found["x"], seen.max(axis=(0, 2)))
+    np.testing.assert_array_equal(found["a"], seen.max(axis=(0, 3 - axis)))
 
 
 def test_inputs_alone_can_be_measured() -> None:

@@ -143,14 +143,14 @@ def search_plan(
                 tried = factors.copy()
                 tried[layer] *= factor
                 candidate = allocate(criteria[winner] * tried[layer_of][:, None], sizes, budget, allowed)
-                if _saves(loss - losses_of(candidate), config.certainty):
+                if saves(loss - losses_of(candidate), config.certainty):
                     bits, loss, factors = candidate, losses_of(candidate), tried
                     exchanges += 1
                     break
     return RatePlan(bits, winner, measured, float(loss.mean()), exchanges, len(known) - len(measured))
 
 
-def _saves(savings: Array, certainty: float) -> bool:
-    """Whether the mean of the savings is above 0 beyond chance."""
+def saves(savings: Array, certainty: float) -> bool:
+    """Whether the mean of the savings, [samples], is above 0 by more than `certainty` standard errors."""
     error = float(savings.std()) / np.sqrt(len(savings))
     return bool(savings.mean() > certainty * error)

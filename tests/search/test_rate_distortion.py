@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from onnx_cbq.config import RateDistortionConfig
 from onnx_cbq.model import Array
-from onnx_cbq.search.rate_distortion import RatePlan, allocate, search_plan
+from onnx_cbq.search.rate_distortion import RatePlan, allocate, saves, search_plan
 
 WIDTHS = 9
 
@@ -265,3 +265,13 @@ def test_a_trade_that_only_some_samples_like_is_left(certainty: float, accepted:
     found = search_plan({"only": losses}, np.arange(2), sizes, allowed, 1.5, measure, config)
     assert found.tried > 0
     assert (found.exchanges > 0) is accepted
+
+
+@pytest.mark.parametrize(
+    ("savings", "certainty", "expected"),
+    [([1, 1, 1, 1], 5.0, True), ([0, 0], 0.0, False), ([-1, -1], 0.0, False), ([3, -1, 3, -1], 0.99, True)]
+    + [([3, -1, 3, -1], 1.01, False)],
+)
+def test_what_saves_beyond_chance(savings: list[float], certainty: float, expected: bool) -> None:
+    """The last two: mean 1, deviation 2, so a standard error of 1."""
+    assert saves(np.array(savings, float), certainty) is expected
