@@ -17,11 +17,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from onnx_cbq import pipeline, report
 from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.clusters import read_groups
-from onnx_cbq.config import CURVE, METHODS, RANGES, ROUNDINGS, STORAGES, DataFreeConfig, QuantizeConfig
+from onnx_cbq.config import CODERS, CURVE, METHODS, RANGES, ROUNDINGS, STORAGES, DataFreeConfig, QuantizeConfig
 from onnx_cbq.data_free import layer_statistics
 from onnx_cbq.emit.archive import archive as make_archive
 from onnx_cbq.emit.archive import restore as restore_archive
-from onnx_cbq.emit.coding.container import CODERS
 from onnx_cbq.emit.files import check_writable, write_arrays, write_bytes, write_text
 from onnx_cbq.errors import ConfigError, OnnxCbqError, OutputError, StoppedError
 from onnx_cbq.progress import Progress as ProgressHook
@@ -99,7 +98,11 @@ def quantize(
     source: SourcePath = None,
     output: Annotated[
         Path | None,
-        typer.Option(metavar="OUT.onnx", help="File to write.", show_default="MODEL with the ending .quantized.onnx"),
+        typer.Option(
+            metavar="OUT.onnx",
+            help="File to write.",
+            show_default="MODEL with the ending .quantized.onnx/.cbqz",
+        ),
     ] = None,
     bits: Annotated[float, typer.Option(metavar="B", help="Average bits per weight, over all layers.")] = 4.0,
     method: Annotated[
@@ -139,15 +142,19 @@ def quantize(
         str,
         typer.Option(
             metavar="|".join(STORAGES),
-            help="int8: a byte per weight; packed: each takes its bits, unpacked when a session is opened.",
+            help="int8: a byte per weight; packed: each takes its bits, unpacked when a session is opened; "
+            "archive: --bits are those of an entropy coder, and an archive for restore is written.",
         ),
     ] = "int8",
+    coder: Annotated[
+        str, typer.Option(metavar="|".join(CODERS), help="--storage archive: huffman is there to compare.")
+    ] = "ans",
     max_bytes: Annotated[
         int | None,
         typer.Option(
             "--bytes",
             metavar="N",
-            help="Find the most bits that fit into a file of this size, in place of --bits; with --storage packed.",
+            help="Find the most bits that fit into a file of this size, in place of --bits; not with int8 storage.",
             show_default="no limit",
         ),
     ] = None,
@@ -197,7 +204,7 @@ def quantize(
     quiet: Quiet = False,
 ) -> None:
     """Quantize MODEL and prove what it costs: accuracy overall and per class, bytes, latency."""
-    target = output or model.with_suffix(".quantized.onnx")
+    target = output or model.with_suffix(".quantized.cbqz" if storage == "archive" else ".quantized.onnx")
     _refuse_ignored(context, data_free=data_free)
     if data_free:
         _quantize_data_free(model, target, DataFreeConfig(bits, scheme, per_tensor, storage), json, quiet=quiet)
@@ -213,6 +220,7 @@ def quantize(
         class_weights=tuple(_named_number("--class-weight", entry, float) for entry in class_weight or ()),
         clusters=_clusters(clusters),
         storage=storage,
+        coder=coder,
         bytes=max_bytes,
         max_drop=max_drop,
         curve=tuple(b for b in CURVE if method != "uniform" or b.is_integer()) if curve else (),

@@ -12,7 +12,8 @@ ROUNDINGS = ("compensate", "nearest")
 # Averages of bits of the trade-off curve.
 CURVE = (1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 RANGES = ("mse", "percentile", "minmax")
-STORAGES = ("int8", "packed")
+STORAGES = ("int8", "packed", "archive")
+CODERS = ("ans", "huffman")
 MOST_BITS = 8
 
 
@@ -134,7 +135,7 @@ class DataFreeConfig:
     storage: str = "int8"
 
     def __post_init__(self) -> None:
-        _check(self.storage in STORAGES, "--storage", _either(STORAGES), self.storage)
+        _check(self.storage in STORAGES[:2], "--storage", f"{_either(STORAGES[:2])} with --data-free", self.storage)
         _check(self.scheme in self.SCHEMES, "--scheme", _either(self.SCHEMES), self.scheme)
         _check(2 <= self.bits <= MOST_BITS, "--bits", f"2 to {MOST_BITS} with --data-free", self.bits)
 
@@ -159,7 +160,9 @@ class QuantizeConfig:
         bytes: size that the file may have; the most bits that fit are found, and `bits` is ignored.
         max_drop: points of accuracy that may be lost; the fewest bits that keep it are found, and `bits` is ignored.
         max_class_drop: points of accuracy that any class may lose.
-        storage: "int8" (a byte per weight) or "packed" (each weight takes its bits, unpacked when a session is opened).
+        storage: "int8" (a byte per weight), "packed" (its bits, unpacked when a session is opened) or "archive" (codes
+            chosen by what they cost once entropy-coded; `bits` are those of the coder, and an archive is saved).
+        coder: of an archive: "ans", or "huffman" to compare.
         curve: further averages of bits to find plans for and to evaluate, from the same statistics.
         samples: how many calibration samples are drawn, evenly from the classes; None for all.
         seed: decides which samples are drawn.
@@ -182,6 +185,7 @@ class QuantizeConfig:
     max_class_drop: float | None = None
     curve: tuple[float, ...] = ()
     storage: str = "int8"
+    coder: str = "ans"
     samples: int | None = 1000
     seed: int = 0
     logits: str | None = None
@@ -208,8 +212,13 @@ class QuantizeConfig:
         for name, weight in self.class_weights:
             _check(0 <= weight < float("inf"), f"--class-weight {name}", "a number of at least 0", weight)
         _check(self.bytes is None or self.bytes > 0, "--bytes", "a number above 0", self.bytes)
+        _check(self.coder in CODERS, "--coder", _either(CODERS), self.coder)
+        if self.storage == "archive":
+            _check(self.method == "rate-distortion", "--storage archive", "--method rate-distortion", self.method)
+            _check(self.rounding == "compensate", "--storage archive", "--rounding compensate", self.rounding)
+            _check(not self.keep, "--storage archive", "no --keep beside it", self.keep)
         if self.bytes is not None:
-            _check(self.storage == "packed", "--bytes", "--storage packed beside it", f"--storage {self.storage}")
+            _check(self.storage != "int8", "--bytes", "--storage packed or archive beside it", "--storage int8")
             _check(self.method == "rate-distortion", "--bytes", "--method rate-distortion beside it", self.method)
             limited = self.max_drop is not None or self.max_class_drop is not None
             _check(not limited, "--bytes", "no limit on accuracy beside it", "both")

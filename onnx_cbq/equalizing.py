@@ -27,7 +27,7 @@ from onnx_cbq.measure import PlanMeasure
 from onnx_cbq.model import Array, Model
 from onnx_cbq.progress import Progress, silent
 from onnx_cbq.records import ActivationGrid, Grouping, Layer, Layers, Plan
-from onnx_cbq.rounding import round_in_order, round_to_nearest, run_of
+from onnx_cbq.rounding import fitting_plan, round_in_order, round_to_nearest, run_of
 from onnx_cbq.scoring import batch_size
 from onnx_cbq.search.rate_distortion import saves
 from onnx_cbq.solving import choose_grids, class_weights, draw_samples
@@ -193,7 +193,9 @@ def _rounded(work: Workload, config: QuantizeConfig, drawn: Draw, pairs: Sequenc
         settings = replace(config.compensation, refits=0, sweeps=0, rows=_ROWS, passes=1)
         run = run_of(work, drawn, settings, class_weights(work.class_names, config))
         layers = Layers(tuple(rest))
-        constants |= round_in_order(work.model, None, layers, quick, run, settings).constants(layers)
+        constants |= round_in_order(work.model, None, layers, fitting_plan(quick, settings), run, settings).constants(
+            layers
+        )
     return constants
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from onnx_cbq.calibration.samples import Draw, draw
 from onnx_cbq.config import DataFreeConfig, QuantizeConfig
 from onnx_cbq.data_free import DataFreeResult, quantize_data_free
+from onnx_cbq.emit.archive import archive, restore
 from onnx_cbq.emit.files import compressed_size, write_model
 from onnx_cbq.emit.metadata import StoredPlan, read_metadata, with_metadata
 from onnx_cbq.equalizing import equalize
+from onnx_cbq.errors import VerificationError
 from onnx_cbq.graph.layers import find_layers
 from onnx_cbq.graph.load import load
 from onnx_cbq.graph.logits import find_logits
@@ -192,7 +194,10 @@ def _emit(setting: Setting, solution: Solution) -> Model:
 
 
 def _file_size(setting: Setting, solution: Solution) -> int:
-    return len(_emit(setting, solution).to_proto().SerializeToString())
+    proto = _emit(setting, solution).to_proto()
+    if setting.config.storage == "archive":
+        return len(archive(proto, setting.config.coder).content)
+    return len(proto.SerializeToString())
 
 
 def _curve_point(setting: Setting, bits: float, clock: Clock, progress: Progress) -> CurvePoint:
@@ -215,15 +220,26 @@ def _verify(setting: Setting, solution: Solution, output: Model, progress: Progr
         path = Path(folder) / "quantized.onnx"
         size = write_model(output, path)
         check_file(path, work.model, work.layers, solution.rounded.weights, work.example.feeds)
-        if setting.config.storage != "int8":
+        if setting.config.storage == "packed":
             check_equal(path, emit_solution(setting, solution, "int8"), work.example.feeds)
         ideal = math.ceil(solution.plan.average_bits(work.layers) * work.layers.size / 8)
         found = Sizes(ideal, size, compressed_size(path))
+        if setting.config.storage == "archive":
+            found = _archive_sizes(found, path, setting)
         everything = draw(work.samples, work.class_names, None, seed=0)
         sizes = [work.source_bytes, size]
         indices, classes = everything.indices, work.logits.classes
         comparison = compare([work.source, path], sizes, work.logits.output, work.samples, indices, classes, progress)
         return comparison, found
+
+
+def _archive_sizes(sizes: Sizes, path: Path, setting: Setting) -> Sizes:
+    """What the archive takes, once it has been shown to give the same file again."""
+    made = archive(path, setting.config.coder)
+    if restore(made.content) != path.read_bytes():
+        raise VerificationError("the archive does not give the same file again; report this as a bug")
+    coded = 8 * made.code_bytes / setting.work.layers.size
+    return replace(sizes, archive=len(made.content), coded_bits=coded)
 
 
 def _missing_classes(evaluation: Evaluation, names: tuple[str, ...]) -> tuple[str, ...]:

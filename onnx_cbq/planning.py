@@ -64,6 +64,10 @@ def gather_evidence(
     """
     if config.method == "uniform":
         return Evidence(groups)
+    if config.storage == "archive":
+        graph = scoring_graph(work.model, work.layers, work.logits, work.example, config.scoring)
+        squares = fisher_squares(graph, work.layers, work.samples, train, groups, config.seed, progress)
+        return Evidence(groups, sensitivity=squares)
     graph = scoring_graph(work.model, work.layers, work.logits, work.example, config.scoring)
     scores = score_channels(graph, work.layers, work.samples, train, groups, progress)
     tables = sensitivity = None
@@ -285,7 +289,11 @@ def _measured_factors(free: _Free, losses: Array, loss: Callable[[Array], float]
     alone = [
         loss(np.where(free.layer_of == layer, CALIBRATION_BITS, MOST_BITS)) - base for layer in range(len(free.layers))
     ]
-    factors = np.array(alone) / _per_layer(free, losses)
-    # A layer that costs nothing by the measured samples is not free of charge.
+    return layer_factors(np.array(alone), _per_layer(free, losses))
+
+
+def layer_factors(measured: Array, predicted: Array) -> Array:
+    """Measured over predicted losses of layers; one that costs nothing by the samples at hand is not free of charge."""
+    factors = measured / np.maximum(predicted, np.finfo(np.float64).tiny)
     positive = factors[factors > 0]
     return np.maximum(factors, 0.01 * float(np.median(positive)) if positive.size else 1.0)

@@ -36,6 +36,9 @@ def result_table(result: Result, path: Path) -> RenderableType:
     table.add_row("bytes", f"{before.bytes:,}", f"{after.bytes:,}")
     table.add_row("  bits of the weights alone", "", f"{result.sizes.ideal:,}")
     table.add_row("  compressed (zstd)", "", f"{result.sizes.zstd:,}")
+    if result.sizes.archive is not None:
+        table.add_row("  archive", "", f"{result.sizes.archive:,}")
+        table.add_row("  bits per weight, coded", "", f"{result.sizes.coded_bits:.3f}")
     table.add_row("latency, ms", f"{before.latency_ms:.3f}", f"{after.latency_ms:.3f}")
     table.add_row("same prediction, %", "", _percent(result.agreement))
     swaps = [f"{names[m]} for {names[taken]} +{more}" for m, taken, more in result.swaps()]

@@ -12,6 +12,7 @@ import numpy as np
 from onnx import ModelProto
 
 from onnx_cbq.config import QuantizeConfig
+from onnx_cbq.emit.archive import archive
 from onnx_cbq.emit.files import write_model
 from onnx_cbq.model import Model
 from onnx_cbq.records import Evaluation, Grouping, Layers, Plan, Scores, SearchReport
@@ -41,11 +42,14 @@ class Sizes:
         ideal: what the weights' bits alone would take.
         file: the file.
         zstd: the file once compressed with zstandard.
+        archive: the archive of it, and `coded_bits` what a weight takes there; None where none was asked for.
     """
 
     ideal: int
     file: int
     zstd: int
+    archive: int | None = None
+    coded_bits: float | None = None
 
 
 @dataclass(frozen=True)
@@ -111,11 +115,13 @@ class Result:
         return self.model.to_proto()
 
     def save(self, path: str | Path) -> int:
-        """Write the model whole or not at all; returns its bytes.
+        """Write the model, with storage "archive" its archive, whole or not at all; returns the bytes of the file.
 
         Raises:
             OutputError: it cannot be written.
         """
+        if self.config.storage == "archive":
+            return archive(self.proto, self.config.coder).save(path)
         return write_model(self.model, Path(path))
 
     def to_json(self) -> str:

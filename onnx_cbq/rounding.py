@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -13,9 +13,10 @@ from onnx_cbq.config import QuantizeConfig, RoundingConfig
 from onnx_cbq.model import Array, Model
 from onnx_cbq.progress import Progress, silent
 from onnx_cbq.quantize.fit import fit
-from onnx_cbq.quantize.moments import mean_shift, part_slices
+from onnx_cbq.quantize.grid import Channels
+from onnx_cbq.quantize.moments import Moments, mean_shift, part_slices
 from onnx_cbq.quantize.patches import has_rows
-from onnx_cbq.quantize.problem import make_problem
+from onnx_cbq.quantize.problem import Problem, make_problem
 from onnx_cbq.quantize.table import Table, make_table
 from onnx_cbq.quantize.weights import quantize_layer
 from onnx_cbq.records import Layer, Layers, LayerWeights, Plan, Seen
@@ -50,12 +51,12 @@ def round_in_order(
     model: Model,
     simulated: Seen | None,
     layers: Layers,
-    plan: Plan,
+    fitting: Callable[[Layer, Problem], Channels],
     run: Run,
     config: RoundingConfig,
     progress: Progress = silent,
 ) -> Rounded:
-    """Round every layer of `model` as planned, with the moments that the already quantized layers leave it.
+    """Round every layer of `model` by `fitting`, with the moments that the already quantized layers leave it.
 
     `simulated` is the model with its activations on their grids, None if they stay float. Cost: a forward pass of both
     models for each of `config.passes` groups of layers, and the solver's.
@@ -71,7 +72,7 @@ def round_in_order(
         for layer in group:
             rows = layer.rows(model.weight(layer.weight))
             problem = make_problem(rows, moments[layer.name], config)
-            channels = fit(problem, plan.bits[layer.name], config).channels
+            channels = fitting(layer, problem)
             if problem.damping > config.damping:
                 damped.append(f"{layer.name} ({problem.damping:g})")
             weights[layer.name] = LayerWeights(layer.unrows(channels.codes), channels.scale, channels.bits)
@@ -84,6 +85,11 @@ def round_in_order(
         progress("rounding", len(weights), len(layers))
     notes = [f"more damping than {config.damping:g} was needed for: {', '.join(damped)}"] if damped else []
     return Rounded(weights, biases, tuple(notes))
+
+
+def fitting_plan(plan: Plan, config: RoundingConfig) -> Callable[[Layer, Problem], Channels]:
+    """Channels on the grids of their planned bits."""
+    return lambda layer, problem: fit(problem, plan.bits[layer.name], config).channels
 
 
 def round_to_nearest(model: Model, layers: Layers, plan: Plan) -> Rounded:
@@ -100,17 +106,22 @@ def run_of(work: Workload, drawn: Draw, config: RoundingConfig, class_weights: A
 def make_tables(work: Workload, run: Run, config: QuantizeConfig, progress: Progress = silent) -> dict[str, Table]:
     """Every layer at every width, by the moments of the float model; as many layers at once as `MOMENT_BYTES` allow."""
     tables: dict[str, Table] = {}
+    for moments in chunks_of_moments(work, run):
+        for name, found in moments.items():
+            layer = work.layers.by_name[name]
+            tables[name] = make_table(layer.rows(work.model.weight(layer.weight)), found, config.compensation)
+            progress("tables", len(tables), len(work.layers))
+    return tables
+
+
+def chunks_of_moments(work: Workload, run: Run) -> Iterator[Mapping[str, Moments]]:
+    """The moments of the float model by layer, as many layers at once as `MOMENT_BYTES` allow."""
     pending = list(work.layers)
     while pending:
         sizes = np.cumsum([_moment_bytes(layer) for layer in pending])
         count = max(int(np.searchsorted(sizes, MOMENT_BYTES, side="right")), 1)
-        chosen, pending = pending[:count], pending[count:]
-        moments = collect_moments(work.model, None, chosen, run)
-        for layer in chosen:
-            rows = layer.rows(work.model.weight(layer.weight))
-            tables[layer.name] = make_table(rows, moments[layer.name], config.compensation)
-            progress("tables", len(tables), len(work.layers))
-    return tables
+        yield collect_moments(work.model, None, pending[:count], run)
+        pending = pending[count:]
 
 
 def _moment_bytes(layer: Layer) -> int:

@@ -18,6 +18,8 @@ CORRECTIONS = 6
 # Once a solution fits, it is worth few more to use the room that is left.
 FINE_CORRECTIONS = 2
 _LEAST_BITS = 0.1
+# Where an archive starts, whose size only shows once its codes have been chosen.
+_START_BITS = 2.0
 
 
 def meet_bytes(
@@ -33,8 +35,8 @@ def meet_bytes(
     """
     limit, layers = setting.config.bytes, setting.work.layers
     assert limit is not None
-    bits = float(MOST_BITS)
-    for _ in range(CORRECTIONS):
+    bits = _START_BITS if setting.config.storage == "archive" else float(MOST_BITS)
+    for _ in range(CORRECTIONS if setting.config.storage == "packed" else 0):
         tried = with_bits(setting, bits, setting.class_weights, trade=False)
         plan = find_plan(tried, clock, progress)
         size = size_of(tried, Solution(plan, round_to_nearest(setting.work.model, layers, plan.plan)))

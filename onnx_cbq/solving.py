@@ -12,6 +12,7 @@ from onnx_cbq.calibration.samples import Draw, draw
 from onnx_cbq.clusters import find_groups
 from onnx_cbq.config import MOST_BITS, QuantizeConfig
 from onnx_cbq.emit.qdq import emit_qdq, simulate_activations
+from onnx_cbq.entropic import StepEvidence, measure_steps, round_at_rate
 from onnx_cbq.errors import CalibrationError, ConfigError
 from onnx_cbq.graph.placement import NO_ACTIVATIONS, Placement, place_activations
 from onnx_cbq.measure import PlanMeasure
@@ -21,7 +22,7 @@ from onnx_cbq.progress import Clock, Progress
 from onnx_cbq.quantize.activations import choose_grid
 from onnx_cbq.quantize.weights import leave_room_for_bias
 from onnx_cbq.records import ActivationGrid, Plan, Seen
-from onnx_cbq.rounding import Rounded, round_in_order, round_to_nearest, run_of
+from onnx_cbq.rounding import Rounded, fitting_plan, round_in_order, round_to_nearest, run_of
 from onnx_cbq.scoring import batch_size
 from onnx_cbq.statistics import collect_histograms
 from onnx_cbq.workload import Workload
@@ -37,6 +38,7 @@ class Setting:
         measure: of plans; None for a method that measures none.
         placement, grids: activations that are quantized, and how.
         simulated: the float model with them quantized; None if there are none.
+        steps: what the steps of an archive's grids are set by; None for other storage.
     """
 
     work: Workload
@@ -48,6 +50,7 @@ class Setting:
     placement: Placement
     grids: Mapping[str, ActivationGrid]
     simulated: Seen | None
+    steps: StepEvidence | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,13 @@ def make_setting(work: Workload, config: QuantizeConfig, clock: Clock, progress:
         placement = place_activations(work.model, work.layers) if config.activation_bits else NO_ACTIVATIONS
         grids = choose_grids(work, placement, placement.measured, drawn, config, progress)
         simulated = simulate_activations(work.model, placement, grids) if grids else None
-    return Setting(work, config, drawn, weights, evidence, measure, placement, grids, simulated)
+    steps = None
+    if config.storage == "archive":
+        assert measure is not None
+        with clock.stage("steps"):
+            run = run_of(work, train, config.compensation, weights)
+            steps = measure_steps(work, evidence, measure, run, config.compensation, progress)
+    return Setting(work, config, drawn, weights, evidence, measure, placement, grids, simulated, steps)
 
 
 def solve(setting: Setting, clock: Clock, progress: Progress) -> Solution:
@@ -89,6 +98,9 @@ def solve(setting: Setting, clock: Clock, progress: Progress) -> Solution:
     Raises:
         ConfigError: the layers that are kept leave nothing to meet the budget with.
     """
+    if setting.steps is not None:
+        with clock.stage("rounding"):
+            return _solve_at_rate(setting, setting.steps, progress)
     planned = find_plan(setting, clock, progress)
     with clock.stage("rounding"):
         return Solution(planned, _round(setting, planned.plan, progress))
@@ -194,14 +206,43 @@ def _split(drawn: Draw, config: QuantizeConfig) -> tuple[Draw, Draw]:
     return train, held
 
 
+def _solve_at_rate(setting: Setting, steps: StepEvidence, progress: Progress) -> Solution:
+    """Codes that take `setting.config.bits` in an archive."""
+    work, config = setting.work, setting.config
+    run = run_of(work, setting.drawn, config.compensation, setting.class_weights)
+    rounded, rate = round_at_rate(
+        work,
+        setting.simulated,
+        (setting.evidence, steps),
+        (config.bits, config.coder),
+        run,
+        config.compensation,
+        progress,
+    )
+    note = f"{rate:.3f} bits per weight once coded; {config.bits:g} were allowed"
+    if rate > config.bits:
+        note += ", which is less than these weights can take"
+    rounded = _with_room(setting, rounded)
+    return Solution(Planned(Plan({name: w.bits for name, w in rounded.weights.items()}), (note,)), rounded)
+
+
 def _round(setting: Setting, plan: Plan, progress: Progress) -> Rounded:
     """Integer weights as planned, with room for the biases beside them."""
     work, config = setting.work, setting.config
     if config.rounding == "compensate":
         run = run_of(work, setting.drawn, config.compensation, setting.class_weights)
-        rounded = round_in_order(work.model, setting.simulated, work.layers, plan, run, config.compensation, progress)
+        fitting = fitting_plan(plan, config.compensation)
+        rounded = round_in_order(
+            work.model, setting.simulated, work.layers, fitting, run, config.compensation, progress
+        )
     else:
         rounded = round_to_nearest(work.model, work.layers, plan)
+    return _with_room(setting, rounded)
+
+
+def _with_room(setting: Setting, rounded: Rounded) -> Rounded:
+    """Coarser scales where a bias would not fit beside the weights."""
+    work = setting.work
     corrected = work.model.with_constants(rounded.biases)
     weights = dict(rounded.weights)
     for layer in work.layers:

@@ -19,7 +19,7 @@ from onnx_cbq.model import Array, Model
 from onnx_cbq.quantize.activations import Histogram, choose_grid
 from onnx_cbq.quantize.grid import fits_bits, quantize_rows
 from onnx_cbq.records import Plan, Seen
-from onnx_cbq.rounding import Rounded, make_tables, round_in_order, round_to_nearest, run_of
+from onnx_cbq.rounding import Rounded, fitting_plan, make_tables, round_in_order, round_to_nearest, run_of
 from onnx_cbq.runtime import Session
 from onnx_cbq.statistics import Run, collect_moments
 from onnx_cbq.workload import Workload, prepare
@@ -79,7 +79,10 @@ def test_in_order_beats_each_layer_alone_and_that_beats_the_nearest(exported: Ex
     work = workload(exported, name)
     plan = uniform(work, bits)
     in_order = error(
-        work, round_in_order(work.model, None, work.layers, plan, run_over_all(work), CONFIG).constants(work.layers)
+        work,
+        round_in_order(work.model, None, work.layers, fitting_plan(plan, CONFIG), run_over_all(work), CONFIG).constants(
+            work.layers
+        ),
     )
     alone = error(work, by_tables(work, bits))
     nearest = error(work, round_to_nearest(work.model, work.layers, plan).constants(work.layers))
@@ -92,7 +95,7 @@ def test_codes_fit_the_plan_and_the_float_model_stays_as_it_was(exported: Export
     random = np.random.default_rng(0)
     plan = Plan({layer.name: random.integers(0, 9, layer.channels).astype(np.int8) for layer in work.layers})
     before = {layer.weight: work.model.weight(layer.weight).copy() for layer in work.layers}
-    found = round_in_order(work.model, None, work.layers, plan, run_over_all(work), CONFIG)
+    found = round_in_order(work.model, None, work.layers, fitting_plan(plan, CONFIG), run_over_all(work), CONFIG)
     assert set(found.weights) == {layer.name for layer in work.layers}
     for layer in work.layers:
         weights = found.weights[layer.name]
@@ -111,7 +114,7 @@ def test_biases_take_up_the_mean_shift_of_every_output(exported: Exported, name:
     """At 2 bits outputs are far off; on the calibration samples their means are not."""
     work = workload(exported, name)
     plan = uniform(work, 2)
-    found = round_in_order(work.model, None, work.layers, plan, run_over_all(work), CONFIG)
+    found = round_in_order(work.model, None, work.layers, fitting_plan(plan, CONFIG), run_over_all(work), CONFIG)
     outputs = [use.output for layer in work.layers for use in layer.uses]
     exact = values(work.model, work, outputs)
     constants = found.constants(work.layers)
@@ -146,7 +149,7 @@ def test_deep_nets_share_passes(exported: Exported, monkeypatch: pytest.MonkeyPa
     for passes in (1, 2, 3, 32):
         runs = 0
         config = replace(CONFIG, passes=passes)
-        found = round_in_order(work.model, None, work.layers, plan, run, config)
+        found = round_in_order(work.model, None, work.layers, fitting_plan(plan, config), run, config)
         errors[passes] = error(work, found.constants(work.layers))
         assert runs <= min(passes, len(work.layers))
         assert set(found.weights) == set(plan.bits)
@@ -168,7 +171,9 @@ def test_layers_learn_from_quantized_activations(exported: Exported) -> None:
     aware, unaware = (
         error(
             work,
-            round_in_order(work.model, seen, work.layers, plan, run, CONFIG).constants(work.layers),
+            round_in_order(work.model, seen, work.layers, fitting_plan(plan, CONFIG), run, CONFIG).constants(
+                work.layers
+            ),
             simulated.model,
             tensor,
         )
@@ -182,7 +187,13 @@ def test_progress_and_damping_are_told(exported: Exported) -> None:
     steps: list[tuple[str, int, int]] = []
     plan = uniform(work, 4)
     found = round_in_order(
-        work.model, None, work.layers, plan, run_over_all(work), CONFIG, lambda *step: steps.append(step)
+        work.model,
+        None,
+        work.layers,
+        fitting_plan(plan, CONFIG),
+        run_over_all(work),
+        CONFIG,
+        lambda *step: steps.append(step),
     )
     assert steps[-1] == ("rounding", len(work.layers), len(work.layers))
     assert found.notes == ()
@@ -208,7 +219,8 @@ def rounded(
 ) -> tuple[Workload, Rounded]:
     proto = make_model(nodes, {"x": ["N", *shape]}, ["y"], constants)
     work = prepare(proto, random_set(shape, SAMPLES))
-    return work, round_in_order(work.model, None, work.layers, uniform(work, bits), run_over_all(work), CONFIG)
+    fitting = fitting_plan(uniform(work, bits), CONFIG)
+    return work, round_in_order(work.model, None, work.layers, fitting, run_over_all(work), CONFIG)
 
 
 def test_a_weight_that_is_used_twice_fits_both_uses() -> None:

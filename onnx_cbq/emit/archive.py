@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, TensorProto
 
+from onnx_cbq.config import CODERS
 from onnx_cbq.emit.coding import ans, huffman
 from onnx_cbq.emit.coding.ans import CodedLayer
-from onnx_cbq.emit.coding.container import CODERS, Packed, Sections, pack, unpack
+from onnx_cbq.emit.coding.container import Packed, Sections, pack, unpack
 from onnx_cbq.emit.coding.context import Predictor
 from onnx_cbq.emit.coding.damage import Damaged
 from onnx_cbq.emit.coding.fitting import StoredCodes, fit
@@ -144,6 +145,13 @@ def restore(source: str | Path | bytes) -> bytes:
         return _restore(unpack(content), label)
     except (Damaged, ModelError) as error:
         raise ArchiveError(f"{label}: cannot be restored: {error}; copy it again, or make it again") from None
+
+
+def coded_bits(weights: Sequence[tuple[Array, Array]], coder: str = "ans") -> int:
+    """What codes would take in an archive, in bits, each layer's in the shape of its weight with its channels' bits."""
+    stored = [StoredCodes(codes, bits) for codes, bits in weights]
+    coded, groups = fit(stored)
+    return 8 * len(_CODING[coder].encode(coded, [entry.codes for entry in stored], groups))
 
 
 def _restore(sections: Sections, label: str) -> bytes:

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from onnx_cbq import (
-    Archive,
     ArchiveError,
     ConfigError,
     DataFreeConfig,
@@ -322,24 +321,13 @@ def test_what_may_be_restored_is_bounded_by_what_there_is() -> None:
 
 
 def test_real_models(real_data: Callable[[str], Path]) -> None:
-    """Three bits and eight; ResNet-20 within a second, five million weights a second."""
+    """Three bits and eight, on weights that were trained. How long it takes is for `benchmarks/bytes.py` to say."""
     for name, bits, most in (("resnet20_cifar10", 3, 0.32), ("vgg_small_cifar10", 3, 0.34), ("lenet_mnist", 8, 0.93)):
         proto = quantize_without_data(real_data(f"{name}.onnx"), DataFreeConfig(bits)).model.to_proto()
         made = archive(proto)
         assert len(made.content) < most * made.model_bytes
         assert made.code_bytes < made.ideal_bytes
-        seconds = min(_seconds_of_restore(made, proto.SerializeToString()) for _ in range(3))
-        assert seconds < 1
-        if made.weights > 1_000_000:
-            assert made.weights / seconds > 5e6
-
-
-def _seconds_of_restore(made: Archive, expected: bytes) -> float:
-    began = time.perf_counter()
-    restored = restore(made.content)
-    seconds = time.perf_counter() - began
-    assert restored == expected
-    return seconds
+        assert restore(made.content) == proto.SerializeToString()
 
 
 GOLDEN_DIGEST = "1f86a67299c0e3c1598d69ffc3a57b26d2d3b7e83c20556c900d61ac14972578"

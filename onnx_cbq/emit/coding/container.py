@@ -25,12 +25,12 @@ from dataclasses import dataclass
 
 import zstandard
 
+from onnx_cbq.config import CODERS
 from onnx_cbq.emit.coding.damage import Damaged
 from onnx_cbq.emit.coding.vocabulary import VOCABULARY
 
 MAGIC = b"CBQZ"
 VERSION = 1
-CODERS = ("ans", "huffman")
 DIGEST = 32
 _CHECK = 4
 _LEVEL = 22
