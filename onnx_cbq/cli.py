@@ -4,82 +4,45 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import typer
-import typer.core
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from onnx_cbq import pipeline, report
 from onnx_cbq.calibration import CalibrationSet
-from onnx_cbq.clusters import read_groups
 from onnx_cbq.config import CODERS, CURVE, METHODS, RANGES, ROUNDINGS, STORAGES, DataFreeConfig, QuantizeConfig
+from onnx_cbq.console import (
+    ERR,
+    OUT,
+    CardPath,
+    Commands,
+    JsonPath,
+    Logits,
+    ModelPath,
+    Quiet,
+    Samples,
+    Seed,
+    SkipUnreadable,
+    SourcePath,
+    check_outputs,
+    named_number,
+    progress_bars,
+    read_clusters,
+)
 from onnx_cbq.data_free import layer_statistics
 from onnx_cbq.emit.archive import archive as make_archive
 from onnx_cbq.emit.archive import restore as restore_archive
-from onnx_cbq.emit.files import check_writable, write_arrays, write_bytes, write_text
-from onnx_cbq.errors import ConfigError, OnnxCbqError, OutputError, StoppedError
-from onnx_cbq.progress import Progress as ProgressHook
-from onnx_cbq.progress import silent
-
-_N = TypeVar("_N", int, float)
-
-
-class _Commands(typer.core.TyperGroup):
-    """Turns Ctrl-C into one of our errors, at the one place that nothing below can mistake it for its own."""
-
-    def invoke(self, ctx: Any) -> object:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise StoppedError("stopped; no unfinished file was left behind") from None
-
+from onnx_cbq.emit.files import write_arrays, write_bytes, write_text
+from onnx_cbq.errors import OnnxCbqError
 
 app = typer.Typer(
-    cls=_Commands,
+    cls=Commands,
     help="Quantize an exported ONNX classifier, with a bit width of its own for every filter and neuron.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_out = Console(soft_wrap=True)
-_err = Console(stderr=True)
-
-ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.", show_default=False)]
-CardPath = Annotated[
-    Path, typer.Option("--data", metavar="CARD", help="Calibration card: a TOML file.", show_default=False)
-]
-SourcePath = Annotated[
-    Path | None, typer.Option("--source", metavar="PATH", help="Samples to use.", show_default="the card's source")
-]
-SkipUnreadable = Annotated[
-    bool,
-    typer.Option(
-        "--skip-unreadable",
-        help="Leave out images that cannot be read, and count them.",
-        show_default="stop at the first",
-    ),
-]
-Logits = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME", help="Output with the class scores.", show_default="the only one of shape (samples, classes)"
-    ),
-]
-Samples = Annotated[
-    int, typer.Option(metavar="N", help="Calibration samples, drawn evenly from the classes; 0 takes all.")
-]
-Seed = Annotated[int, typer.Option(metavar="N", help="Decides which samples are drawn.")]
-JsonPath = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to this file.", show_default="none")
-]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars and no table.", show_default="both")]
-
-
 # Options of quantize that mean something with --data-free, and those that mean nothing without it.
 _WITHOUT_DATA = {"model", "output", "bits", "data_free", "scheme", "per_tensor", "storage", "json", "quiet"}
 _ONLY_WITHOUT_DATA = {"scheme", "per_tensor"}
@@ -215,10 +178,10 @@ def quantize(
         bits=bits,
         method=method,
         rounding=rounding,
-        keep=tuple(_named_number("--keep", entry, int) for entry in keep or ()),
+        keep=tuple(named_number("--keep", entry, int) for entry in keep or ()),
         classes=None if classes is None else tuple(name.strip() for name in classes.split(",")),
-        class_weights=tuple(_named_number("--class-weight", entry, float) for entry in class_weight or ()),
-        clusters=_clusters(clusters),
+        class_weights=tuple(named_number("--class-weight", entry, float) for entry in class_weight or ()),
+        clusters=read_clusters(clusters),
         storage=storage,
         coder=coder,
         bytes=max_bytes,
@@ -232,17 +195,17 @@ def quantize(
         seed=seed,
         logits=logits,
     )
-    _check_outputs(target, json, inputs=(model, data, source))
+    check_outputs(target, json, inputs=(model, data, source))
     card = CalibrationSet.from_card(data, source, skip_unreadable=skip_unreadable)
-    with _progress(quiet=quiet) as progress:
+    with progress_bars(quiet=quiet) as progress:
         result = pipeline.quantize(model, card, config, progress)
     result.save(target)
     if json:
         write_text(json, result.to_json())
     if not quiet:
-        _out.print(report.result_table(result, target))
+        OUT.print(report.result_table(result, target))
         if curve:
-            _out.print(report.curve_table(result))
+            OUT.print(report.curve_table(result))
 
 
 def _refuse_ignored(context: typer.Context, *, data_free: bool) -> None:
@@ -258,13 +221,13 @@ def _refuse_ignored(context: typer.Context, *, data_free: bool) -> None:
 
 
 def _quantize_data_free(model: Path, target: Path, config: DataFreeConfig, json: Path | None, *, quiet: bool) -> None:
-    _check_outputs(target, json, inputs=(model,))
+    check_outputs(target, json, inputs=(model,))
     result = pipeline.quantize_without_data(model, config)
     result.save(target)
     if json:
         write_text(json, result.to_json())
     if not quiet:
-        _out.print(report.data_free_table(result, target))
+        OUT.print(report.data_free_table(result, target))
 
 
 @app.command()
@@ -284,14 +247,14 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Run MODEL on all samples of a card: accuracy overall and per class, bytes, latency at batch 1."""
-    _check_outputs(json, inputs=(model, data, source, reference))
+    check_outputs(json, inputs=(model, data, source, reference))
     card = CalibrationSet.from_card(data, source, skip_unreadable=skip_unreadable)
-    with _progress(quiet=quiet) as progress:
+    with progress_bars(quiet=quiet) as progress:
         result = pipeline.evaluate(model, card, reference, logits, progress)
     if json:
         write_text(json, result.to_json())
     if not quiet:
-        _out.print(report.evaluation_table(result))
+        OUT.print(report.evaluation_table(result))
 
 
 @app.command()
@@ -310,15 +273,15 @@ def score(
     quiet: Quiet = False,
 ) -> None:
     """Score every channel of MODEL by how many classes need it."""
-    _check_outputs(output, inputs=(model, data, source))
+    check_outputs(output, inputs=(model, data, source))
     config = QuantizeConfig(samples=samples or None, seed=seed, logits=logits)
     card = CalibrationSet.from_card(data, source, skip_unreadable=skip_unreadable)
-    with _progress(quiet=quiet) as progress:
+    with progress_bars(quiet=quiet) as progress:
         layers, scores = pipeline.score(model, card, config, progress)
     if output:
         write_arrays(output, scores.arrays())
     if not quiet:
-        _out.print(report.score_table(layers, scores))
+        OUT.print(report.score_table(layers, scores))
 
 
 @app.command()
@@ -335,10 +298,10 @@ def inspect(
 ) -> None:
     """List the layers of a float MODEL, or the bits per layer of one that onnx-cbq made."""
     if weights:
-        _out.print(report.weights_table(layer_statistics(model, bits, per_tensor=per_tensor), bits))
+        OUT.print(report.weights_table(layer_statistics(model, bits, per_tensor=per_tensor), bits))
         return
     found = pipeline.inspect(model)
-    _out.print(report.plan_table(found.plan) if found.plan else report.float_table(found.layers))
+    OUT.print(report.plan_table(found.plan) if found.plan else report.float_table(found.layers))
 
 
 @app.command()
@@ -361,13 +324,13 @@ def archive(
 ) -> None:
     """Make MODEL a small file for storage and transfer, its weights coded close to their entropy."""
     target = output or model.with_suffix(".cbqz")
-    _check_outputs(target, json, inputs=(model,))
+    check_outputs(target, json, inputs=(model,))
     made = make_archive(model, coder)
     made.save(target)
     if json:
         write_text(json, made.to_json())
     if not quiet:
-        _out.print(report.archive_table(made, target))
+        OUT.print(report.archive_table(made, target))
 
 
 @app.command()
@@ -383,11 +346,11 @@ def restore(
 ) -> None:
     """Make the ONNX file again that ARCHIVE was made from, bit for bit."""
     target = output or source.with_suffix(".onnx")
-    _check_outputs(target, inputs=(source,))
+    check_outputs(target, inputs=(source,))
     content = restore_archive(source)
     write_bytes(target, content)
     if not quiet:
-        _out.print(f"{target}: {len(content):,} bytes, SHA-256 as archived", markup=False, highlight=False)
+        OUT.print(f"{target}: {len(content):,} bytes, SHA-256 as archived", markup=False, highlight=False)
 
 
 def main() -> None:
@@ -400,62 +363,10 @@ def main() -> None:
         app(standalone_mode=True)
     except OnnxCbqError as error:
         message = " ".join(str(error).splitlines())
-        _err.print(f"onnx-cbq: {message}", markup=False, highlight=False, soft_wrap=True)
+        ERR.print(f"onnx-cbq: {message}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
-
-
-def _check_outputs(*outputs: Path | None, inputs: tuple[Path | None, ...]) -> None:
-    """Find out before the work begins whether every output can be written, and whether it would replace an input."""
-    taken = {path.resolve() for path in inputs if path}
-    for path in filter(None, outputs):
-        if path.resolve() in taken:
-            raise OutputError(f"{path}: is also another file of this command; give the output a name of its own")
-        check_writable(path)
-        taken.add(path.resolve())
-
-
-def _named_number(option: str, entry: str, kind: Callable[[str], _N]) -> tuple[str, _N]:
-    """NAME=NUMBER as a pair; the name itself may hold an equals sign."""
-    name, _, number = entry.rpartition("=")
-    try:
-        value = kind(number)
-    except ValueError:
-        name = ""
-    if not name:
-        raise ConfigError(f"{option} {entry}: expected NAME=NUMBER")
-    return name, value
-
-
-def _clusters(text: str | None) -> int | tuple[tuple[str, ...], ...] | None:
-    """A number of groups, or those of a file."""
-    if text is None or text.isdecimal():
-        return None if text is None else int(text)
-    return read_groups(Path(text))
 
 
 def _terminate(*_: object) -> None:
     """Let SIGTERM end the process the way Ctrl-C does, so that temporary files are removed."""
     raise KeyboardInterrupt
-
-
-@contextmanager
-def _progress(*, quiet: bool) -> Iterator[ProgressHook]:
-    """Bars on stderr, one per stage; none where stderr is not a terminal."""
-    if quiet:
-        yield silent
-        return
-    columns = (
-        TextColumn("{task.description:>12}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def update(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
-
-        yield update

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from PIL import Image
 from rich.console import Console
 
-from onnx_cbq import CalibrationSet, QuantizeConfig, VerificationError, cli
+from onnx_cbq import CalibrationSet, QuantizeConfig, VerificationError
 from tests.command import Command
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 from tests.graphs import make_model, node
@@ -208,7 +208,7 @@ def test_quiet_prints_nothing(tmp_path: Path, command: Command) -> None:
 
 def test_every_long_stage_has_a_bar(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = io.StringIO()
-    monkeypatch.setattr(cli, "_err", Console(file=terminal, force_terminal=True, width=100))
+    monkeypatch.setattr(console, "ERR", Console(file=terminal, force_terminal=True, width=100))
     assert command("quantize", DIGITS_MODEL, *DIGITS, "--output", tmp_path / "q.onnx").code == 0
     for stage in ("scoring", "tables", "sensitivity", "search", "activations", "rounding", "evaluation"):
         assert stage in terminal.getvalue()

@@ -1,0 +1,117 @@
+"""What the commands share: options, the terminal, progress bars, and how to read an option that is more than a word."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+import typer.core
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from onnx_cbq.clusters import read_groups
+from onnx_cbq.emit.files import check_writable
+from onnx_cbq.errors import ConfigError, OutputError, StoppedError
+from onnx_cbq.progress import Progress as ProgressHook
+from onnx_cbq.progress import silent
+
+_N = TypeVar("_N", int, float)
+
+OUT = Console(soft_wrap=True)
+ERR = Console(stderr=True)
+
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.", show_default=False)]
+CardPath = Annotated[
+    Path, typer.Option("--data", metavar="CARD", help="Calibration card: a TOML file.", show_default=False)
+]
+SourcePath = Annotated[
+    Path | None, typer.Option("--source", metavar="PATH", help="Samples to use.", show_default="the card's source")
+]
+SkipUnreadable = Annotated[
+    bool,
+    typer.Option(
+        "--skip-unreadable",
+        help="Leave out images that cannot be read, and count them.",
+        show_default="stop at the first",
+    ),
+]
+Logits = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Output with the class scores.", show_default="the only one of shape (samples, classes)"
+    ),
+]
+Samples = Annotated[
+    int, typer.Option(metavar="N", help="Calibration samples, drawn evenly from the classes; 0 takes all.")
+]
+Seed = Annotated[int, typer.Option(metavar="N", help="Decides which samples are drawn.")]
+JsonPath = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to this file.", show_default="none")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars and no table.", show_default="both")]
+
+
+class Commands(typer.core.TyperGroup):
+    """Turns Ctrl-C into one of our errors, at the one place that nothing below can mistake it for its own."""
+
+    def invoke(self, ctx: Any) -> object:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise StoppedError("stopped; no unfinished file was left behind") from None
+
+
+def check_outputs(*outputs: Path | None, inputs: tuple[Path | None, ...]) -> None:
+    """Find out before the work begins whether every output can be written, and whether it would replace an input."""
+    taken = {path.resolve() for path in inputs if path}
+    for path in filter(None, outputs):
+        if path.resolve() in taken:
+            raise OutputError(f"{path}: is also another file of this command; give the output a name of its own")
+        check_writable(path)
+        taken.add(path.resolve())
+
+
+def named_number(option: str, entry: str, kind: Callable[[str], _N]) -> tuple[str, _N]:
+    """NAME=NUMBER as a pair; the name itself may hold an equals sign."""
+    name, _, number = entry.rpartition("=")
+    try:
+        value = kind(number)
+    except ValueError:
+        name = ""
+    if not name:
+        raise ConfigError(f"{option} {entry}: expected NAME=NUMBER")
+    return name, value
+
+
+def read_clusters(text: str | None) -> int | tuple[tuple[str, ...], ...] | None:
+    """A number of groups, or those of a file."""
+    if text is None or text.isdecimal():
+        return None if text is None else int(text)
+    return read_groups(Path(text))
+
+
+@contextmanager
+def progress_bars(*, quiet: bool) -> Iterator[ProgressHook]:
+    """Bars on stderr, one per stage; none where stderr is not a terminal."""
+    if quiet:
+        yield silent
+        return
+    columns = (
+        TextColumn("{task.description:>12}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=ERR, transient=True, disable=not ERR.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def update(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield update
