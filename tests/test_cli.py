@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from PIL import Image
 from rich.console import Console
 
-from onnx_cbq import CalibrationSet, QuantizeConfig, VerificationError
+from onnx_cbq import CalibrationSet, QuantizeConfig, VerificationError, console
 from tests.command import Command
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 from tests.graphs import make_model, node
