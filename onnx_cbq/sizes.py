@@ -9,7 +9,7 @@ from onnx_cbq.errors import VerificationError
 from onnx_cbq.progress import Clock, Progress
 from onnx_cbq.records import Layers
 from onnx_cbq.rounding import round_to_nearest
-from onnx_cbq.solving import Setting, Solution, find_plan, solve, with_bits
+from onnx_cbq.solving import Setting, Solution, find_plan, make_solution, solve, with_bits
 
 # A file this much below the size asked for, as a share, is near enough.
 TOLERANCE = 0.002
@@ -37,7 +37,7 @@ def meet_bytes(
     for _ in range(CORRECTIONS):
         tried = with_bits(setting, bits, setting.class_weights, trade=False)
         plan = find_plan(tried, clock, progress)
-        size = size_of(tried, Solution(plan, round_to_nearest(setting.work.model, layers, plan.plan)))
+        size = size_of(tried, make_solution(tried, plan, round_to_nearest(setting.work.model, layers, plan.plan)))
         if _near(size, limit) or (bits == MOST_BITS and size <= limit):
             break
         bits = _corrected(bits, size, limit, layers)

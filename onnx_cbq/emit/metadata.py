@@ -37,8 +37,14 @@ class StoredPlan:
     layers: Mapping[str, StoredLayer]
 
 
-def with_metadata(model: Model, layers: Layers, plan: Plan, method: str, version: str) -> Model:
-    """`model` with the plan and without what the exporter left: documentation, metadata, producer."""
+def with_metadata(
+    model: Model, layers: Layers, plan: Plan, method: str, version: str, written: Layers | None = None
+) -> Model:
+    """`model` with the plan and without what the exporter left: documentation, metadata, producer.
+
+    The plan is that of all channels of `layers`, those that were removed among them; the shapes are those of the
+    layers as they are `written`.
+    """
     skeleton = ModelProto()
     skeleton.CopyFrom(model.skeleton)
     skeleton.producer_name, skeleton.producer_version = PRODUCER, version
@@ -55,7 +61,7 @@ def with_metadata(model: Model, layers: Layers, plan: Plan, method: str, version
         "average_bits": plan.average_bits(layers),
         "layers": {
             layer.name: [layer.operator, list(layer.weight_shape), "".join(map(str, plan.bits[layer.name].tolist()))]
-            for layer in layers
+            for layer in written or layers
         },
     }
     skeleton.metadata_props.add(key=KEY, value=json.dumps(stored, separators=(",", ":")))
