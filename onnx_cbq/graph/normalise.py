@@ -18,7 +18,7 @@ from onnx_cbq.graph.passes.kernels import matmul_to_gemm, mean_to_pool
 from onnx_cbq.graph.passes.linear import fold_affine, fold_gemm_factors, own_biases
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.model import Array, Model
-from onnx_cbq.runtime import Session
+from onnx_cbq.runtime import Optimization, Session
 
 Pass = Callable[[Model, Example], Model]
 
@@ -66,9 +66,9 @@ def normalise(model: Model, example: Example, passes: tuple[Pass, ...] = PASSES)
     return Normalised(model, tuple(notes))
 
 
-def outputs_of(model: Model, example: Example) -> list[Array]:
+def outputs_of(model: Model, example: Example, optimization: Optimization = "all") -> list[Array]:
     """All outputs, at every batch size that the model allows."""
-    session = Session(model)
+    session = Session(model, optimization)
     return [value for feeds in example.runs(model) for value in session.run(feeds).values()]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,9 +93,12 @@ class _Builder:
         self._values = values
         self._uses = {use.output: (layer, use) for layer in layers for use in layer.uses}
         self._axis: dict[str, int] = {}
+        # Tensors all of whose channels are kept anyway, so that any axis is as good as another.
+        self._free: set[str] = set()
 
     def build(self) -> Channels:
         self._axis = {spec.name: 1 for spec in self._model.inputs}
+        self._free = set(self._axis)
         links = tuple(self._link(node) for node in self._model.nodes)
         ranks = {name: len(self._shapes[name]) if name in self._shapes else 0 for name in self._axis}
         return Channels(self._axis, ranks, {name: self._size(name) for name in self._axis}, links)
@@ -103,8 +106,11 @@ class _Builder:
     def _link(self, node: NodeProto) -> Link:
         """The link of a node whose channels can be followed, or one that keeps everything."""
         link: Link | None = None
+        inputs = [name for name in node.input if name and not self._model.is_constant(name)]
         if node.output[0] in self._uses:
             link = self._product(node, *self._uses[node.output[0]])
+        elif self._free.issuperset(inputs):
+            pass
         elif node.domain in ("", "ai.onnx") and len(node.output) == 1 and not _has_graphs(node):
             make = self._makers().get(node.op_type)
             link = make(node) if make else None
@@ -113,7 +119,7 @@ class _Builder:
         for name in filter(None, node.output):
             rank = len(self._shapes[name]) if name in self._shapes else 0
             self._axis[name] = min(1, max(rank - 1, 0))
-        inputs = [name for name in node.input if name and not self._model.is_constant(name)]
+            self._free.add(name)
         return Opaque(title(node), inputs, [name for name in node.output if name])
 
     def _makers(self) -> Mapping[str, Callable[[NodeProto], Link | None]]:
@@ -133,7 +139,7 @@ class _Builder:
         matrix = use.weight_index == 1 and len(layer.weight_shape) == 2
         if grouped_transpose or (layer.operator == "MatMul" and not matrix):
             return None
-        if self._axis[use.activation] != input_axis(layer, len(self._shapes[use.activation])):
+        if not self._agree([use.activation], input_axis(layer, len(self._shapes[use.activation]))):
             return None
         codes, values = self._weights[layer.name].codes, self._values[use.activation]
         return Product(title(node), layer, use, reads(layer, codes), values, self._takes(layer, use))
@@ -158,7 +164,7 @@ class _Builder:
 
     def _binary(self, node: NodeProto) -> Link | None:
         inputs = [name for name in node.input if not self._model.is_constant(name)]
-        if len({self._axis[name] for name in inputs}) != 1:
+        if not self._agree(inputs, next(self._axis[name] for name in inputs if name not in self._free)):
             return None
         ranks = {len(self._shapes[name]) for name in (*inputs, node.output[0])}
         constants = [self._shapes[name] for name in node.input if name not in inputs]
@@ -187,7 +193,7 @@ class _Builder:
 
     def _joined(self, node: NodeProto) -> Link | None:
         axis = attributes(node)["axis"] % len(self._shapes[node.output[0]])
-        if any(self._model.is_constant(name) or self._axis[name] != axis for name in node.input):
+        if any(map(self._model.is_constant, node.input)) or not self._agree(node.input, axis):
             return None
         self._axis[node.output[0]] = axis
         return Joined(list(node.input), node.output[0])
@@ -202,6 +208,14 @@ class _Builder:
             return None
         self._axis[output] = 1
         return Flattened(source, output, before[1:], self._axis[source] - 1)
+
+    def _agree(self, names: Iterable[str], axis: int) -> bool:
+        """Whether the channels of all these tensors lie on one axis, or can be taken to."""
+        for name in self._free.intersection(names):
+            if axis < len(self._shapes[name]):
+                self._axis[name] = axis
+                self._free.discard(name)
+        return all(self._axis[name] == axis for name in names)
 
     def _is_single(self, name: str) -> bool:
         value = self._model.constant(name)
