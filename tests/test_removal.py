@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,13 +12,21 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from onnx_cbq import removal
 from onnx_cbq.emit.qdq import emit_qdq
+from onnx_cbq.graph.layers import find_layers
+from onnx_cbq.graph.load import load
+from onnx_cbq.graph.placement import NO_ACTIVATIONS
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.model import Array, Model
+from onnx_cbq.pipeline import inspect
+from onnx_cbq.quantize.weights import quantize_layer
 from onnx_cbq.records import Removal, Written
 from onnx_cbq.removal import Run, remove_channels
 from onnx_cbq.runtime import Optimization, Session
 from onnx_cbq.verify import check_file
+from tests.command import Command
+from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 from tests.emit.emitted import Emitted, distance, emitted, simulate
 from tests.graphs import make_model, node
 
@@ -390,3 +399,146 @@ def test_counts_add_up(name: str) -> None:
         weights = found.weights[smaller.name]
         assert weights.codes.shape == found.model.weight(smaller.weight).shape == smaller.weight_shape
         assert weights.scale.shape == weights.bits.shape == (smaller.channels,)
+
+
+@pytest.mark.parametrize("activations", [True, False], ids=["integers", "float-activations"])
+@pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "torchscript"])
+@pytest.mark.parametrize(("name", "least"), [("depthwise", 9), ("vit", 0), ("signal", 2), ("residual", 4)])
+def test_exported_nets_with_zeros_anywhere_compute_the_same(
+    exported: Callable[..., onnx.ModelProto], name: str, least: int, dynamo: bool, activations: bool
+) -> None:
+    """A third of all channels, at random; by how the nets are built, some of these can go."""
+    proto = exported(name, dynamo=dynamo)
+    layers = emitted(proto, 6).layers
+    random = np.random.default_rng(1)
+    zeros = {layer.name: np.flatnonzero(random.random(layer.channels) < 1 / 3).tolist() for layer in layers}
+    case = emitted(proto, 6, activations=activations, zeros=zeros)
+    found, report = run(case)
+    assert report.notes == ()
+    assert sum(map(len, report.removed.values())) >= least
+    optimization: Optimization = "all" if activations else "off"
+    before, after = (Session(m, optimization).run(case.feeds)["logits"] for m in (case.model, written(found, case)))
+    assert distance(after, before) < TOLERANCE
+    assert activations is False or np.array_equal(after, before)
+
+
+def test_a_removal_that_would_change_an_output_is_not_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check decides, and the report says so."""
+    net = CASES["constant-unpadded"]
+    monkeypatch.setattr(removal, "_uniform", lambda value, _: 0 * value.max(axis=(0, *range(2, value.ndim))))
+    for activations in (True, False):
+        case = emitted(net.proto(), 6, activations=activations, zeros=net.zeros)
+        found, report = run(case)
+        assert found.layers == case.layers
+        assert found.model is case.original
+        assert (report.removed, report.macs) == ({}, (case.layers.macs,) * 2)
+        (entry,) = report.kept_zero
+        assert (entry.layer, entry.channels) == ("w", 2)
+        assert entry.reason.startswith("it would change an output by ")
+        assert report.notes == (f"no channels were removed: {entry.reason}",)
+
+
+def test_a_bias_that_int32_cannot_hold_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = CASES["constant-unpadded"]
+    case = emitted(net.proto(), 6, zeros=net.zeros)
+    monkeypatch.setattr(removal, "_LARGEST_INT32", 100)
+    found, report = run(case)
+    assert found.model is case.original
+    assert report.notes == ("no channels were removed: the bias of layer 'v' would leave the range of int32",)
+
+
+def test_a_bias_is_a_whole_multiple_of_its_scale_however_large() -> None:
+    """In float32 one of 2^30 is only known to 64 of them."""
+    net = CASES["constant-unpadded"]
+    large = {**net.constants, "vb": np.array([1e6, -1e6, 3e5, 1e7], np.float32)}
+    case = emitted(replace(net, constants=large).proto(), 6, zeros=net.zeros)
+    found, _ = run(case)
+    before, after = (
+        next(value for name, value in integers(model).items() if name.startswith("vb"))
+        for model in (case.model, written(found, case))
+    )
+    grid = case.grids["r"]
+    constants = np.rint(np.clip(large["b"][:2] / np.float32(grid.scale), 0, 255))
+    added = case.weights["v"].codes[:, :2].astype(np.int64).sum(axis=(2, 3)) @ constants.astype(np.int64)
+    np.testing.assert_array_equal(after.astype(np.int64), before + added)
+    assert np.abs(before).max() > 2**24
+
+
+def integers(model: Model) -> dict[str, Array]:
+    """Constants of type int32."""
+    values = {tensor.name: model.weight(tensor.name) for tensor in model.skeleton.graph.initializer}
+    return {name: value for name, value in values.items() if value.dtype == np.int32}
+
+
+def test_a_graph_inside_a_node_may_read_anything() -> None:
+    """Its names are not among the inputs of the node."""
+    inner = helper.make_graph([node("Identity", "r", "i")], "inner", [], [helper.make_empty_tensor_value_info("i")])
+    branch = helper.make_node("If", ["flag"], ["t"], name="If_t", then_branch=inner, else_branch=inner)
+    net_with = net(
+        [branch, node("ReduceMax", "t", "k", keepdims=1), node("Mul", "r k", "m")], {"flag": np.ones((), np.bool_)}
+    )
+    model = load(net_with.proto())
+    example = Example({"x": normal(3, 3, 6, 6)})
+    shapes = example.shapes(model)
+    layers = find_layers(model, shapes)
+    weights = {
+        layer.name: quantize_layer(
+            layer, model.weight(layer.weight), np.full(layer.channels, 0 if layer.name == "w" else 4)
+        )
+        for layer in layers
+    }
+    _, report = remove_channels(Written(model, layers, weights), Run(NO_ACTIVATIONS, {}, shapes, example))
+    assert report.removed == {}
+    assert report.kept_zero[0].reason == "a graph inside an operator reads it"
+
+
+def test_without_zeros_nothing_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = emitted(CASES["depthwise"].proto(), 6)
+    monkeypatch.setattr(removal, "Session", None)
+    found, report = run(case)
+    assert found.model is case.original
+    assert report == Removal({}, (), (case.layers.macs,) * 2)
+
+
+def test_macs_are_counted_per_sample() -> None:
+    """By hand: positions x outputs x inputs per group x kernel."""
+    net = CASES["depthwise"]
+    macs = {layer.name: layer.macs for layer in emitted(net.proto(), 6).layers}
+    assert macs == {"w": 36 * 4 * 3 * 9, "v": 16 * 4 * 9, "h": 16 * 4 * 4, "g": 4 * 5}
+    transposed = {layer.name: layer.macs for layer in emitted(CASES["transposed"].proto(), 6).layers}
+    assert transposed["v"] == 36 * 4 * 3 * 4
+    steps = {layer.name: layer.macs for layer in emitted(CASES["no-bias"].proto(), 6).layers}
+    assert steps == {"w": 6 * 4 * 7, "v": 6 * 7 * 3, "g": 18 * 5}
+
+
+@pytest.mark.parametrize("storage", ["int8", "packed"])
+def test_the_command_reports_what_was_removed(storage: str, tmp_path: Path, command: Command) -> None:
+    """The plan keeps the digits of all channels, in the JSON and in the file, whose weights are smaller."""
+    target = ("--output", tmp_path / "q.onnx", "--json", tmp_path / "q.json")
+    options = ("--bits", "0.5", "--samples", "60", "--rounding", "nearest", "--method", "cbq", "--storage", storage)
+    finished = command("quantize", DIGITS_MODEL, "--data", DIGITS_CARD, *target, *options)
+    assert (finished.code, finished.err) == (0, "")
+    found = json.loads((tmp_path / "q.json").read_text())
+    assert found["removed"]
+    assert found["macs"]["quantized"] < found["macs"]["float"]
+    plan = inspect(tmp_path / "q.onnx").plan
+    assert plan is not None
+    assert {name: layer.bits.tolist() for name, layer in plan.layers.items()} == found["bits"]
+    for name, layer in plan.layers.items():
+        gone = len(found["bits"][name]) - found["removed"].get(name, 0)
+        assert gone in layer.shape
+    zeros = sum(bits.count(0) for bits in found["bits"].values())
+    left = sum(entry["channels"] for entry in found["kept_zero"])
+    assert zeros - left <= sum(found["removed"].values())
+    lines = finished.out.splitlines()
+    first = next(iter(found["removed"]))
+    assert any(
+        line.startswith(f"channels removed: {first} {found['removed'][first]} of {len(found['bits'][first])}")
+        for line in lines
+    )
+    for entry in found["kept_zero"]:
+        assert f"kept as zeros: {entry['channels']} of {entry['layer']}: {entry['reason']}" in lines
+    again = command("evaluate", tmp_path / "q.onnx", "--data", DIGITS_CARD, "--json", tmp_path / "e.json")
+    assert again.code == 0
+    assert json.loads((tmp_path / "e.json").read_text())["top1"] == found["quantized"]["top1"]
+    assert command("inspect", tmp_path / "q.onnx").code == 0

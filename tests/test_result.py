@@ -85,6 +85,9 @@ def test_the_json_holds_all_that_was_promised() -> None:
     }
     assert found["curve"] == [{"average_bits": 1.99, "ideal_bytes": 5, **found["quantized"]}]
     assert found["groups"] == {"names": ["cat+übel", "dog"], "top1": {"float": 75.0, "quantized": 50.0}}
+    assert found["removed"] == {"second": 2}
+    assert found["kept_zero"] == [{"layer": "first", "channels": 1, "reason": "it is an output"}]
+    assert found["macs"] == {"float": 30, "quantized": 24}
     assert found["agreement"] == 75.0
     assert found["seconds"] == {"load": 0.25, "search": 1.0}
     assert found["versions"] == {"onnx-cbq": "1"}
