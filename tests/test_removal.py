@@ -340,6 +340,12 @@ CASES |= {
 CASES["fixed-batch"] = replace(CASES["reshape"], shape=(3, 3, 6, 6))
 
 
+@pytest.fixture(autouse=True)
+def _channels_go_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else small nets would keep most."""
+    monkeypatch.setattr(removal, "INTEGER_UNIT", 1)
+
+
 def run(case: Emitted) -> tuple[Written, Removal]:
     example = Example(case.feeds)
     settings = Run(case.placement, case.grids, example.shapes(case.original), example)
@@ -490,6 +496,38 @@ def test_a_graph_inside_a_node_may_read_anything() -> None:
     _, report = remove_channels(Written(model, layers, weights), Run(NO_ACTIVATIONS, {}, shapes, example))
     assert report.removed == {}
     assert report.kept_zero[0].reason == "a graph inside an operator reads it"
+
+
+@pytest.mark.parametrize("activations", [True, False], ids=["integers", "float-activations"])
+def test_channels_of_integer_convolutions_go_in_fours(activations: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a depthwise Conv ties two layers; Gemms, and layers of another number of channels, lose any number."""
+    monkeypatch.setattr(removal, "INTEGER_UNIT", 4)
+    nodes = [
+        conv("x", "a", "w"),
+        node("Relu", "a", "r"),
+        conv("r", "d", group=16),
+        conv("d", "k", "z"),
+        node("GlobalAveragePool", "k", "p"),
+        node("Flatten", "p", "f"),
+        node("Gemm", "f q qb", "t", transB=1),
+        node("Gemm", "t g gb", "y", transB=1),
+    ]
+    constants = {
+        **pair("w", 16, 3, 3, 3),
+        **pair("v", 16, 1, 3, 3),
+        **pair("z", 6, 16, 1, 1),
+        **pair("q", 8, 6),
+        **pair("g", 5, 8),
+    }
+    net = Case(nodes, constants, {"w": [0, 3, 4, 9, 11, 15], "v": [1], "z": [2], "q": [0, 1, 7]}, {})
+    case = emitted(net.proto(), 6, activations=activations, zeros=net.zeros)
+    found, report = run(case)
+    counts = {name: len(channels) for name, channels in report.removed.items()}
+    assert counts == {"w": 4 if activations else 7, "v": 4 if activations else 7, "z": 1, "q": 3}
+    assert all("4 at a time" in entry.reason for entry in report.kept_zero)
+    assert bool(report.kept_zero) is activations
+    before, after = (Session(model).run(case.feeds)["y"] for model in (case.model, written(found, case)))
+    assert distance(after, before) < TOLERANCE or not activations
 
 
 def test_without_zeros_nothing_is_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from onnx_cbq.graph.remove.build import Channels, find_channels
 from onnx_cbq.graph.remove.links import Fixed, Kept
 from onnx_cbq.graph.shapes import Shapes
 from onnx_cbq.model import Array, Model
-from onnx_cbq.records import Layer, Layers, LayerWeights
+from onnx_cbq.records import Layer, Written
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,16 @@ class Found:
 
 
 def analyse(
-    model: Model, layers: Layers, weights: Mapping[str, LayerWeights], shapes: Shapes, values: Mapping[str, Array]
+    written: Written,
+    shapes: Shapes,
+    values: Mapping[str, Array],
+    unit: int = 1,
 ) -> Found:
     """Find the channels that can be cut; every layer keeps at least one.
 
-    `values` are those of `find_channels`.
+    `values` are those of `find_channels`. A Conv that has a multiple of `unit` channels keeps a multiple of it.
     """
+    model, layers, weights = written.model, written.layers, written.weights
     channels = find_channels(model, layers, weights, shapes, values)
     fixed: Fixed = {name: np.zeros(size, np.bool_) for name, size in channels.sizes.items()}
     for link in channels.links:
@@ -62,6 +66,12 @@ def analyse(
             if not kept[use.output].any():
                 kept.add(use.output, np.arange(channels.sizes[use.output]) == 0, "all channels of the layer would go")
                 _settle(channels, kept, fixed)
+    convs = [layer for layer in layers if layer.operator == "Conv" and layer.channels % unit == 0]
+    while odd := [use.output for layer in convs for use in layer.uses if (kept[use.output] > 0).sum() % unit]:
+        gone = np.flatnonzero(kept[odd[0]] == 0)
+        some = np.isin(np.arange(channels.sizes[odd[0]]), gone[: (len(gone) % unit)])
+        kept.add(odd[0], some, f"channels of a Conv go {unit} at a time, since kernels are slow at other numbers")
+        _settle(channels, kept, fixed)
     return Found(channels, kept)
 
 
