@@ -119,7 +119,7 @@ def quantize_data_free(
         weights = {layer.name: _weights(layer, found[layer.name], plan.bits[layer.name]) for layer in layers}
     with clock.stage("emit"):
         output = emit_qdq(normalised.model, layers, weights, NO_ACTIVATIONS, {}, config.storage)
-        output = with_metadata(output, layers, plan, f"data-free {config.scheme}", versions.get("onnx-cbq", ""))
+        output = with_metadata(output, layers, plan, (f"data-free {config.scheme}", versions.get("onnx-cbq", "")))
     with clock.stage("verify"), tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "quantized.onnx"
         size = write_model(output, path)

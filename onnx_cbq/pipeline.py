@@ -84,10 +84,18 @@ def quantize(
         quantized=comparison.evaluations[1],
         agreement=comparison.agreements[1],
         sizes=sizes,
+        removal=solution.removal,
         class_names=work.class_names,
         calibration_samples=len(setting.drawn.indices),
         seconds=clock.seconds,
-        notes=(*work.notes, *setting.drawn.notes, *solution.planned.notes, *rounded.notes, *seen),
+        notes=(
+            *work.notes,
+            *setting.drawn.notes,
+            *solution.planned.notes,
+            *rounded.notes,
+            *solution.removal.notes,
+            *seen,
+        ),
         versions=_versions(),
         config=config,
     )
@@ -190,7 +198,9 @@ def _scores(work: Workload, drawn: Draw, config: QuantizeConfig, progress: Progr
 
 def _emit(setting: Setting, solution: Solution) -> Model:
     output = emit_solution(setting, solution)
-    return with_metadata(output, setting.work.layers, solution.plan, setting.config.method, _versions()["onnx-cbq"])
+    made_by = setting.config.method, _versions()["onnx-cbq"]
+    written, removed = solution.written.layers, solution.removal.removed
+    return with_metadata(output, setting.work.layers, solution.plan, made_by, written, removed)
 
 
 def _file_size(setting: Setting, solution: Solution) -> int:
@@ -219,7 +229,7 @@ def _verify(setting: Setting, solution: Solution, output: Model, progress: Progr
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "quantized.onnx"
         size = write_model(output, path)
-        check_file(path, work.model, work.layers, solution.rounded.weights, work.example.feeds)
+        check_file(path, work.model, solution.written.layers, solution.written.weights, work.example.feeds)
         if setting.config.storage == "packed":
             check_equal(path, emit_solution(setting, solution, "int8"), work.example.feeds)
         ideal = math.ceil(solution.plan.average_bits(work.layers) * work.layers.size / 8)

@@ -89,6 +89,19 @@ class Layer:
         use = self.uses[0]
         return use.output_shape[use.channel_axis] // self.channels
 
+    @property
+    def macs(self) -> int:
+        """Multiplications with a weight for one sample, in all uses."""
+        return sum(self._macs_of(use) for use in self.uses)
+
+    def _macs_of(self, use: Use) -> int:
+        if use.windows is not None:
+            # Every weight is used once per window.
+            return self.size * int(np.prod(use.windows.outputs))
+        rank = len(self.weight_shape)
+        inputs = self.weight_shape[rank - 2 if self.weight_axis == rank - 1 else rank - 1]
+        return int(np.prod(use.output_shape)) * inputs // self.samples
+
     def rows(self, weight: Array) -> Array:
         """The weight as a matrix with one row per channel: weight_shape -> [channels, weights per channel]."""
         return np.moveaxis(weight, self.weight_axis, 0).reshape(self.channels, -1)
@@ -135,6 +148,11 @@ class Layers:
     def size(self) -> int:
         """Number of weights in all layers."""
         return sum(layer.size for layer in self.layers)
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiplications of all layers for one sample."""
+        return sum(layer.macs for layer in self.layers)
 
 
 @dataclass(frozen=True)
@@ -309,6 +327,45 @@ class LayerWeights:
     bits: Array
     zero_point: Array | None = None
     levels: Array | None = None
+
+    def bias_scale(self, activation_scale: float) -> Array:
+        """The scale s_x s_w of the int32 bias, float32 [channels]."""
+        return np.asarray(self.scale * np.float32(activation_scale), np.float32)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What is written: a graph with float weights, its layers, and the integers that stand for their weights."""
+
+    model: Model
+    layers: Layers
+    weights: Mapping[str, LayerWeights]
+
+
+@dataclass(frozen=True)
+class KeptZero:
+    """Channels of 0 bits that stay in a layer as zeros, and why."""
+
+    layer: str
+    channels: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Channels that were cut out of the layers.
+
+    Attributes:
+        removed: layer name -> which of its channels; layers that lost none are left out.
+        kept_zero: channels of 0 bits that are still there.
+        macs: multiplications of all layers for one sample, before and after.
+        notes: what a user should know.
+    """
+
+    removed: Mapping[str, tuple[int, ...]]
+    kept_zero: tuple[KeptZero, ...]
+    macs: tuple[int, int]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

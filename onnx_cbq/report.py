@@ -40,6 +40,7 @@ def result_table(result: Result, path: Path) -> RenderableType:
         table.add_row("  archive", "", f"{result.sizes.archive:,}")
         table.add_row("  bits per weight, coded", "", f"{result.sizes.coded_bits:.3f}")
     table.add_row("latency, ms", f"{before.latency_ms:.3f}", f"{after.latency_ms:.3f}")
+    table.add_row("million MACs of the layers", *(f"{macs / 1e6:,.3f}" for macs in result.removal.macs))
     table.add_row("same prediction, %", "", _percent(result.agreement))
     swaps = [f"{names[m]} for {names[taken]} +{more}" for m, taken, more in result.swaps()]
     stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds.items())
@@ -47,6 +48,7 @@ def result_table(result: Result, path: Path) -> RenderableType:
         *(f"group: {name}" for name in result.groups.names if not result.groups.is_trivial),
         *(["taken more often: " + ", ".join(swaps)] if swaps else []),
         *_search_lines(result),
+        *_removal_lines(result),
         f"{path}: {after.samples:,} samples, of which {result.calibration_samples:,} were used to calibrate",
         f"seconds: {stages}",
         *(f"left float: {entry.name} ({entry.operator}): {entry.reason}" for entry in result.layers.left_float),
@@ -121,6 +123,18 @@ def _search_lines(result: Result) -> list[str]:
     return [
         f"plan: {search.criterion}, divergence {search.loss:.4f} nats after {search.exchanges} trades between layers",
         f"criteria before trading: {others}",
+    ]
+
+
+def _removal_lines(result: Result) -> list[str]:
+    """Which layers lost channels, and which keep some of 0 bits."""
+    found = result.removal
+    removed = ", ".join(
+        f"{name} {len(channels)} of {result.layers.by_name[name].channels}" for name, channels in found.removed.items()
+    )
+    return [
+        *([f"channels removed: {removed}"] if removed else []),
+        *(f"kept as zeros: {entry.channels} of {entry.layer}: {entry.reason}" for entry in found.kept_zero),
     ]
 
 

@@ -15,7 +15,7 @@ from onnx_cbq.config import QuantizeConfig
 from onnx_cbq.emit.archive import archive
 from onnx_cbq.emit.files import write_model
 from onnx_cbq.model import Model
-from onnx_cbq.records import Evaluation, Grouping, Layers, Plan, Scores, SearchReport
+from onnx_cbq.records import Evaluation, Grouping, Layers, Plan, Removal, Scores, SearchReport
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class Result:
         reference, quantized: the float and the quantized model on all samples of the card.
         agreement: share of samples on which both predict the same class, in percent.
         sizes: of the quantized model.
+        removal: channels that were cut out of the quantized model.
         class_names: in the order of the labels.
         calibration_samples: how many samples were used for statistics and search.
         seconds: per stage.
@@ -86,6 +87,7 @@ class Result:
     quantized: Evaluation
     agreement: float
     sizes: Sizes
+    removal: Removal
     class_names: tuple[str, ...]
     calibration_samples: int
     seconds: Mapping[str, float]
@@ -134,6 +136,9 @@ class Result:
                 "quantized": evaluation_json(self.quantized, self.class_names),
                 "agreement": self.agreement,
                 "sizes": asdict(self.sizes),
+                "removed": {name: len(channels) for name, channels in self.removal.removed.items()},
+                "kept_zero": [asdict(entry) for entry in self.removal.kept_zero],
+                "macs": dict(zip(("float", "quantized"), self.removal.macs, strict=True)),
                 "swaps": [
                     {"class": self.class_names[m], "taken_for": self.class_names[taken], "more": more}
                     for m, taken, more in self.swaps()

@@ -9,7 +9,7 @@ from onnx_cbq.errors import VerificationError
 from onnx_cbq.progress import Clock, Progress
 from onnx_cbq.records import Layers
 from onnx_cbq.rounding import round_to_nearest
-from onnx_cbq.solving import Setting, Solution, find_plan, solve, with_bits
+from onnx_cbq.solving import Setting, Solution, find_plan, make_solution, solve, with_bits
 
 # A file this much below the size asked for, as a share, is near enough.
 TOLERANCE = 0.002
@@ -18,8 +18,10 @@ CORRECTIONS = 6
 # Once a solution fits, it is worth few more to use the room that is left.
 FINE_CORRECTIONS = 2
 _LEAST_BITS = 0.1
-# Where an archive starts, whose size only shows once its codes have been chosen.
-_START_BITS = 2.0
+# An archive's size only shows once its codes have been chosen: it starts with this share of the bytes for codes, and is
+# near enough at a larger distance.
+_START_SHARE = 0.88
+_ARCHIVE_TOLERANCE = 0.015
 
 
 def meet_bytes(
@@ -35,11 +37,12 @@ def meet_bytes(
     """
     limit, layers = setting.config.bytes, setting.work.layers
     assert limit is not None
-    bits = _START_BITS if setting.config.storage == "archive" else float(MOST_BITS)
-    for _ in range(CORRECTIONS if setting.config.storage == "packed" else 0):
+    archived = setting.config.storage == "archive"
+    bits = min(8 * _START_SHARE * limit / layers.size, MOST_BITS) if archived else float(MOST_BITS)
+    for _ in range(0 if archived else CORRECTIONS):
         tried = with_bits(setting, bits, setting.class_weights, trade=False)
         plan = find_plan(tried, clock, progress)
-        size = size_of(tried, Solution(plan, round_to_nearest(setting.work.model, layers, plan.plan)))
+        size = size_of(tried, make_solution(tried, plan, round_to_nearest(setting.work.model, layers, plan.plan)))
         if _near(size, limit) or (bits == MOST_BITS and size <= limit):
             break
         bits = _corrected(bits, size, limit, layers)
@@ -50,7 +53,9 @@ def meet_bytes(
         size = size_of(tried, solution)
         if size <= limit and (best is None or size > best[0]):
             best = size, solution
-        if _near(size, limit) or (best and (bits == MOST_BITS or attempt >= FINE_CORRECTIONS)):
+        if _near(size, limit, _ARCHIVE_TOLERANCE if archived else TOLERANCE) or (
+            best and (bits == MOST_BITS or attempt >= FINE_CORRECTIONS)
+        ):
             break
         bits = _corrected(bits, size, limit, layers)
     if best is None:
@@ -59,8 +64,8 @@ def meet_bytes(
     return best[1], (f"--bytes {limit:,}: {found:.3f} bits make a file of {best[0]:,}",)
 
 
-def _near(size: int, limit: int) -> bool:
-    return limit * (1 - TOLERANCE) <= size <= limit
+def _near(size: int, limit: int, tolerance: float = TOLERANCE) -> bool:
+    return limit * (1 - tolerance) <= size <= limit
 
 
 def _corrected(bits: float, size: int, limit: int, layers: Layers) -> float:

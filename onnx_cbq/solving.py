@@ -21,7 +21,8 @@ from onnx_cbq.planning import Evidence, Planned, gather_evidence, make_measure, 
 from onnx_cbq.progress import Clock, Progress
 from onnx_cbq.quantize.activations import choose_grid
 from onnx_cbq.quantize.weights import leave_room_for_bias
-from onnx_cbq.records import ActivationGrid, Plan, Seen
+from onnx_cbq.records import ActivationGrid, Plan, Removal, Seen, Written
+from onnx_cbq.removal import Run, remove_channels
 from onnx_cbq.rounding import Rounded, fitting_plan, round_in_order, round_to_nearest, run_of
 from onnx_cbq.scoring import batch_size
 from onnx_cbq.statistics import collect_histograms
@@ -55,10 +56,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class Solution:
-    """A plan and the weights that it makes."""
+    """A plan, the weights that it makes, and what is written of them once channels of 0 bits are removed."""
 
     planned: Planned
     rounded: Rounded
+    written: Written
+    removal: Removal
 
     @property
     def plan(self) -> Plan:
@@ -103,7 +106,17 @@ def solve(setting: Setting, clock: Clock, progress: Progress) -> Solution:
             return _solve_at_rate(setting, setting.steps, progress)
     planned = find_plan(setting, clock, progress)
     with clock.stage("rounding"):
-        return Solution(planned, _round(setting, planned.plan, progress))
+        rounded = _round(setting, planned.plan, progress)
+    with clock.stage("removal"):
+        return make_solution(setting, planned, rounded)
+
+
+def make_solution(setting: Setting, planned: Planned, rounded: Rounded) -> Solution:
+    """The solution of a plan that was rounded, without the channels that nobody needs."""
+    work = setting.work
+    plain = Written(work.model.with_constants(rounded.biases), work.layers, rounded.weights)
+    run = Run(setting.placement, setting.grids, work.shapes, work.example)
+    return Solution(planned, rounded, *remove_channels(plain, run))
 
 
 def find_plan(setting: Setting, clock: Clock, progress: Progress) -> Planned:
@@ -120,9 +133,8 @@ def find_plan(setting: Setting, clock: Clock, progress: Progress) -> Planned:
 
 def emit_solution(setting: Setting, solution: Solution, storage: str | None = None) -> Model:
     """The quantized model that a solution makes, with another storage than that of the settings if one is given."""
-    work, rounded, storage = setting.work, solution.rounded, storage or setting.config.storage
-    corrected = work.model.with_constants(rounded.biases)
-    return emit_qdq(corrected, work.layers, rounded.weights, setting.placement, setting.grids, storage)
+    written, storage = solution.written, storage or setting.config.storage
+    return emit_qdq(written.model, written.layers, written.weights, setting.placement, setting.grids, storage)
 
 
 def with_bits(setting: Setting, bits: float, class_weights: Array, *, trade: bool = True) -> Setting:
@@ -223,7 +235,8 @@ def _solve_at_rate(setting: Setting, steps: StepEvidence, progress: Progress) ->
     if rate > config.bits:
         note += ", which is less than these weights can take"
     rounded = _with_room(setting, rounded)
-    return Solution(Planned(Plan({name: w.bits for name, w in rounded.weights.items()}), (note,)), rounded)
+    planned = Planned(Plan({name: w.bits for name, w in rounded.weights.items()}), (note,))
+    return make_solution(setting, planned, rounded)
 
 
 def _round(setting: Setting, plan: Plan, progress: Progress) -> Rounded:

@@ -14,7 +14,7 @@ from onnx_cbq.graph.layers import find_layers
 from onnx_cbq.graph.load import load
 from onnx_cbq.graph.logits import Logits, find_logits
 from onnx_cbq.graph.normalise import normalise
-from onnx_cbq.graph.shapes import EXAMPLE_BATCH, Example
+from onnx_cbq.graph.shapes import EXAMPLE_BATCH, Example, Shapes
 from onnx_cbq.model import Model
 from onnx_cbq.records import Layers
 
@@ -28,13 +28,14 @@ class Workload:
 
     Attributes:
         source: the model as it came; `source_bytes` is its size.
-        model: the normalised model, which every stage works on.
+        model: the normalised model, which every stage works on; `shapes` are those of its tensors.
         example: a few samples to measure shapes on.
     """
 
     source: Model
     source_bytes: int
     model: Model
+    shapes: Shapes
     layers: Layers
     logits: Logits
     samples: Samples
@@ -58,7 +59,7 @@ def prepare(model: ModelSource, data: DataSource, logits: str | None = None) -> 
     found = find_logits(normalised.model, shapes, logits)
     names = samples.check_labels(found.classes, every_class=True)
     size, notes = size_of(model), (*normalised.notes, *left_out(samples))
-    return Workload(source, size, normalised.model, layers, found, samples, example, names, notes)
+    return Workload(source, size, normalised.model, shapes, layers, found, samples, example, names, notes)
 
 
 def size_of(model: ModelSource) -> int:

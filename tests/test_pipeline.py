@@ -40,7 +40,10 @@ def assert_plan_is_in_the_file(result: Result) -> None:
     for layer in result.layers:
         stored = numpy_helper.to_array(codes[f"{layer.weight}_q"])
         assert stored.dtype == np.int8
-        check_codes(layer.name, layer.rows(stored), result.plan.bits[layer.name])
+        rows = np.moveaxis(stored, layer.weight_axis, 0)
+        stay = np.delete(result.plan.bits[layer.name], result.removal.removed.get(layer.name, ()))
+        assert len(rows) == len(stay)
+        check_codes(layer.name, rows.reshape(len(rows), -1), stay)
 
 
 def output_error(source: onnx.ModelProto, result: Result, feeds: dict[str, Array], output: str) -> float:
@@ -75,7 +78,9 @@ def test_exported_nets_meet_the_average_that_was_asked_for(
     assert_plan_is_in_the_file(result)
     assert len({width for bits in result.plan.bits.values() for width in bits.tolist()}) > 1
     assert result.scores is not None
-    stages = {"load", "equalize", "statistics", "activations", "search", "rounding", "emit", "verify"}
+    stages = {
+        "load", "equalize", "statistics", "activations", "search", "rounding", "removal", "emit", "verify",
+    }  # fmt: skip
     assert set(result.seconds) == stages
 
 

@@ -55,8 +55,10 @@ def test_resnet20_by_cbq_meets_its_average_and_its_file_does_what_it_says(real_d
     assert 3.8 < result.average_bits <= 4.0
     codes = {tensor.name: tensor for tensor in result.proto.graph.initializer}
     for layer in result.layers:
-        rows = layer.rows(numpy_helper.to_array(codes[f"{layer.weight}_q"]))
-        check_codes(layer.name, rows, result.plan.bits[layer.name])
+        stored = numpy_helper.to_array(codes[f"{layer.weight}_q"])
+        rows = np.moveaxis(stored, layer.weight_axis, 0).reshape(stored.shape[layer.weight_axis], -1)
+        stay = np.delete(result.plan.bits[layer.name], result.removal.removed.get(layer.name, ()))
+        check_codes(layer.name, rows, stay)
     result.save(tmp_path / "quantized.onnx")
     found = evaluate(tmp_path / "quantized.onnx", data).model
     assert (found.top1, found.per_class) == (result.quantized.top1, result.quantized.per_class)

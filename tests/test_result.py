@@ -13,7 +13,7 @@ import pytest
 from onnx_cbq.config import QuantizeConfig
 from onnx_cbq.errors import OutputError
 from onnx_cbq.model import Model
-from onnx_cbq.records import Evaluation, Grouping, Layer, Layers, LeftFloat, Plan, SearchReport, Use
+from onnx_cbq.records import Evaluation, Grouping, KeptZero, Layer, Layers, LeftFloat, Plan, Removal, SearchReport, Use
 from onnx_cbq.result import CurvePoint, EvaluationResult, Result, Sizes, evaluation_json
 from tests.graphs import make_model, node
 
@@ -40,6 +40,7 @@ def result() -> Result:
         quantized=QUANTIZED,
         agreement=75.0,
         sizes=Sizes(7, 1000, 900),
+        removal=Removal({"second": (0, 2)}, (KeptZero("first", 1, "it is an output"),), (30, 24)),
         class_names=NAMES,
         calibration_samples=12,
         seconds={"load": 0.25, "search": 1.0},
@@ -84,6 +85,9 @@ def test_the_json_holds_all_that_was_promised() -> None:
     }
     assert found["curve"] == [{"average_bits": 1.99, "ideal_bytes": 5, **found["quantized"]}]
     assert found["groups"] == {"names": ["cat+übel", "dog"], "top1": {"float": 75.0, "quantized": 50.0}}
+    assert found["removed"] == {"second": 2}
+    assert found["kept_zero"] == [{"layer": "first", "channels": 1, "reason": "it is an output"}]
+    assert found["macs"] == {"float": 30, "quantized": 24}
     assert found["agreement"] == 75.0
     assert found["seconds"] == {"load": 0.25, "search": 1.0}
     assert found["versions"] == {"onnx-cbq": "1"}

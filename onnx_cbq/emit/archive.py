@@ -194,10 +194,12 @@ def _layers(anatomy: Anatomy, plan: StoredPlan) -> dict[int, Array] | None:
     narrow = iter([(i, gap) for i, gap in enumerate(anatomy.gaps) if gap.is_narrow])
     found: dict[int, Array] = {}
     for layer in plan.layers.values():
-        index = next((i for i, gap in narrow if gap.shape == layer.shape and len(layer.bits) in gap.shape), None)
+        index = next(
+            (i for i, gap in narrow if gap.shape == layer.shape and len(layer.written_bits) in gap.shape), None
+        )
         if index is None:
             return None
-        found[index] = layer.bits
+        found[index] = layer.written_bits
     return found
 
 

@@ -1,9 +1,12 @@
-"""The plan travels in the file that it made: one `metadata_props` entry, JSON, a digit per channel."""
+"""The plan travels in the file that it made: one `metadata_props` entry, JSON.
+
+A channel is a digit, its bits; one that was cut out of the file is a letter.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +19,7 @@ from onnx_cbq.records import Layers, Plan
 KEY = "onnx_cbq"
 PRODUCER = "onnx-cbq"
 HIGHEST_IR = 10
+_KEPT, _REMOVED = "012345678", "abcdefghi"
 
 
 @dataclass(frozen=True)
@@ -23,8 +27,14 @@ class StoredLayer:
     """One layer's part of a stored plan."""
 
     operator: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # of the weight in the file
     bits: Array  # int8 [channels]
+    removed: Array  # bool [channels]: those that are not in the file
+
+    @property
+    def written_bits(self) -> Array:
+        """The bits of the channels in the file."""
+        return np.asarray(self.bits[~self.removed])
 
 
 @dataclass(frozen=True)
@@ -37,8 +47,20 @@ class StoredPlan:
     layers: Mapping[str, StoredLayer]
 
 
-def with_metadata(model: Model, layers: Layers, plan: Plan, method: str, version: str) -> Model:
-    """`model` with the plan and without what the exporter left: documentation, metadata, producer."""
+def with_metadata(
+    model: Model,
+    layers: Layers,
+    plan: Plan,
+    made_by: tuple[str, str],
+    written: Layers | None = None,
+    removed: Mapping[str, Sequence[int]] | None = None,
+) -> Model:
+    """`model` with the plan and without what the exporter left: documentation, metadata, producer.
+
+    The plan is that of all channels of `layers`, those that were `removed` (layer -> which) among them; the shapes are
+    those of the layers as they are `written`. `made_by` are method and version.
+    """
+    method, version = made_by
     skeleton = ModelProto()
     skeleton.CopyFrom(model.skeleton)
     skeleton.producer_name, skeleton.producer_version = PRODUCER, version
@@ -49,17 +71,35 @@ def with_metadata(model: Model, layers: Layers, plan: Plan, method: str, version
     for entry in (*skeleton.graph.node, *skeleton.graph.input, *skeleton.graph.output, *skeleton.graph.initializer):
         entry.ClearField("doc_string")
         entry.ClearField("metadata_props")
+    gone = removed or {}
     stored = {
         "version": version,
         "method": method,
         "average_bits": plan.average_bits(layers),
         "layers": {
-            layer.name: [layer.operator, list(layer.weight_shape), "".join(map(str, plan.bits[layer.name].tolist()))]
-            for layer in layers
+            layer.name: [
+                layer.operator,
+                list(layer.weight_shape),
+                _digits(plan.bits[layer.name], gone.get(layer.name, ())),
+            ]
+            for layer in written or layers
         },
     }
     skeleton.metadata_props.add(key=KEY, value=json.dumps(stored, separators=(",", ":")))
     return Model(skeleton, model.weights)
+
+
+def _digits(bits: Array, removed: Sequence[int]) -> str:
+    """A digit per channel, a letter for one that was removed."""
+    gone = np.zeros(len(bits), bool)
+    gone[list(removed)] = True
+    return "".join((_REMOVED if out else _KEPT)[width] for width, out in zip(bits.tolist(), gone, strict=True))
+
+
+def _read_digits(digits: str) -> tuple[Array, Array]:
+    """Bits, int8 [channels], and which channels were removed, bool [channels]."""
+    bits = [(_KEPT + _REMOVED).index(digit) % len(_KEPT) for digit in digits]
+    return np.array(bits, np.int8), np.array([digit in _REMOVED for digit in digits], bool)
 
 
 def read_metadata(model: Model) -> StoredPlan | None:
@@ -81,7 +121,7 @@ def parse_plan(text: str | bytes) -> StoredPlan:
     try:
         stored = json.loads(text)
         layers = {
-            name: StoredLayer(operator, tuple(shape), np.array([int(digit) for digit in digits], np.int8))
+            name: StoredLayer(operator, tuple(shape), *_read_digits(digits))
             for name, (operator, shape, digits) in stored["layers"].items()
         }
         return StoredPlan(stored["version"], stored["method"], float(stored["average_bits"]), layers)

@@ -21,7 +21,7 @@ from onnx_cbq.emit.packed import PackedLayer, unpacking_graph
 from onnx_cbq.emit.shorten import shorten
 from onnx_cbq.graph.placement import SATURATION, Placement
 from onnx_cbq.model import Array, Model
-from onnx_cbq.records import ActivationGrid, Layer, Layers, LayerWeights, Seen, Use
+from onnx_cbq.records import ActivationGrid, Layer, Layers, LayerWeights, Seen, Use, Written
 
 # What a node with two inputs takes in the file; a constant's name and shape take about half of that.
 NODE_BYTES = 32
@@ -47,11 +47,25 @@ def emit_qdq(
     return shorten(output) if storage == "packed" else output
 
 
+def emit_seen(written: Written, placement: Placement, grids: Mapping[str, ActivationGrid]) -> Seen:
+    """What `emit_qdq` gives, with the names of what layers read there."""
+    writer = _Writer(written.model, placement, grids)
+    for layer in written.layers:
+        writer.add_weight(layer, written.weights[layer.name])
+    output = writer.write()
+    return Seen(output, writer.names())
+
+
 def simulate_activations(model: Model, placement: Placement, grids: Mapping[str, ActivationGrid]) -> Seen:
     """`model` with the tensors of `placement` on their grids and the weights in float."""
     writer = _Writer(model, placement, grids)
     simulated = writer.write()
     return Seen(simulated, writer.names())
+
+
+def bias_codes(bias: Array, scale: Array) -> Array:
+    """A bias in whole multiples of its scale, as float64 [channels]."""
+    return np.asarray(np.rint(bias.reshape(-1).astype(np.float64) / scale))
 
 
 class _Writer:
@@ -212,8 +226,8 @@ class _Writer:
         assert bias is not None
         if use.activation not in self._integers or bias.size not in (1, len(weights.scale)):
             return str(use.bias)
-        scale = (weights.scale * np.float32(self._grids[use.activation].scale)).astype(np.float32)
-        codes = np.rint(bias.reshape(-1).astype(np.float64) / scale).astype(np.int32)
+        scale = weights.bias_scale(self._grids[use.activation].scale)
+        codes = bias_codes(bias, scale).astype(np.int32)
         inputs = [self._constant(f"{use.bias}_q", codes), self._bias_scale(use, weights, scale)]
         return self._add("DequantizeLinear", inputs, f"{use.bias}_dq", axis=0)
 

@@ -18,7 +18,7 @@ from onnx_cbq.graph.passes.kernels import matmul_to_gemm, mean_to_pool
 from onnx_cbq.graph.passes.linear import fold_affine, fold_gemm_factors, own_biases
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.model import Array, Model
-from onnx_cbq.runtime import Session
+from onnx_cbq.runtime import Optimization, Session
 
 Pass = Callable[[Model, Example], Model]
 
@@ -52,13 +52,13 @@ def normalise(model: Model, example: Example, passes: tuple[Pass, ...] = PASSES)
     Raises:
         ModelError: onnxruntime cannot load or run the model as it came.
     """
-    reference = _outputs(model, example)
+    reference = outputs_of(model, example)
     notes: list[str] = []
     for rewrite in passes:
         candidate = rewrite(model, example)
         if candidate is model:
             continue
-        error = _relative_error(_outputs(candidate, example), reference)
+        error = relative_error(outputs_of(candidate, example), reference)
         if error <= TOLERANCE:
             model = candidate
         else:
@@ -66,12 +66,13 @@ def normalise(model: Model, example: Example, passes: tuple[Pass, ...] = PASSES)
     return Normalised(model, tuple(notes))
 
 
-def _outputs(model: Model, example: Example) -> list[Array]:
-    session = Session(model)
+def outputs_of(model: Model, example: Example, optimization: Optimization = "all") -> list[Array]:
+    """All outputs, at every batch size that the model allows."""
+    session = Session(model, optimization)
     return [value for feeds in example.runs(model) for value in session.run(feeds).values()]
 
 
-def _relative_error(values: list[Array], reference: list[Array]) -> float:
+def relative_error(values: list[Array], reference: list[Array]) -> float:
     """Largest deviation of any output, relative to the largest magnitude in that output; infinite if shapes differ."""
     worst = 0.0
     for value, expected in zip(values, reference, strict=True):

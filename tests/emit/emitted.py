@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from onnx_cbq.graph.placement import NO_ACTIVATIONS, Placement, place_activation
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.model import Array, Model
 from onnx_cbq.quantize.activations import Histogram, choose_grid
-from onnx_cbq.quantize.weights import quantize_layer
+from onnx_cbq.quantize.weights import leave_room_for_bias, quantize_layer
 from onnx_cbq.records import ActivationGrid, Layers, LayerWeights
 from onnx_cbq.runtime import Session
 from tests.graphs import make_model
@@ -45,11 +45,18 @@ class Emitted:
 
 
 def emitted(
-    proto: onnx.ModelProto, bits: int = 6, *, activations: bool = True, samples: int = 3, activation_bits: int = 8
+    proto: onnx.ModelProto,
+    bits: int = 6,
+    *,
+    activations: bool = True,
+    samples: int = 3,
+    activation_bits: int = 8,
+    zeros: Mapping[str, Sequence[int]] | None = None,
 ) -> Emitted:
     """`proto` with every channel at `bits`, ranges from the random samples that come with it.
 
-    Inputs of the model stay at 8 bits, all other activations get `activation_bits`.
+    Inputs of the model stay at 8 bits, all other activations get `activation_bits`; `zeros` are channels of 0 bits, by
+    layer.
     """
     source = load(proto)
     random = np.random.default_rng(3)
@@ -71,7 +78,15 @@ def emitted(
     for layer in layers:
         weight = model.constant(layer.weight)
         assert weight is not None
-        weights[layer.name] = quantize_layer(layer, weight, np.full(layer.channels, bits, np.int8))
+        widths = np.full(layer.channels, bits, np.int8)
+        widths[list((zeros or {}).get(layer.name, ()))] = 0
+        weights[layer.name] = quantize_layer(layer, weight, widths)
+        for use in layer.uses:
+            grid = grids.get(placement.grid_of(use.activation))
+            if zeros and grid and use.bias:
+                weights[layer.name] = leave_room_for_bias(
+                    layer, weights[layer.name], model.weight(use.bias), grid.scale
+                )
     output = emit_qdq(model, layers, weights, placement, grids)
     return Emitted(model, layers, weights, placement, grids, feeds, output)
 

@@ -35,7 +35,7 @@ def made(ir_version: int = 8, opset: int = 18) -> onnx.ModelProto:
 def with_plan(proto: onnx.ModelProto) -> tuple[Model, Layers]:
     model = load(proto)
     layers = find_layers(model, Example.made_up(model).shapes(model))
-    return with_metadata(model, layers, Plan(BITS), "cbq", "1.2.3"), layers
+    return with_metadata(model, layers, Plan(BITS), ("cbq", "1.2.3")), layers
 
 
 def test_the_plan_is_read_from_the_file_as_it_was_written(tmp_path: Path) -> None:

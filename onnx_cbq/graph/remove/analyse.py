@@ -1,0 +1,95 @@
+"""Which channels can be cut out of a graph so that its outputs stay what they are.
+
+At first every channel can; then each link keeps what others need, until nothing changes (the largest set for which
+every reader of a channel either takes it up in its bias, has no weight for it, or is cut at the same place).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_cbq.graph.remove.build import Channels, find_channels
+from onnx_cbq.graph.remove.links import Fixed, Kept
+from onnx_cbq.graph.shapes import Shapes
+from onnx_cbq.model import Array, Model
+from onnx_cbq.records import Layer, Written
+
+
+@dataclass(frozen=True)
+class Found:
+    """What can be cut.
+
+    Attributes:
+        channels: of every tensor.
+        kept: which of them stay, and why.
+    """
+
+    channels: Channels
+    kept: Kept
+
+    def stays(self, tensor: str) -> Array:
+        """Which channels of a tensor stay, bool [channels]."""
+        return np.asarray(self.kept[tensor] > 0)
+
+    def stays_of(self, layer: Layer) -> Array:
+        """Which channels of a layer stay, bool [channels]."""
+        stays = self.stays(layer.uses[0].output)
+        return stays if len(stays) == layer.channels else np.ones(layer.channels, np.bool_)
+
+
+def analyse(
+    written: Written,
+    shapes: Shapes,
+    values: Mapping[str, Array],
+    unit: int = 1,
+) -> Found:
+    """Find the channels that can be cut; every layer keeps at least one.
+
+    `values` are those of `find_channels`. A Conv that has a multiple of `unit` channels keeps a multiple of it.
+    """
+    model, layers, weights = written.model, written.layers, written.weights
+    channels = find_channels(model, layers, weights, shapes, values)
+    fixed: Fixed = {name: np.zeros(size, np.bool_) for name, size in channels.sizes.items()}
+    for link in channels.links:
+        link.fix(fixed)
+    kept = Kept(channels.sizes)
+    for name in (*model.outputs, *(spec.name for spec in model.inputs)):
+        kept.add(name, np.True_, "it is an input or output of the model")
+    for name in _read_in_graphs(model) & channels.sizes.keys():
+        kept.add(name, np.True_, "a graph inside an operator reads it")
+    _settle(channels, kept, fixed)
+    for layer in layers:
+        for use in layer.uses:
+            if not kept[use.output].any():
+                kept.add(use.output, np.arange(channels.sizes[use.output]) == 0, "all channels of the layer would go")
+                _settle(channels, kept, fixed)
+    convs = [layer for layer in layers if layer.operator == "Conv" and layer.channels % unit == 0]
+    while odd := [use.output for layer in convs for use in layer.uses if (kept[use.output] > 0).sum() % unit]:
+        gone = np.flatnonzero(kept[odd[0]] == 0)
+        some = np.isin(np.arange(channels.sizes[odd[0]]), gone[: (len(gone) % unit)])
+        kept.add(odd[0], some, f"channels of a Conv go {unit} at a time, since kernels are slow at other numbers")
+        _settle(channels, kept, fixed)
+    return Found(channels, kept)
+
+
+def _settle(channels: Channels, kept: Kept, fixed: Fixed) -> None:
+    kept.changed = True
+    while kept.changed:
+        kept.changed = False
+        for link in reversed(channels.links):
+            link.keep(kept, fixed)
+
+
+def _read_in_graphs(model: Model) -> set[str]:
+    """Names that occur in graphs inside nodes."""
+    pending = [a for node in model.nodes for a in node.attribute]
+    names: set[str] = set()
+    while pending:
+        attribute = pending.pop()
+        for graph in (attribute.g, *attribute.graphs):
+            names |= {name for node in graph.node for name in node.input} | {info.name for info in graph.output}
+            pending += [a for node in graph.node for a in node.attribute]
+    return names
