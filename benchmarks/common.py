@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,14 +28,31 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         print("| " + " | ".join(row) + " |")
 
 
+def run_elsewhere(python: Path, script: str, *arguments: str | Path) -> str:
+    """What a script of this folder prints in another environment; ends the run with what it says where it fails."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [str(part) for part in (python, Path(__file__).with_name(script), *arguments)]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603, our script
+    if ran.returncode:
+        sys.exit(f"{script} failed in the environment of {python}:\n{ran.stderr}")
+    return ran.stdout
+
+
 class Requirements:
-    """Upper limits on what was measured: each is printed, and `exit_code` is 1 if one was missed."""
+    """Limits on what was measured: each is printed, and `exit_code` is 1 if one was missed."""
 
     def __init__(self) -> None:
         self.exit_code = 0
 
     def at_most(self, what: str, value: float, limit: float) -> None:
-        """Print `value` beside its limit."""
-        missed = not value <= limit
-        print(f"{what}: {value:.3f}, required at most {limit:g}: {'MISSED' if missed else 'ok'}")
+        """Print `value` beside its upper limit."""
+        self._hold(what, value, f"at most {limit:,g}", missed=not value <= limit)
+
+    def at_least(self, what: str, value: float, limit: float) -> None:
+        """Print `value` beside its lower limit."""
+        self._hold(what, value, f"at least {limit:,g}", missed=not value >= limit)
+
+    def _hold(self, what: str, value: float, limit: str, *, missed: bool) -> None:
+        shown = f"{value:,.0f}" if float(value).is_integer() else f"{value:,.3f}"
+        print(f"{what}: {shown}, required {limit}: {'MISSED' if missed else 'ok'}")
         self.exit_code |= missed
