@@ -25,7 +25,7 @@ from onnx_cbq.workload import Workload
 # The rate may be this much below what was asked for, as a share.
 TOLERANCE = 0.01
 # How often the weights are rounded at most to meet it.
-PASSES = 4
+PASSES = 6
 # What the coder spends beside the estimate, before it is known.
 _FIRST_GUESS = 0.95
 
@@ -97,9 +97,10 @@ def round_at_rate(
 
     known = [(costs[name], steps.weights[name], rows[name].std(axis=1)) for name in costs]
     start = reference_tau(*zip(*known, strict=True))
-    ratio, best = _FIRST_GUESS, None
+    # Every time the coder spends too much, the next aim is lower by another share of the tolerance.
+    ratio, margin, best = _FIRST_GUESS, TOLERANCE / 2, None
     for _ in range(PASSES):
-        tau = find_tau(estimate, bits * (1 - TOLERANCE / 2) / ratio, start)
+        tau = find_tau(estimate, bits * (1 - margin) / ratio, start)
         rounded = round_in_order(
             work.model, simulated, work.layers, _fitting(settings(tau), config), run, config, progress
         )
@@ -108,6 +109,7 @@ def round_at_rate(
             best = rounded, spent
         if bits * (1 - TOLERANCE) <= spent <= bits:
             break
+        margin += TOLERANCE / 2 if spent > bits else 0
         ratio, start = spent / estimate(tau), tau
     return best or (rounded, spent)
 
