@@ -583,7 +583,7 @@ def test_other_commands_explain_themselves_too(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminate"])
 def test_signals_stop_a_real_process_without_leaving_anything(out: Path, number: signal.Signals) -> None:
-    """Sent as soon as the verification has written its temporary file."""
+    """Sent as soon as the first of nine temporary files is there, so that it never comes after the end."""
     temporary = out.parent / "temporary"
     arguments: list[str | Path] = [
         "-c",
@@ -594,16 +594,16 @@ def test_signals_stop_a_real_process_without_leaving_anything(out: Path, number:
         DIGITS_CARD,
     ]
     process = subprocess.Popen(  # noqa: S603
-        [sys.executable, *arguments, "--output", out / "q.onnx", "--method", "uniform"],
+        [sys.executable, *arguments, "--output", out / "q.onnx", "--curve"],
         env={**os.environ, "TMPDIR": str(temporary)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not list(temporary.rglob("*.onnx")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(number)
-    printed, message = process.communicate(timeout=30)
+    printed, message = process.communicate(timeout=120)
     finished = Finished(process.returncode, printed, message)
     assert_explained(finished, out, "stopped; no unfinished file was left behind", code=130)
