@@ -10,9 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnx
+from onnx import TensorProto
 
 from onnx_cbq.model import Array
+from tests.graphs import make_model, node
 
+BATCH = 3
 Shape = tuple[int, ...]
 
 
@@ -273,3 +277,27 @@ CASES = [
     *MOVEMENT,
     *RESIZE,
 ]
+
+
+def case_model(case: Case, operands: dict[str, Array]) -> onnx.ModelProto:
+    """The case as a float32 model with output `y`; `operands` become constants instead of graph inputs."""
+    inputs = [f"x{i}" for i in range(len(case.inputs))]
+    extra = {f"c{i}": value for i, value in enumerate(case.constants) if value is not None}
+    names = ["_" if value is None else f"c{i}" for i, value in enumerate(case.constants)]
+    order = names + inputs if case.constants_first else inputs + names
+    outputs = ["y"] if case.outputs == 1 else [f"y{i}" for i in range(case.outputs)]
+    attributes = dict(case.attributes)
+    if case.operator == "Cast":
+        attributes["to"] = TensorProto.FLOAT
+    nodes = [node(case.operator, " ".join(order), " ".join(outputs), **attributes)]
+    if case.operator == "Split":
+        nodes.append(node("Concat", " ".join(outputs[::-1]), "y", axis=1))
+    elif case.outputs > 1:
+        nodes.append(node("Neg", outputs[0], "y"))
+    batch: int | str = BATCH if case.fixed_batch else "N"
+    shapes = {
+        name: [batch, *shape[1:]] if shape[0] == BATCH else list(shape)
+        for name, shape in zip(inputs, case.inputs, strict=True)
+        if name not in operands
+    }
+    return make_model(nodes, shapes, ["y"], extra | operands, opset=case.opset)
