@@ -188,6 +188,7 @@ POOLING = [
     Case("AveragePool", (IMAGE,), {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1}),
     Case("AveragePool", (IMAGE,), {"kernel_shape": [3, 2], "strides": [2, 2], "ceil_mode": 1}),
     Case("AveragePool", (SIGNAL,), {"kernel_shape": [4], "strides": [3], "auto_pad": "SAME_LOWER"}),
+    Case("AveragePool", (SIGNAL,), {"kernel_shape": [1], "strides": [4], "auto_pad": "SAME_UPPER"}, note="gaps"),
     Case("AveragePool", (VOLUME,), {"kernel_shape": [2, 2, 2], "strides": [2, 1, 2]}),
     Case("AveragePool", (IMAGE,), {"kernel_shape": [2, 2], "dilations": [2, 2]}, opset=19),
     Case("LpPool", (IMAGE,), {"kernel_shape": [2, 2], "strides": [2, 2], "p": 2}),
@@ -255,6 +256,7 @@ RESIZE = [
         (None, np.array([1, 1, 2, 2], np.float32)),
     ),
     Case("Resize", (IMAGE,), {"mode": "linear"}, (None, np.array([1, 1, 2, 1.5], np.float32))),
+    Case("Resize", (IMAGE,), {"mode": "linear"}, (None, np.array([1, 1, 0.7, 1.1], np.float32)), note="scales-rounded"),
     Case("Resize", (IMAGE,), {"mode": "linear"}, (None, None, ints(3, 4, 5, 9)), fixed_batch=True),
     Case(
         "Resize",

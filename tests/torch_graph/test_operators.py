@@ -120,6 +120,30 @@ def test_logic_and_positions_are_those_of_onnxruntime() -> None:
     outputs_agree(proto, {"x": x})
 
 
+def test_special_values_are_treated_as_onnxruntime_treats_them() -> None:
+    """Infinities, NaN, halves to round, numbers to cut to integers, exponents that overflow."""
+    x = np.array([[np.inf, -np.inf, np.nan, 0], [0.5, 1.5, -2.5, -0.0], [-1.7, 90, -90, 2.9]], np.float32)
+    finite = ["Round", "Sign", "Floor", "Softplus", "Elu", "Selu", "Sigmoid", "Mish", "HardSwish", "Erf", "Gelu"]
+    proto = make_model(
+        [
+            node("IsInf", "x", "both"),
+            node("IsInf", "x", "positive", detect_negative=0),
+            node("IsInf", "x", "negative", detect_positive=0),
+            node("IsNaN", "x", "nan"),
+            node("Slice", "x one three", "finite"),
+            *(node(operator, "finite", operator) for operator in finite),
+            node("Cast", "finite", "whole", to=7),
+            node("Cast", "finite", "truth", to=9),
+            node("Div", "whole two", "halves"),
+        ],
+        {"x": [3, 4]},
+        ["both", "positive", "negative", "nan", *finite, "whole", "truth", "halves"],
+        {"one": np.array([1]), "three": np.array([3]), "two": np.array(-2)},
+        opset=20,
+    )
+    outputs_agree(proto, {"x": x})
+
+
 def test_shape_arithmetic_follows_the_sizes_of_each_run() -> None:
     """Sizes that are computed must not be frozen when the module is made: another batch, another width."""
     fill = helper.make_tensor("value", 1, [1], [2.5])
