@@ -4,7 +4,7 @@
 OnnxCbqError              exit code 1
 ├── ConfigError           a setting is outside what is possible
 ├── ModelError            the model cannot be read, or cannot be handled
-│   └── UnsupportedOperatorError   no gradient rule for an operator
+│   └── UnsupportedOperatorError   no gradient rule, or no function in torch, for an operator
 ├── ArchiveError          an archive cannot be restored
 ├── CalibrationError      a card, its source or a sample is wrong
 ├── OutputError           a result cannot be written
@@ -33,7 +33,7 @@ class ModelError(OnnxCbqError):
 
 
 class UnsupportedOperatorError(ModelError):
-    """An operator on the path from a layer to the logits has no gradient rule."""
+    """An operator has no gradient rule, or no function in torch, and lies where one is needed."""
 
 
 class ArchiveError(OnnxCbqError):

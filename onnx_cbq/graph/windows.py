@@ -31,6 +31,8 @@ def find_windows(
     if not split_by_size:
         return found
     extra = attrs.get("output_padding", [0] * rank)
-    total = [max(pad + more, 0) for pad, more in zip(replace(found, before=(0,) * rank).after, extra, strict=True)]
+    # Where windows leave positions out, onnxruntime's pools cut off both ends of the input, the others only its end.
+    least = -max(inputs) if operator.endswith("Pool") else 0
+    total = [max(pad + more, least) for pad, more in zip(replace(found, before=(0,) * rank).after, extra, strict=True)]
     lower = auto_pad == "SAME_LOWER" if operator != "ConvTranspose" else auto_pad != "SAME_UPPER"
-    return replace(found, before=tuple((pad + lower) // 2 for pad in total))
+    return replace(found, before=tuple(int((pad + lower) / 2) for pad in total))

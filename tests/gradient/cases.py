@@ -10,9 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnx
+from onnx import TensorProto
 
 from onnx_cbq.model import Array
+from tests.graphs import make_model, node
 
+BATCH = 3
 Shape = tuple[int, ...]
 
 
@@ -184,6 +188,7 @@ POOLING = [
     Case("AveragePool", (IMAGE,), {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1}),
     Case("AveragePool", (IMAGE,), {"kernel_shape": [3, 2], "strides": [2, 2], "ceil_mode": 1}),
     Case("AveragePool", (SIGNAL,), {"kernel_shape": [4], "strides": [3], "auto_pad": "SAME_LOWER"}),
+    Case("AveragePool", (SIGNAL,), {"kernel_shape": [1], "strides": [4], "auto_pad": "SAME_UPPER"}, note="gaps"),
     Case("AveragePool", (VOLUME,), {"kernel_shape": [2, 2, 2], "strides": [2, 1, 2]}),
     Case("AveragePool", (IMAGE,), {"kernel_shape": [2, 2], "dilations": [2, 2]}, opset=19),
     Case("LpPool", (IMAGE,), {"kernel_shape": [2, 2], "strides": [2, 2], "p": 2}),
@@ -251,6 +256,7 @@ RESIZE = [
         (None, np.array([1, 1, 2, 2], np.float32)),
     ),
     Case("Resize", (IMAGE,), {"mode": "linear"}, (None, np.array([1, 1, 2, 1.5], np.float32))),
+    Case("Resize", (IMAGE,), {"mode": "linear"}, (None, np.array([1, 1, 0.7, 1.1], np.float32)), note="scales-rounded"),
     Case("Resize", (IMAGE,), {"mode": "linear"}, (None, None, ints(3, 4, 5, 9)), fixed_batch=True),
     Case(
         "Resize",
@@ -273,3 +279,27 @@ CASES = [
     *MOVEMENT,
     *RESIZE,
 ]
+
+
+def case_model(case: Case, operands: dict[str, Array]) -> onnx.ModelProto:
+    """The case as a float32 model with output `y`; `operands` become constants instead of graph inputs."""
+    inputs = [f"x{i}" for i in range(len(case.inputs))]
+    extra = {f"c{i}": value for i, value in enumerate(case.constants) if value is not None}
+    names = ["_" if value is None else f"c{i}" for i, value in enumerate(case.constants)]
+    order = names + inputs if case.constants_first else inputs + names
+    outputs = ["y"] if case.outputs == 1 else [f"y{i}" for i in range(case.outputs)]
+    attributes = dict(case.attributes)
+    if case.operator == "Cast":
+        attributes["to"] = TensorProto.FLOAT
+    nodes = [node(case.operator, " ".join(order), " ".join(outputs), **attributes)]
+    if case.operator == "Split":
+        nodes.append(node("Concat", " ".join(outputs[::-1]), "y", axis=1))
+    elif case.outputs > 1:
+        nodes.append(node("Neg", outputs[0], "y"))
+    batch: int | str = BATCH if case.fixed_batch else "N"
+    shapes = {
+        name: [batch, *shape[1:]] if shape[0] == BATCH else list(shape)
+        for name, shape in zip(inputs, case.inputs, strict=True)
+        if name not in operands
+    }
+    return make_model(nodes, shapes, ["y"], extra | operands, opset=case.opset)

@@ -18,11 +18,9 @@ from onnx_cbq.graph.load import load
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.model import Array
 from onnx_cbq.runtime import Session
-from tests.gradient.cases import CASES, Case
+from tests.gradient.cases import BATCH, CASES, Case, case_model
 from tests.gradient.reference import evaluator
-from tests.graphs import make_model, node
 
-BATCH = 3
 # Central differences with step h err by h^2 f''' / 6 plus rounding 1e-16 |f| / h: about 1e-9 at h = 1e-5. What is
 # left is that the rules' own constants (window counts, resize weights) are rounded to float32, 6e-8 each.
 STEP = 1e-5
@@ -74,30 +72,6 @@ def test_gradient_agrees_with_finite_differences(case: Case) -> None:
         assert gradient.shape == values[name].shape
         np.testing.assert_allclose(gradient, expected[name], rtol=0, atol=DIFFERENCE_TOLERANCE * scale)
         np.testing.assert_allclose(single[output], expected[name], rtol=0, atol=FLOAT32_TOLERANCE * scale)
-
-
-def case_model(case: Case, operands: dict[str, Array]) -> onnx.ModelProto:
-    """The case as a float32 model with output `y`; `operands` become constants instead of graph inputs."""
-    inputs = [f"x{i}" for i in range(len(case.inputs))]
-    extra = {f"c{i}": value for i, value in enumerate(case.constants) if value is not None}
-    names = ["_" if value is None else f"c{i}" for i, value in enumerate(case.constants)]
-    order = names + inputs if case.constants_first else inputs + names
-    outputs = ["y"] if case.outputs == 1 else [f"y{i}" for i in range(case.outputs)]
-    attributes = dict(case.attributes)
-    if case.operator == "Cast":
-        attributes["to"] = TensorProto.FLOAT
-    nodes = [node(case.operator, " ".join(order), " ".join(outputs), **attributes)]
-    if case.operator == "Split":
-        nodes.append(node("Concat", " ".join(outputs[::-1]), "y", axis=1))
-    elif case.outputs > 1:
-        nodes.append(node("Neg", outputs[0], "y"))
-    batch: int | str = BATCH if case.fixed_batch else "N"
-    shapes = {
-        name: [batch, *shape[1:]] if shape[0] == BATCH else list(shape)
-        for name, shape in zip(inputs, case.inputs, strict=True)
-        if name not in operands
-    }
-    return make_model(nodes, shapes, ["y"], extra | operands, opset=case.opset)
 
 
 def as_double(proto: onnx.ModelProto) -> onnx.ModelProto:
