@@ -1,8 +1,8 @@
 """Two models side by side in the runtime of another environment, as JSON: OpenVINO if it is there, else onnxruntime.
 
 Runs in an environment of its own, so it imports nothing of this project. `differing` counts the samples whose outputs
-are not the same to the last bit, `seconds` is what opening each model took, and `refused` what the runtime says of a
-model that it does not open.
+are not the same to the last bit, `seconds` is what opening each model took, `latencies` are median seconds at batch 1,
+and `refused` is what the runtime says of a model that it does not open.
 
 PYTHON benchmarks/other_runtime.py INPUTS.npz FIRST.onnx SECOND.onnx
 """
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 BATCH = 100
+SECONDS = 10.0
 Run = Callable[[dict[str, Any]], Any]
 
 
@@ -39,6 +40,18 @@ def open_by_onnxruntime(path: Path) -> Run:
     return lambda feeds: session.run(None, feeds)[0]
 
 
+def median_latencies(runs: list[Run], feeds: dict[str, Any]) -> list[float]:
+    """Median seconds of each, taking turns."""
+    spent: list[list[float]] = [[] for _ in runs]
+    end = time.perf_counter() + SECONDS
+    while time.perf_counter() < end:
+        for run, times in zip(runs, spent, strict=True):
+            start = time.perf_counter()
+            run(feeds)
+            times.append(time.perf_counter() - start)
+    return [float(np.median(times)) for times in spent]
+
+
 def main() -> None:
     """Open, run, compare, print."""
     source, *models = map(Path, sys.argv[1:])
@@ -49,7 +62,7 @@ def main() -> None:
     samples = len(next(iter(inputs.values())))
     batches = [{key: x[i : i + BATCH] for key, x in inputs.items()} for i in range(0, samples, BATCH)]
     found: dict[str, Any] = {"runtime": f"{name} {importlib.import_module(name).__version__}", "samples": samples}
-    outputs, seconds = [], []
+    outputs, seconds, runs = [], [], []
     for path in models:
         start = time.perf_counter()
         try:
@@ -58,11 +71,13 @@ def main() -> None:
             found["refused"] = f"{path.name}: {' '.join(str(error).split())}"
             break
         seconds.append(time.perf_counter() - start)
+        runs.append(run)
         outputs.append(np.concatenate([np.array(run(feeds)) for feeds in batches]))
     else:
         first, second = outputs
         found["differing"] = int((first != second).any(1).sum())
         found["largest"] = float(np.abs(first - second).max())
+        found["latencies"] = median_latencies(runs, {key: x[:1] for key, x in inputs.items()})
     sys.stdout.write(json.dumps(found | {"seconds": seconds}) + "\n")
 
 

@@ -105,6 +105,11 @@ def archive(model: str | Path | ModelProto, coder: str = "ans") -> Archive:
     if anatomy.has_external_data:
         raise ModelError(f"{label}: has its weights in another file; archive takes a model that is one file")
     layers = _layers(anatomy, plan)
+    if not layers and _is_packed(content):
+        raise ModelError(
+            f"{label}: was written with --storage packed; archive takes the file of --storage int8: quantize again "
+            "with --storage int8, or with --storage archive"
+        )
     if not layers or len(layers) > _MOST_LAYERS:
         raise ModelError(
             f"{label}: its weights are not those of the plan in its metadata; archive the file that quantize wrote"
@@ -187,6 +192,18 @@ def _plan(anatomy: Anatomy, label: str) -> StoredPlan:
     if text is None:
         raise ModelError(f"{label}: onnx-cbq did not make this model; archive takes what onnx-cbq quantize wrote")
     return parse_plan(text)
+
+
+def _is_packed(content: bytes) -> bool:
+    """Whether a tensor is brought into shape in the graph, from nothing but constants."""
+    graph = ModelProto.FromString(content).graph
+    fixed = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        if fixed.issuperset(node.input):
+            if node.op_type == "Reshape":
+                return True
+            fixed.update(node.output)
+    return False
 
 
 def _layers(anatomy: Anatomy, plan: StoredPlan) -> dict[int, Array] | None:

@@ -1,23 +1,30 @@
-"""Weights that take their bits on disk, decoded by standard operators that onnxruntime folds when it opens the file.
+"""Weights that take their bits on disk, decoded by standard operators that runtimes fold when they open the file.
 
 Layout. A *class* is a width b with a grid, code = offset + step u, where u has b bits:
 
     mid-tread         step 1, offset -(2^(b-1) - 1)         two's complement   step 1, offset -2^(b-1)
     mid-rise          step 2, offset -(2^b - 1)             positions          step 1, offset 0
 
-u is cut into *fields* of 1, 2, 4 and 8 bits as b is a sum of these, the narrowest field from the lowest bits: for
-b = 7, u = f1 + 2 f2 + 8 f4. All fields of one width are one stream for the whole model, the first field of a byte in
-its lowest bits, no gaps but after the last. The order in a stream: layers with equally many weights per channel (and
-the same type of code) are a *group*; groups in order of that number, in a group the layers in order of the graph, in a
-layer the channels that have the field, in a channel its weights. A byte per channel names its class, in that order.
+Layers with equally many weights per channel (and the same type of code) are a *group*; groups are in order of that
+number, int8 before uint8. The *row* of a channel is its place in its group when the group is sorted by class, otherwise
+in the order of layers in the graph and of channels in a layer.
 
-Decoding. Two shifts cut bytes into fields: left so far that the higher fields drop out, then right. For the channels of
-a group, row -(number of channels from here on that have the field) of a stream's rows, counted from the end, is the
-channel's own; channels without the field read any row, times 0. Then
+Numbers are cut into *fields* of 1, 2, 4 and 8 bits as their width is a sum of these, the narrowest field from the
+lowest bits: for b = 7, u = f1 + 2 f2 + 8 f4. All fields of one width are one stream for the whole model, the first
+field of a byte in its lowest bits, no gaps but after the last. The order in a stream:
 
-    code = offset[class] + sum over fields of coefficient[class, field] field
+1. u of each class that has the field, classes in order of width, step and offset; in a class its groups; in a group the
+   channels by row; in a channel its weights.
+2. The rows of the channels, in the order of layers and channels, of each group in which they are not 0, 1, 2 and so on,
+   as digits of 8 bits, the lowest digit of all first; the last digit is as wide as the largest row needs.
 
-in int32, cast to the 8 bits of the code. Cost when a file is opened: about 0.1 s per million weights.
+Decoding, in int32. A field is byte / 2^k mod 2^width. A class is decoded at once for the whole model, code = offset +
+step u, and cut into its groups. In each group the codes of its classes are joined and cast to the 8 bits of the code;
+each channel then fetches its row, if rows are stored.
+
+There are no other operators than these, because a runtime that does not fold one computes the weights on every run and
+has no integer kernels for them: OpenVINO 2026.4 does not fold BitShift, CumSum, TopK and ScatterND, onnxruntime 1.31
+not NonZero. Cost when a file is opened: about 0.05 s per million weights in onnxruntime.
 """
 
 from __future__ import annotations
@@ -55,22 +62,11 @@ class PackedLayer:
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes in use, each array [classes], and coefficients int32 [classes, fields]."""
+    """The classes in use, each array [classes]."""
 
     bits: Array
     step: Array
     offset: Array
-
-    @property
-    def coefficients(self) -> Array:
-        """What a unit of each field adds to the code; 0 for a field that the class has not."""
-        found = np.zeros((len(self.bits), len(FIELDS)), np.int32)
-        weight = self.step.astype(np.int32)
-        for i, field in enumerate(FIELDS):
-            has = (self.bits & field) > 0
-            found[:, i] = np.where(has, weight, 0)
-            weight = np.where(has, weight << field, weight)
-        return found
 
 
 def classify(rows: Array, bits: Array) -> Array:
@@ -107,6 +103,14 @@ def pack_fields(values: Array, field: int) -> Array:
     return np.asarray(np.bitwise_or.reduce(padded << shifts, axis=1), np.uint8)
 
 
+def _digits(values: Array) -> list[tuple[Array, int]]:
+    """Numbers from 0 as digits of 8 bits, the lowest first, each digit with its bits, the last with as few as do."""
+    if not values.size:
+        return []
+    width = max(int(values.max()).bit_length(), 1)
+    return [((values >> i) & 255, min(width - i, MOST_BITS)) for i in range(0, width, MOST_BITS)]
+
+
 def unpacking_graph(
     layers: Sequence[PackedLayer], fresh: Callable[[str], str]
 ) -> tuple[list[NodeProto], dict[str, Array]]:
@@ -129,74 +133,106 @@ class _Writer:
         self._pool: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         keys = sorted({(layer.rows.shape[1], layer.rows.dtype.str) for layer in layers})
         self._groups = [[x for x in layers if (x.rows.shape[1], x.rows.dtype.str) == key] for key in keys]
-        found = [classify(layer.rows, layer.bits) for group in self._groups for layer in group]
-        classes, self._class = np.unique(np.concatenate(found), axis=0, return_inverse=True)
-        self._class = self._class.reshape(-1)
+        grids = [np.concatenate([classify(layer.rows, layer.bits) for layer in group]) for group in self._groups]
+        classes, found = np.unique(np.concatenate(grids), axis=0, return_inverse=True)
         self._classes = Classes(*classes.T)
-        self._sizes = [sum(len(layer.rows) for layer in group) for group in self._groups]
+        self._class_of = np.split(found.reshape(-1), np.cumsum([len(grid) for grid in grids])[:-1])
+        self._units = [self._units_of(group, of) for group, of in zip(self._groups, self._class_of, strict=True)]
 
     def write(self) -> tuple[list[NodeProto], dict[str, Array]]:
-        coefficients = self._classes.coefficients
-        index = self._add("Cast", [self._constant(self._class.astype(np.min_scalar_type(len(coefficients))))], to=6)
-        offsets = self._per_group(index, self._classes.offset.astype(np.int32)[:, None])
-        # For each group, what its channels take from each field: (rows of the stream, own row, coefficient).
-        parts: list[list[tuple[str, str, str]]] = [[] for _ in self._groups]
-        for i, field in enumerate(FIELDS):
-            has = (coefficients[:, i] > 0)[self._class]
-            if not has.any():
-                continue
-            streams = self._streams(field, has)
-            rows = self._per_group(index, -(coefficients[:, i] > 0).astype(np.int32))
-            factors = self._per_group(index, coefficients[:, i, None])
-            for part, stream, row, factor in zip(parts, streams, rows, factors, strict=True):
-                if stream:
-                    own = self._add("CumSum", [row, self._constant(np.array(0, np.int32))], reverse=1)
-                    part.append((stream, own, factor))
-        for group, part, offset in zip(self._groups, parts, offsets, strict=True):
-            self._group(group, part, offset)
+        ranks = [self._ranks(of) for of in self._class_of]
+        # What lies in the streams: u of each class, flat, and digits of the channels' rows; with their bits.
+        numbers = [(self._units_of_class(i), int(bits)) for i, bits in enumerate(self._classes.bits)]
+        numbers += _digits(np.concatenate(ranks))
+        names = self._unpack(numbers)
+        # For each group its codes, class after class.
+        parts: list[list[str]] = [[] for _ in self._groups]
+        for i in range(len(self._classes.bits)):
+            for index, codes in self._class_codes(i, names[i]):
+                parts[index].append(codes)
+        rows = self._rows(names[len(self._classes.bits) :], [len(rank) for rank in ranks])
+        for group, part, row in zip(self._groups, parts, rows, strict=True):
+            self._group(group, part, row)
         return self._nodes, self._constants
 
-    def _streams(self, field: int, has: Array) -> list[str]:
-        """A stream, cut into fields: for each group its rows [channels that have the field, n], or "" for none."""
-        pieces, counts, start = [], [], 0
-        for group, size in zip(self._groups, self._sizes, strict=True):
-            chosen = has[start : start + size]
-            classes = self._class[start : start + size][chosen]
-            rows = np.concatenate([layer.rows for layer in group])[chosen].astype(np.int32)
-            units = (rows - self._classes.offset[classes, None]) // self._classes.step[classes, None]
-            lower = self._classes.bits[classes] & (field - 1)
-            pieces.append((units >> lower[:, None] & ((1 << field) - 1)).astype(np.uint8).reshape(-1))
-            counts.append(pieces[-1].size)
-            start += size
-        stream = pack_fields(np.concatenate(pieces), field)
-        if field == MOST_BITS:
-            fields = self._constant(stream)
-        else:
-            shifts = np.arange(8 - field, -1, -field, dtype=np.uint8)
-            cut = self._add("BitShift", [self._constant(stream[:, None]), self._constant(shifts)], direction="LEFT")
-            right = self._constant(np.array(8 - field, np.uint8))
-            cut = self._add("BitShift", [cut, right], direction="RIGHT")
-            fields = self._add("Reshape", [cut, self._constant(np.array([-1]))])
-        flat = self._add("Cast", [fields], to=TensorProto.INT32)
-        counts.append(stream.size * 8 // field - sum(counts))
-        split = iter(self._split(flat, [count for count in counts if count]))
-        return [
-            self._add("Reshape", [next(split), self._constant(np.array([-1, group[0].rows.shape[1]]))]) if count else ""
-            for group, count in zip(self._groups, counts, strict=False)
-        ]
+    def _units_of(self, group: Sequence[PackedLayer], classes: Array) -> Array:
+        """u of every weight of a group, int32 [channels, weights per channel]."""
+        rows = np.concatenate([layer.rows for layer in group]).astype(np.int32)
+        return np.asarray((rows - self._classes.offset[classes, None]) // self._classes.step[classes, None])
 
-    def _group(self, group: Sequence[PackedLayer], parts: Sequence[tuple[str, str, str]], offset: str) -> None:
-        """The codes of every layer of a group."""
-        shape = (sum(len(layer.rows) for layer in group), group[0].rows.shape[1])
-        total = offset
-        for stream, own, factor in parts:
-            field = self._add("Mul", [self._add("Gather", [stream, own]), factor])
-            total = self._add("Add", [total, field])
-        if not parts:
-            total = self._add("Expand", [total, self._constant(np.array(shape))])
-        kind = helper.np_dtype_to_tensor_dtype(group[0].rows.dtype)
-        codes = self._split(self._add("Cast", [total], to=kind), [len(layer.rows) for layer in group])
-        for layer, name in zip(group, codes, strict=True):
+    def _units_of_class(self, index: int) -> Array:
+        """u of every weight of a class, flat, group after group."""
+        members = zip(self._units, self._class_of, strict=True)
+        return np.concatenate([units[of == index].reshape(-1) for units, of in members])
+
+    def _ranks(self, classes: Array) -> Array:
+        """The row of each channel of a group when sorted by class; none if they are in order anyway."""
+        order = np.argsort(classes, kind="stable")
+        return np.argsort(order) if (np.diff(order) < 0).any() else np.zeros(0, np.int64)
+
+    def _unpack(self, numbers: Sequence[tuple[Array, int]]) -> list[str]:
+        """Write numbers of so many bits into the streams; returns the tensors, int32, that they come back as."""
+        found = ["" for _ in numbers]
+        for field in FIELDS:
+            having = [i for i, (_, bits) in enumerate(numbers) if bits & field]
+            flats = self._stream(field, [numbers[i][0] >> (numbers[i][1] & (field - 1)) for i in having])
+            for i, flat in zip(having, flats, strict=True):
+                lower = numbers[i][1] & (field - 1)
+                found[i] = self._add("Add", [found[i], self._times(flat, 1 << lower)]) if lower else flat
+        return found
+
+    def _stream(self, field: int, values: Sequence[Array]) -> list[str]:
+        """A stream of the lowest bits of values, cut into fields again: a tensor for each."""
+        if not values:
+            return []
+        stream = pack_fields((np.concatenate(values) & ((1 << field) - 1)).astype(np.uint8), field)
+        counts = [value.size for value in values]
+        if field == MOST_BITS:
+            return self._split(self._add("Cast", [self._constant(stream)], to=TensorProto.INT32), counts)
+        whole = self._add("Cast", [self._constant(stream[:, None])], to=TensorProto.INT32)
+        powers = self._constant(np.left_shift(1, np.arange(0, 8, field, dtype=np.int32)))
+        cut = self._add("Mod", [self._add("Div", [whole, powers]), self._constant(np.array(1 << field, np.int32))])
+        flat = self._add("Reshape", [cut, self._constant(np.array([-1]))])
+        padding = stream.size * 8 // field - sum(counts)
+        return self._split(flat, [*counts, padding] if padding else counts)[: len(counts)]
+
+    def _class_codes(self, index: int, units: str) -> list[tuple[int, str]]:
+        """The codes of a class, flat, in parts for the groups that have channels of it: (group, its part)."""
+        channels = ((of == index).sum() for of in self._class_of)
+        sizes = {
+            i: int(n) * group[0].rows.shape[1]
+            for i, (n, group) in enumerate(zip(channels, self._groups, strict=True))
+            if n
+        }
+        offset = self._constant(self._classes.offset[index].astype(np.int32))
+        if not units:
+            codes = self._add("Expand", [offset, self._constant(np.array([sum(sizes.values())]))])
+        else:
+            codes = self._times(units, int(self._classes.step[index]))
+            codes = self._add("Add", [codes, offset]) if self._classes.offset[index] else codes
+        return list(zip(sizes, self._split(codes, list(sizes.values())), strict=True))
+
+    def _rows(self, digits: Sequence[str], sizes: Sequence[int]) -> list[str]:
+        """For each group the row of each of its channels, or "" where it has none of these sizes."""
+        if not digits:
+            return ["" for _ in sizes]
+        rows = digits[0]
+        for i, digit in enumerate(digits[1:], 1):
+            rows = self._add("Add", [rows, self._times(digit, 1 << MOST_BITS * i)])
+        parts = iter(self._split(rows, [size for size in sizes if size]))
+        return [next(parts) if size else "" for size in sizes]
+
+    def _times(self, name: str, factor: int) -> str:
+        return name if factor == 1 else self._add("Mul", [name, self._constant(np.array(factor, np.int32))])
+
+    def _group(self, group: Sequence[PackedLayer], parts: Sequence[str], rows: str) -> None:
+        """The codes of every layer of a group, whose channels are in these rows, "" for one after the other."""
+        flat = parts[0] if len(parts) == 1 else self._add("Concat", parts, axis=0)
+        codes = self._add("Cast", [flat], to=helper.np_dtype_to_tensor_dtype(group[0].rows.dtype))
+        codes = self._add("Reshape", [codes, self._constant(np.array([-1, group[0].rows.shape[1]]))])
+        if rows:
+            codes = self._add("Gather", [codes, rows])
+        for layer, name in zip(group, self._split(codes, [len(layer.rows) for layer in group]), strict=True):
             self._place(layer, name)
 
     def _place(self, layer: PackedLayer, codes: str) -> None:
@@ -210,10 +246,6 @@ class _Writer:
         order = [*rest[: layer.axis], 0, *rest[layer.axis :]]
         codes = self._add("Reshape", [codes, shape])
         self._nodes.append(helper.make_node("Transpose", [codes], [layer.name], perm=order))
-
-    def _per_group(self, index: str, table: Array) -> list[str]:
-        """An entry of the table [classes, ...] for every channel, a tensor for each group."""
-        return self._split(self._add("Gather", [self._constant(table), index]), self._sizes)
 
     def _split(self, name: str, sizes: Sequence[int]) -> list[str]:
         if len(sizes) == 1:

@@ -163,6 +163,21 @@ def test_other_weights_than_planned_are_refused() -> None:
         archive(model)
 
 
+@pytest.mark.parametrize("scheme", ["mse", "log"])
+def test_packed_weights_are_refused(scheme: str) -> None:
+    """By name, codes and positions in a table alike: "not those of the plan" would be true, and of no help."""
+    made = {
+        storage: quantize_without_data(DIGITS_MODEL, DataFreeConfig(4, scheme, storage=storage)).model.to_proto()
+        for storage in ("packed", "int8")
+    }
+    with pytest.raises(ModelError, match=r"was written with --storage packed; archive takes .*: quantize again with"):
+        archive(made["packed"])
+    assert archive(made["int8"]).weights
+    del made["int8"].graph.initializer[:]
+    with pytest.raises(ModelError, match="are not those of the plan"):
+        archive(made["int8"])
+
+
 def test_a_plan_without_layers_is_refused() -> None:
     with pytest.raises(ModelError, match="are not those of the plan"):
         archive(model_of({}))
