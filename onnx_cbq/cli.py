@@ -11,7 +11,17 @@ import typer
 
 from onnx_cbq import pipeline, report
 from onnx_cbq.calibration import CalibrationSet
-from onnx_cbq.config import CODERS, CURVE, METHODS, RANGES, ROUNDINGS, STORAGES, DataFreeConfig, QuantizeConfig
+from onnx_cbq.config import (
+    CODERS,
+    CURVE,
+    METHODS,
+    RANGES,
+    ROUNDINGS,
+    STORAGES,
+    DataFreeConfig,
+    QuantizeConfig,
+    RefineConfig,
+)
 from onnx_cbq.console import (
     ERR,
     OUT,
@@ -35,6 +45,7 @@ from onnx_cbq.emit.archive import archive as make_archive
 from onnx_cbq.emit.archive import restore as restore_archive
 from onnx_cbq.emit.files import write_arrays, write_bytes, write_text
 from onnx_cbq.errors import OnnxCbqError
+from onnx_cbq.refining import State
 
 app = typer.Typer(
     cls=Commands,
@@ -46,6 +57,7 @@ app = typer.Typer(
 # Options of quantize that mean something with --data-free, and those that mean nothing without it.
 _WITHOUT_DATA = {"model", "output", "bits", "data_free", "scheme", "per_tensor", "storage", "json", "quiet"}
 _ONLY_WITHOUT_DATA = {"scheme", "per_tensor"}
+_ONLY_REFINING = {"refine_minutes", "refine_steps", "alpha", "augment", "resume"}
 
 
 @app.command()
@@ -149,6 +161,30 @@ def quantize(
         bool,
         typer.Option("--curve", help="Also show the whole trade-off, 1.5 to 8 bits on average.", show_default="no"),
     ] = False,
+    refine: Annotated[
+        bool,
+        typer.Option(
+            "--refine",
+            help="Train weights, scales and biases once the bits are chosen; needs torch.",
+            show_default="no",
+        ),
+    ] = False,
+    refine_minutes: Annotated[float, typer.Option(metavar="M", help="--refine: train so long at most.")] = 15.0,
+    refine_steps: Annotated[int, typer.Option(metavar="N", help="--refine: train so many steps at most.")] = 1200,
+    alpha: Annotated[
+        float, typer.Option(metavar="0..1", help="--refine: share of the labels in what is learned; 0 needs none.")
+    ] = 0.0,
+    augment: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="|".join(RefineConfig.AUGMENTATIONS),
+            help="--refine: learn from mirrored or shifted images too; repeatable.",
+            show_default="none",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="--refine: go on where a killed run ended.", show_default="no")
+    ] = False,
     data_free: Annotated[
         bool,
         typer.Option("--data-free", help="Use nothing but the weights; activations stay float.", show_default="no"),
@@ -168,7 +204,7 @@ def quantize(
 ) -> None:
     """Quantize MODEL and prove what it costs: accuracy overall and per class, bytes, latency."""
     target = output or model.with_suffix(".quantized.cbqz" if storage == "archive" else ".quantized.onnx")
-    _refuse_ignored(context, data_free=data_free)
+    _refuse_ignored(context, data_free=data_free, refine=refine)
     if data_free:
         _quantize_data_free(model, target, DataFreeConfig(bits, scheme, per_tensor, storage), json, quiet=quiet)
         return
@@ -194,12 +230,18 @@ def quantize(
         samples=samples or None,
         seed=seed,
         logits=logits,
+        refine=RefineConfig(refine_steps, refine_minutes, alpha=alpha, augment=tuple(augment or ()))
+        if refine
+        else None,
     )
     check_outputs(target, json, inputs=(model, data, source))
+    state = State(target.with_name(f"{target.name}.training"), resume) if refine else None
     card = CalibrationSet.from_card(data, source, skip_unreadable=skip_unreadable)
     with progress_bars(quiet=quiet) as progress:
-        result = pipeline.quantize(model, card, config, progress)
+        result = pipeline.quantize(model, card, config, progress, state)
     result.save(target)
+    if state is not None:
+        state.remove()
     if json:
         write_text(json, result.to_json())
     if not quiet:
@@ -208,7 +250,7 @@ def quantize(
             OUT.print(report.curve_table(result))
 
 
-def _refuse_ignored(context: typer.Context, *, data_free: bool) -> None:
+def _refuse_ignored(context: typer.Context, *, data_free: bool, refine: bool) -> None:
     """An option that changes nothing is a mistake of whoever gave it."""
     # By name, since typer brings a click of its own in some versions.
     sources = {name: context.get_parameter_source(name) for name in context.params}
@@ -218,6 +260,9 @@ def _refuse_ignored(context: typer.Context, *, data_free: bool) -> None:
         options = ", ".join(sorted(f"--{name.replace('_', '-')}" for name in ignored))
         reason = "--data-free uses no samples and leaves activations float" if data_free else "only for --data-free"
         raise typer.BadParameter(f"{reason}; leave out {options}")
+    if not refine and given & _ONLY_REFINING:
+        options = ", ".join(sorted(f"--{name.replace('_', '-')}" for name in given & _ONLY_REFINING))
+        raise typer.BadParameter(f"only for --refine; leave out {options}")
 
 
 def _quantize_data_free(model: Path, target: Path, config: DataFreeConfig, json: Path | None, *, quiet: bool) -> None:

@@ -117,6 +117,49 @@ class RoundingConfig:
 
 
 @dataclass(frozen=True)
+class RefineConfig:
+    """How weights, scales and biases are trained once the plan is fixed.
+
+    Attributes:
+        steps: updates at most.
+        minutes: of training at most; where they run out first, the learning rate falls by the time, and a repeated run
+            may give another file.
+        batch: samples per update.
+        weight_rate: learning rate of latent weights, in steps of their layer's grid.
+        rate: learning rate of biases and of logarithms of scales.
+        alpha: share of the cross-entropy with the labels in the loss; the rest is the divergence from the float model.
+        augment: "flip" and "shift", for images.
+        held_back: share of each class that no update sees, by which the best state is chosen.
+        check_every: steps between two looks at the samples held back.
+        bfloat16: compute updates in bfloat16 where the processor has it.
+    """
+
+    AUGMENTATIONS: ClassVar[tuple[str, ...]] = ("flip", "shift")
+
+    steps: int = 1200
+    minutes: float = 15.0
+    batch: int = 128
+    weight_rate: float = 2e-3
+    rate: float = 1e-4
+    alpha: float = 0.0
+    augment: tuple[str, ...] = ()
+    held_back: float = 0.1
+    check_every: int = 100
+    bfloat16: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "check_every"):
+            _check(getattr(self, name) > 0, name, "a number above 0", getattr(self, name))
+        _check(0 < self.minutes < float("inf"), "--refine-minutes", "a number above 0", self.minutes)
+        for name in ("weight_rate", "rate"):
+            _check(0 <= getattr(self, name) < 1, name, "a number from 0 to 1", getattr(self, name))
+        _check(0 <= self.alpha <= 1, "--alpha", "a number from 0 to 1", self.alpha)
+        for name in self.augment:
+            _check(name in self.AUGMENTATIONS, "--augment", _either(self.AUGMENTATIONS), name)
+        _check(0 < self.held_back < 1, "held_back", "a number between 0 and 1", self.held_back)
+
+
+@dataclass(frozen=True)
 class DataFreeConfig:
     """How weights are quantized without samples.
 
@@ -167,6 +210,7 @@ class QuantizeConfig:
         samples: how many calibration samples are drawn, evenly from the classes; None for all.
         seed: decides which samples are drawn.
         logits: name of the output that holds the class scores; None if only one can be meant.
+        refine: train weights, scales and biases once the plan is fixed; None for no training.
         scoring, cbq, search, compensation: settings of the stages.
     """
 
@@ -189,6 +233,7 @@ class QuantizeConfig:
     samples: int | None = 1000
     seed: int = 0
     logits: str | None = None
+    refine: RefineConfig | None = None
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     cbq: CbqConfig = field(default_factory=CbqConfig)
     search: RateDistortionConfig = field(default_factory=RateDistortionConfig)

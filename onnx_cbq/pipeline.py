@@ -25,6 +25,7 @@ from onnx_cbq.limits import meet_limits
 from onnx_cbq.model import Model
 from onnx_cbq.progress import Clock, Progress, silent
 from onnx_cbq.records import Evaluation, Grouping, Layers, Scores
+from onnx_cbq.refining import State, check_training, refine
 from onnx_cbq.result import CurvePoint, EvaluationResult, Result, Sizes
 from onnx_cbq.runtime import versions
 from onnx_cbq.scoring import score_channels, scoring_graph
@@ -44,7 +45,11 @@ from onnx_cbq.workload import (
 
 
 def quantize(
-    model: ModelSource, data: DataSource, config: QuantizeConfig | None = None, progress: Progress = silent
+    model: ModelSource,
+    data: DataSource,
+    config: QuantizeConfig | None = None,
+    progress: Progress = silent,
+    state: State | None = None,
 ) -> Result:
     """Quantize a classifier to the average bits that `config` asks for, and prove what it costs.
 
@@ -53,12 +58,15 @@ def quantize(
         data: path of a calibration card, or a `CalibrationSet`.
         config: the settings; `QuantizeConfig()` if left out.
         progress: called as the long stages go on.
+        state: with `config.refine`, a file that keeps the state of the training until it is over.
 
     Raises:
         OnnxCbqError: model or samples cannot be used, or the result failed its check; the message says what to do.
     """
     config = config or QuantizeConfig()
     clock = Clock()
+    if config.refine is not None:
+        check_training(state)
     with clock.stage("load"):
         work = prepare(model, data, config.logits)
     if config.equalize and config.activation_bits:
@@ -66,6 +74,10 @@ def quantize(
             work = equalize(work, config, progress)
     setting = make_setting(work, config, clock, progress)
     solution, seen = _solution(setting, clock, progress)
+    if config.refine is not None:
+        with clock.stage("refine"):
+            setting, solution, refined = refine(setting, solution, state, progress)
+        seen = (*seen, *refined)
     rounded, plan = solution.rounded, solution.plan
     curve = tuple(_curve_point(setting, bits, clock, progress) for bits in config.curve)
     with clock.stage("emit"):

@@ -234,7 +234,7 @@ def _solve_at_rate(setting: Setting, steps: StepEvidence, progress: Progress) ->
     note = f"{rate:.3f} bits per weight once coded; {config.bits:g} were allowed"
     if rate > config.bits:
         note += ", which is less than these weights can take"
-    rounded = _with_room(setting, rounded)
+    rounded = with_room(setting, rounded)
     planned = Planned(Plan({name: w.bits for name, w in rounded.weights.items()}), (note,))
     return make_solution(setting, planned, rounded)
 
@@ -250,10 +250,10 @@ def _round(setting: Setting, plan: Plan, progress: Progress) -> Rounded:
         )
     else:
         rounded = round_to_nearest(work.model, work.layers, plan)
-    return _with_room(setting, rounded)
+    return with_room(setting, rounded)
 
 
-def _with_room(setting: Setting, rounded: Rounded) -> Rounded:
+def with_room(setting: Setting, rounded: Rounded) -> Rounded:
     """Coarser scales where a bias would not fit beside the weights."""
     work = setting.work
     corrected = work.model.with_constants(rounded.biases)

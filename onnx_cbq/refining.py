@@ -1,0 +1,111 @@
+"""Training once the plan is fixed: weights, scales, biases and coarse activation grids get better.
+
+It is the third step of CBQ (Sun et al., DATE 2023, arXiv 2211.14928), and works behind any method.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from onnx_cbq.calibration.samples import draw
+from onnx_cbq.config import RefineConfig
+from onnx_cbq.errors import OutputError
+from onnx_cbq.progress import Progress, silent
+from onnx_cbq.solving import Setting, Solution, make_solution, with_room
+from onnx_cbq.training import check_torch
+from onnx_cbq.training.records import Course, Quantized, Task
+
+
+@dataclass(frozen=True)
+class State:
+    """The file that a training keeps its state in, and whether to go on from it."""
+
+    path: Path
+    resume: bool
+
+    def remove(self) -> None:
+        """The result is safe: nobody needs to go on."""
+        self.path.unlink(missing_ok=True)
+
+
+def check_training(state: State | None) -> None:
+    """Find out before the work begins whether training is possible.
+
+    Raises:
+        ConfigError: torch is not installed.
+        OutputError: there is nothing to go on from.
+    """
+    check_torch()
+    if state is not None and state.resume and not state.path.is_file():
+        raise OutputError(f"{state.path}: no such file to go on from; leave out --resume to start anew")
+
+
+def refine(
+    setting: Setting, solution: Solution, state: State | None = None, progress: Progress = silent
+) -> tuple[Setting, Solution, tuple[str, ...]]:
+    """Train what a solution rounded, on all samples of the card; a tenth of them decides what is kept.
+
+    Returns the setting with the activation grids as they are now, the solution, and what a user should know.
+
+    Raises:
+        ConfigError: torch is not installed.
+        OnnxCbqError: an operator cannot be trained, or the state belongs to another run.
+    """
+    # Only here, so that everything else works without torch.
+    from onnx_cbq.training.run import run_training  # noqa: PLC0415
+
+    config, work = setting.config.refine, setting.work
+    assert config is not None
+    learned, held = draw(work.samples, work.class_names, None, setting.config.seed).split(config.held_back)
+    task = Task(
+        work=work,
+        learned=learned.indices,
+        held=held.indices,
+        class_weights=setting.class_weights,
+        groups=setting.evidence.groups,
+        seed=setting.config.seed,
+    )
+    if state is not None:
+        task = replace(task, state=state.path, key=_key(setting, solution), resume=state.resume)
+    start = quantized_by(setting, solution)
+    found, course = run_training(task, start, config, progress)
+    if course.best_step:
+        setting = replace(setting, grids=found.grids)
+        solution = make_solution(setting, solution.planned, with_room(setting, found.rounded))
+    return setting, solution, (_note(course, config),)
+
+
+def quantized_by(setting: Setting, solution: Solution) -> Quantized:
+    """What a solution has as integers."""
+    found = {}
+    for layer in setting.work.layers:
+        for use in layer.uses:
+            grid = setting.placement.grid_of(use.activation)
+            if use.bias is not None and grid in setting.grids:
+                found[use.bias] = layer.name, grid
+    return Quantized(solution.rounded, setting.grids, found)
+
+
+def _key(setting: Setting, solution: Solution) -> str:
+    """A digest of everything that decides what training does."""
+    digest = hashlib.sha256(json.dumps(asdict(setting.config), sort_keys=True, default=str).encode())
+    for name, weights in solution.rounded.weights.items():
+        for part in (name.encode(), weights.codes.tobytes(), weights.scale.tobytes()):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _note(course: Course, config: RefineConfig) -> str:
+    """What training did, in a line."""
+    why = {"steps": "all", "time": f"until {config.minutes:g} minutes were over,", "Ctrl-C": "until Ctrl-C,"}
+    spent = f"--refine: {why[course.stopped]} {course.steps} steps in {course.seconds:.0f} s"
+    before = f"{course.start.loss:.4f}, {course.start.top1:.2f} %"
+    if not course.best_step:
+        return f"{spent}; nothing was better on the samples held back ({before}) than the start, which is kept"
+    after = f"{course.best.loss:.4f}, {course.best.top1:.2f} %"
+    return (
+        f"{spent}; loss and accuracy on the samples held back: {before} before, {after} kept (step {course.best_step})"
+    )

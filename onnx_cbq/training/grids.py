@@ -1,0 +1,172 @@
+"""Quantizers that gradients pass through: the grids of weights, a scale per channel, and those of activations.
+
+Both round u = x / s to a code q and give s q. For the gradient, rounding is the identity within the grid's range and
+constant beyond it (straight-through; Bengio et al., arXiv 1308.3432), so that
+
+    d(s q) / dx = 1 within, 0 beyond        d(s q) / ds = q - u within, q beyond
+
+which are the gradients of learned step sizes (Esser et al., ICLR 2020, arXiv 1902.08153).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from onnx_cbq.config import MOST_BITS
+from onnx_cbq.model import Array
+from onnx_cbq.quantize.grid import Grid
+from onnx_cbq.records import ActivationGrid, Layer, LayerWeights
+
+# How far a latent weight may start from its level towards the float weight, in steps; half a step is the next cell.
+_IN_CELL = 0.49
+
+
+class WeightGrid(nn.Module):
+    """A layer's weight as latent weights on grids of fixed widths; gradients move the latent weights and the scales.
+
+    A latent weight starts in the cell of its code, as near to the float weight as the cell allows: the net starts as it
+    was rounded, and knows which codes are nearly another.
+
+    Args:
+        layer: whose weight it is.
+        weight: the float weight, weight_shape.
+        start: codes, scales and widths to start from.
+        device: where the tensors live.
+    """
+
+    top: Tensor
+    stride: Tensor
+    offset: Tensor
+    first_scale: Tensor
+
+    def __init__(self, layer: Layer, weight: Array, start: LayerWeights, device: torch.device) -> None:
+        super().__init__()
+        self._layer = layer
+        self._bits = start.bits
+        grid = Grid.of(start.scale, start.bits, _is_mid_rise(layer.rows(start.codes), start.bits))
+        shape = [-1 if axis == layer.weight_axis else 1 for axis in range(len(layer.weight_shape))]
+        fields = {"top": grid.top, "stride": grid.stride, "offset": grid.offset, "first_scale": grid.scale}
+        for name, values in fields.items():
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32, device=device).reshape(shape))
+        codes = torch.tensor(start.codes, dtype=torch.float32, device=device)
+        self.latent = nn.Parameter(self._in_cells(torch.tensor(weight, device=device), codes))
+        self.log_scale = nn.Parameter(torch.zeros_like(self.first_scale))
+
+    @property
+    def step(self) -> float:
+        """The mean distance of neighbouring levels: what learning rates of latent weights are relative to."""
+        return float((self.first_scale * self.stride)[self.top > 0].mean()) if bool((self.top > 0).any()) else 1.0
+
+    def forward(self) -> Tensor:
+        """The quantized weight, float32 weight_shape."""
+        scale = self._scale()
+        inside = (self.latent / scale).clamp(-self.top, self.top)
+        return (inside + (self._codes(inside) - inside).detach()) * scale
+
+    @torch.no_grad()
+    def integers(self) -> LayerWeights:
+        """Codes and scales as they are now; the widths are those of the start."""
+        scale = self._scale()
+        codes = self._codes((self.latent / scale).clamp(-self.top, self.top))
+        return LayerWeights(codes.cpu().numpy().astype(np.int8), scale.cpu().numpy().reshape(-1), self._bits)
+
+    @property
+    def scale(self) -> Tensor:
+        """The scale of each channel, float32 [channels]; no gradients flow from it."""
+        return self._scale().detach().reshape(-1)
+
+    def _scale(self) -> Tensor:
+        return self.first_scale * self.log_scale.exp()
+
+    def _codes(self, units: Tensor) -> Tensor:
+        codes = ((units - self.offset) / self.stride).round() * self.stride + self.offset
+        return codes.clamp(-self.top, self.top)
+
+    def _in_cells(self, weight: Tensor, codes: Tensor) -> Tensor:
+        level, reach = codes * self.first_scale, _IN_CELL * self.stride * self.first_scale
+        return weight.clamp(level - reach, level + reach)
+
+
+class LearnedGrid(nn.Module):
+    """An activation on its grid, whose scale is learned; the zero point stays."""
+
+    def __init__(self, grid: ActivationGrid, device: torch.device) -> None:
+        super().__init__()
+        self._grid = grid
+        self.log_scale = nn.Parameter(torch.zeros((), device=device))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """The values on the grid, same shape."""
+        scale = self._grid.scale * self.log_scale.exp()
+        found: Tensor = _Learned.apply(  # type: ignore[no-untyped-call]
+            values, scale, -self._grid.zero_point, self._grid.top - self._grid.zero_point
+        )
+        return found
+
+    @property
+    def scale(self) -> float:
+        """The scale as it is now."""
+        return float(self._grid.scale * self.log_scale.detach().exp())
+
+    @torch.no_grad()
+    def grid(self) -> ActivationGrid:
+        """The grid as it is now."""
+        return ActivationGrid(self.scale, self._grid.zero_point, self._grid.bits)
+
+
+def rounded_bias(bias: Tensor, scale: Tensor) -> Tensor:
+    """A bias in whole multiples of its scale, both [channels]; the gradient passes as it is."""
+    return bias + ((bias / scale).round() * scale - bias).detach()
+
+
+def fixed_grid(grid: ActivationGrid) -> Callable[[Tensor], Tensor]:
+    """An activation on a grid that stays, so fine that the gradient needs not know of it."""
+
+    def quantize(values: Tensor) -> Tensor:
+        found: Tensor = _Fixed.apply(  # type: ignore[no-untyped-call]
+            values, grid.scale, -grid.zero_point, grid.top - grid.zero_point
+        )
+        return found
+
+    return quantize
+
+
+class _Fixed(torch.autograd.Function):
+    """s clamp(round(x / s)); the gradient passes as it is. Four passes forward, none backward."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, scale: float, low: int, high: int) -> Tensor:  # noqa: ARG004
+        return (values / scale).round_().clamp_(low, high).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:  # noqa: ARG004
+        return gradients[0], None, None, None
+
+
+class _Learned(torch.autograd.Function):
+    """The same with the gradients above, for x and s."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
+        units = values / scale.to(values.dtype)
+        codes = units.clamp(low, high).round_()
+        ctx.save_for_backward(units, codes)
+        ctx.ends = low, high
+        return codes * scale.to(values.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (units, codes), (low, high) = ctx.saved_tensors, ctx.ends
+        inside = (units >= low) & (units <= high)
+        slope = codes - units * inside
+        return gradients[0] * inside, (gradients[0] * slope).sum(dtype=torch.float32), None, None
+
+
+def _is_mid_rise(codes: Array, bits: Array) -> Array:
+    """Which rows of codes [channels, n] lie on a mid-rise grid, [channels]."""
+    return np.asarray((codes % 2 != 0).all(axis=1) & (bits > 0) & (bits < MOST_BITS))

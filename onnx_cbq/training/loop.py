@@ -1,0 +1,151 @@
+"""The training itself: distillation from the float net, stopped by steps or time, never worse than it began."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from onnx_cbq.config import RefineConfig
+from onnx_cbq.progress import Progress, silent
+from onnx_cbq.records import Grouping
+from onnx_cbq.training.batches import Batches, TrainingBatch
+from onnx_cbq.training.checkpoint import Checkpoint
+from onnx_cbq.training.records import Course, Held
+from onnx_cbq.training.student import Student, divergence
+
+# The first steps raise the learning rate from nothing.
+_WARM_UP = 20
+
+
+@dataclass(frozen=True)
+class Objective:
+    """(1 - alpha) KL(float || quantized) + alpha cross-entropy, a sample counting as its class does."""
+
+    alpha: float
+    class_weights: Tensor
+    groups: Grouping
+
+    def __call__(self, student: Student, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+        """The mean loss, and the scores of the student."""
+        scores = student(batch.feeds)
+        each = (1 - self.alpha) * divergence(student.teach(batch.feeds), scores, self.groups)
+        if self.alpha:
+            each = each + self.alpha * functional.cross_entropy(scores, batch.labels, reduction="none")
+        weights = self.class_weights[batch.labels]
+        return (weights * each).sum() / weights.sum().clamp_min(1e-12), scores
+
+
+def train(
+    student: Student,
+    batches: tuple[Batches, Batches],
+    objective: Objective,
+    config: RefineConfig,
+    seed: int,
+    checkpoint: Checkpoint | None = None,
+    progress: Progress = silent,
+) -> Course:
+    """Train until the steps or the minutes are over; the student is left as it was best on the held-back samples.
+
+    Args:
+        student: is trained in place.
+        batches: to learn from, and held back.
+        objective: what is lowered.
+        config: steps, minutes, rates.
+        seed: decides the order of the samples.
+        checkpoint: where the state is kept, and taken up from if it is there.
+        progress: told of every step.
+
+    Cost per step: a pass forward of the float net, one forward and one backward of the quantized net.
+    """
+    learned, held = batches
+    optimizer = torch.optim.Adam(student.groups((config.weight_rate, config.rate)), betas=(0.9, 0.999))
+    rates = [group["lr"] for group in optimizer.param_groups]
+    start = evaluate(student, held, objective)
+    course, best = Course(start, start), copy.deepcopy(student.state_dict())
+    if checkpoint is not None and checkpoint.resume:
+        course, best = checkpoint.load(student, optimizer)
+    begun, shown = time.monotonic() - course.seconds, 0.0
+    try:
+        for batch in _until(course, config, learned.endless(seed, course.steps), begun):
+            share = _share(course, config, begun)
+            warm = min(1.0, (course.steps + 1) / _WARM_UP)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * warm * (1 + math.cos(math.pi * share)) / 2
+            loss = step(student, optimizer, objective, batch)
+            course.steps, course.seconds = course.steps + 1, time.monotonic() - begun
+            shown = loss if course.steps == 1 else 0.98 * shown + 0.02 * loss
+            progress(f"refine, loss {shown:.4f}, held back {course.best.top1:.2f} %", course.steps, config.steps)
+            if course.steps % config.check_every == 0:
+                best = _keep_better(student, held, objective, course, best)
+                if checkpoint is not None:
+                    checkpoint.save(student, optimizer, course, best)
+    except KeyboardInterrupt:
+        course.stopped = "Ctrl-C"
+    best = _keep_better(student, held, objective, course, best)
+    student.load_state_dict(best)
+    return course
+
+
+def step(student: Student, optimizer: torch.optim.Optimizer, objective: Objective, batch: TrainingBatch) -> float:
+    """One update; returns the loss before it."""
+    student.train()
+    loss, _ = objective(student, batch)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return float(loss.detach())
+
+
+@torch.no_grad()
+def evaluate(student: Student, batches: Batches, objective: Objective) -> Held:
+    """The net as it will be written, in float32, on samples that it does not learn from."""
+    student.eval()
+    loss = hits = weight = 0.0
+    for batch in batches.in_order():
+        mean, scores = objective(student, batch)
+        weights = objective.class_weights[batch.labels]
+        loss += float(mean * weights.sum())
+        hits += float((weights * (scores.argmax(dim=1) == batch.labels)).sum())
+        weight += float(weights.sum())
+    return Held(loss / weight, 100 * hits / weight)
+
+
+def _until(
+    course: Course, config: RefineConfig, batches: Iterator[TrainingBatch], begun: float
+) -> Iterator[TrainingBatch]:
+    """Batches until the steps or the minutes are over."""
+    for batch in batches:
+        if course.steps >= config.steps:
+            return
+        if time.monotonic() - begun >= 60 * config.minutes:
+            course.stopped = "time"
+            return
+        yield batch
+
+
+def _share(course: Course, config: RefineConfig, begun: float) -> float:
+    """How much of the training is over: by steps or by time, whichever runs out first."""
+    spent = (time.monotonic() - begun) / (60 * config.minutes)
+    by_steps = course.steps / config.steps
+    # Time decides only if it would run out first; otherwise a repeated run does the same.
+    runs_out = course.steps > _WARM_UP and spent > by_steps
+    return min(spent if runs_out else by_steps, 1.0)
+
+
+def _keep_better(
+    student: Student, held: Batches, objective: Objective, course: Course, best: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """The better of the state now and the best so far; tells the course."""
+    found = evaluate(student, held, objective)
+    course.losses.append(found.loss)
+    if found.loss >= course.best.loss:
+        return best
+    course.best, course.best_step = found, course.steps
+    return copy.deepcopy(student.state_dict())

@@ -1,0 +1,84 @@
+"""What training takes and gives; nothing here needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from onnx_cbq.calibration.samples import Indices
+from onnx_cbq.model import Array
+from onnx_cbq.records import ActivationGrid, Grouping
+from onnx_cbq.rounding import Rounded
+from onnx_cbq.workload import Workload
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What is trained, as integers.
+
+    Attributes:
+        rounded: weights and biases.
+        grids: of activations, by tensor.
+        integer_biases: biases that are written as integers: name -> layer, and tensor whose grid the layer reads; the
+            scale of a bias is the product of theirs.
+    """
+
+    rounded: Rounded
+    grids: Mapping[str, ActivationGrid]
+    integer_biases: Mapping[str, tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What training works on.
+
+    Attributes:
+        work: the model, its layers and the samples.
+        learned: samples to learn from; `held` those that decide what is kept.
+        class_weights: what a sample counts, by its class, [classes].
+        groups: classes that are taken together.
+        seed: decides the order of the samples.
+        state: the file that the state is kept in; None for none.
+        key: stands for everything that the state depends on.
+        resume: whether to go on from that file.
+    """
+
+    work: Workload
+    learned: Indices
+    held: Indices
+    class_weights: Array
+    groups: Grouping
+    seed: int
+    state: Path | None = None
+    key: str = ""
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class Held:
+    """What held-back samples say of a net: mean loss, and top-1 in percent."""
+
+    loss: float
+    top1: float
+
+
+@dataclass
+class Course:
+    """How a training went so far.
+
+    Attributes:
+        start: the held-back samples before it; `best` those of what is kept.
+        best_step: steps after which that was; 0 as long as training has made nothing better.
+        steps: steps done; `stopped` says what ended them: "steps", "time" or "Ctrl-C".
+        seconds: spent, those before a resumption included.
+        losses: of the held-back samples at every look.
+    """
+
+    start: Held
+    best: Held
+    best_step: int = 0
+    steps: int = 0
+    stopped: str = "steps"
+    seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)

@@ -1,0 +1,39 @@
+"""One training from its task to its result."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from onnx_cbq.config import RefineConfig
+from onnx_cbq.progress import Progress, silent
+from onnx_cbq.torch_graph import choose_device, has_bfloat16
+from onnx_cbq.training.batches import Batches
+from onnx_cbq.training.checkpoint import Checkpoint
+from onnx_cbq.training.loop import Objective, train
+from onnx_cbq.training.records import Course, Quantized, Task
+from onnx_cbq.training.student import Student
+
+
+def run_training(
+    task: Task, start: Quantized, config: RefineConfig, progress: Progress = silent
+) -> tuple[Quantized, Course]:
+    """Train what was quantized; returns the best on the samples held back, which may be the start.
+
+    Raises:
+        ConfigError: torch is not installed.
+        OnnxCbqError: an operator cannot be trained, or the state on disk belongs to another run.
+    """
+    work = task.work
+    device = choose_device()
+    torch.manual_seed(task.seed)
+    fast = config.bfloat16 and has_bfloat16(device)
+    student = Student(work.model, work.layers, start, work.logits.tensor, bfloat16=fast)
+    learned, held = (
+        Batches(work.samples, indices, config.batch, config.augment, device) for indices in (task.learned, task.held)
+    )
+    weights = torch.tensor(np.asarray(task.class_weights, np.float32), device=device)
+    objective = Objective(config.alpha, weights, task.groups)
+    checkpoint = None if task.state is None else Checkpoint(task.state, task.key, task.resume)
+    course = train(student, (learned, held), objective, config, task.seed, checkpoint, progress)
+    return (student.quantized() if course.best_step else start), course

@@ -1,0 +1,128 @@
+"""`--refine`: what is written is what was trained, its state is kept as long as needed, torch is optional."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from onnx_cbq import QuantizeConfig, quantize, verify
+from onnx_cbq.refining import State, quantized_by, refine
+from onnx_cbq.runtime import median_latency
+from onnx_cbq.solving import emit_solution
+from onnx_cbq.training.student import Student
+from tests.command import Command
+from tests.conftest import DIGITS_CARD, DIGITS_MODEL
+from tests.training.digits import COARSE, QUICK, make_solution
+
+
+@pytest.fixture(autouse=True)
+def _no_time_for_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "median_latency", partial(median_latency, seconds=0))
+
+
+def test_what_is_written_is_what_was_trained() -> None:
+    """The file in onnxruntime beside the student in torch: a grid or a hook in the wrong place would part them."""
+    setting, solution = make_solution(replace(COARSE, refine=replace(QUICK, steps=40)))
+    trained, refined, notes = refine(setting, solution)
+    assert "kept (step" in notes[0]
+    work = setting.work
+    session = onnxruntime.InferenceSession(emit_solution(trained, refined).to_proto().SerializeToString())
+    feeds = work.samples.read(np.arange(300))
+    found = session.run(None, feeds)[0]
+    start = quantized_by(trained, refined)
+    student = Student(work.model, work.layers, start, work.logits.tensor, bfloat16=False).eval()
+    with torch.no_grad():
+        expected = student({name: torch.from_numpy(value) for name, value in feeds.items()}).numpy()
+    # Sums in another order put single activations on the next of 16 levels; a scale that is off moves all of them.
+    size = np.abs(expected).max()
+    assert np.median(np.abs(found - expected)) < 1e-5 * size
+    assert (found.argmax(axis=1) == expected.argmax(axis=1)).mean() > 0.98
+
+
+@pytest.mark.parametrize("storage", ["int8", "packed"])
+def test_training_raises_accuracy_and_leaves_the_plan(storage: str) -> None:
+    config = replace(COARSE, storage=storage)
+    plain = quantize(DIGITS_MODEL, DIGITS_CARD, config)
+    better = quantize(DIGITS_MODEL, DIGITS_CARD, replace(config, refine=replace(QUICK, steps=100, check_every=20)))
+    assert better.quantized.top1 > plain.quantized.top1
+    for name, bits in plain.plan.bits.items():
+        np.testing.assert_array_equal(better.plan.bits[name], bits)
+    assert any(note.startswith("--refine: all 100 steps") for note in better.notes)
+
+
+def test_channels_of_0_bits_are_still_removed() -> None:
+    """Their biases are trained, and taken up by the layers behind."""
+    config = QuantizeConfig(bits=1, samples=100, refine=replace(QUICK, steps=8))
+    result = quantize(DIGITS_MODEL, DIGITS_CARD, config)
+    assert result.average_bits <= 1
+    assert result.removal.removed
+
+
+def test_the_state_goes_when_the_file_is_there(command: Command, tmp_path: Path) -> None:
+    arguments = ("quantize", DIGITS_MODEL, "--data", DIGITS_CARD, "--bits", 2, "--samples", 100)
+    output = tmp_path / "q.onnx"
+    done = command(*arguments, "--output", output, "--refine", "--refine-steps", 3)
+    assert done.code == 0, done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["q.onnx"]
+    assert "--refine: all 3 steps" in done.out
+
+
+def test_there_must_be_a_state_to_go_on_from(command: Command, tmp_path: Path) -> None:
+    """Said before the work begins, not after it."""
+    done = command(
+        "quantize", DIGITS_MODEL, "--data", DIGITS_CARD, "--output", tmp_path / "q.onnx", "--refine", "--resume"
+    )
+    assert done.code == 1
+    assert "q.onnx.training: no such file to go on from; leave out --resume to start anew" in done.err
+
+
+@pytest.mark.parametrize(
+    "option", [("--refine-minutes", 1), ("--refine-steps", 9), ("--alpha", 0.5), ("--augment", "flip"), ("--resume",)]
+)
+def test_an_option_of_the_training_needs_the_training(command: Command, option: tuple[object, ...]) -> None:
+    done = command("quantize", DIGITS_MODEL, "--data", DIGITS_CARD, *option)
+    assert done.code == 2
+    assert f"only for --refine; leave out {option[0]}" in done.err
+
+
+def test_settings_out_of_range_are_named(command: Command) -> None:
+    for option, value in (("--refine-minutes", 0), ("--alpha", 1.5), ("--augment", "rotate")):
+        done = command("quantize", DIGITS_MODEL, "--data", DIGITS_CARD, "--refine", option, value)
+        assert done.code == 1
+        assert option in done.err
+
+
+def test_without_torch_it_says_so_before_the_work_begins(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from onnx_cbq.cli import main\n"
+        f"sys.argv = ['onnx-cbq', 'quantize', 'missing.onnx', '--data', {str(DIGITS_CARD)!r}, "
+        f"'--output', {str(tmp_path / 'q.onnx')!r}, '--refine']\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
+    assert done.returncode == 1
+    assert done.stderr.strip() == (
+        "onnx-cbq: training needs torch, which is not installed; install it with pip install 'onnx-cbq[torch]'"
+    )
+
+
+def test_a_state_belongs_to_its_settings(tmp_path: Path) -> None:
+    """A state that another seed left is not gone on from."""
+    path = tmp_path / "state"
+    config = replace(COARSE, refine=replace(QUICK, steps=4))
+    setting, solution = make_solution(config)
+    refine(setting, solution, State(path, resume=False))
+    assert path.exists()
+    again = refine(setting, solution, State(path, resume=True))
+    assert again[2]
+    with pytest.raises(Exception, match="belongs to a run with another model"):
+        refine(replace(setting, config=replace(config, seed=1)), solution, State(path, resume=True))
