@@ -15,6 +15,7 @@ from onnx_cbq.config import (
     DataFreeConfig,
     QuantizeConfig,
     RateDistortionConfig,
+    RefineConfig,
     RoundingConfig,
     ScoringConfig,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "Plan",
     "QuantizeConfig",
     "RateDistortionConfig",
+    "RefineConfig",
     "Result",
     "RoundingConfig",
     "Scores",

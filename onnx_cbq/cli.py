@@ -12,11 +12,13 @@ import typer
 from onnx_cbq import pipeline, report
 from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.config import (
+    CODEBOOKS,
     CODERS,
     CURVE,
     METHODS,
     RANGES,
     ROUNDINGS,
+    SCOPES,
     STORAGES,
     DataFreeConfig,
     QuantizeConfig,
@@ -124,6 +126,17 @@ def quantize(
     coder: Annotated[
         str, typer.Option(metavar="|".join(CODERS), help="--storage archive: huffman is there to compare.")
     ] = "ans",
+    codebook: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(CODEBOOKS),
+            help="Values of the weights. uniform: steps; kmeans, hessian-kmeans: 2^B values that weights share; "
+            "ecsq: with --storage archive, shared values by error and code length.",
+        ),
+    ] = "uniform",
+    codebook_scope: Annotated[
+        str, typer.Option(metavar="|".join(SCOPES), help="Which weights share the values of another --codebook.")
+    ] = "layer",
     max_bytes: Annotated[
         int | None,
         typer.Option(
@@ -220,9 +233,11 @@ def quantize(
         clusters=read_clusters(clusters),
         storage=storage,
         coder=coder,
+        codebook=codebook,
+        codebook_scope=codebook_scope,
         bytes=max_bytes,
         max_drop=max_drop,
-        curve=tuple(b for b in CURVE if method != "uniform" or b.is_integer()) if curve else (),
+        curve=_curve(method, codebook, storage) if curve else (),
         max_class_drop=max_class_drop,
         activation_bits=activation_bits,
         activation_range=activation_range,
@@ -248,6 +263,12 @@ def quantize(
         OUT.print(report.result_table(result, target))
         if curve:
             OUT.print(report.curve_table(result))
+
+
+def _curve(method: str, codebook: str, storage: str) -> tuple[float, ...]:
+    """The averages of bits of the curve that such a method can have."""
+    whole = method == "uniform" or (codebook != "uniform" and storage != "archive")
+    return tuple(bits for bits in CURVE if not whole or bits.is_integer())
 
 
 def _refuse_ignored(context: typer.Context, *, data_free: bool, refine: bool) -> None:

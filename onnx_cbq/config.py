@@ -14,6 +14,8 @@ CURVE = (1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 RANGES = ("mse", "percentile", "minmax")
 STORAGES = ("int8", "packed", "archive")
 CODERS = ("ans", "huffman")
+CODEBOOKS = ("uniform", "kmeans", "hessian-kmeans", "ecsq")
+SCOPES = ("layer", "net")
 MOST_BITS = 8
 
 
@@ -139,8 +141,8 @@ class RefineConfig:
     steps: int = 1200
     minutes: float = 15.0
     batch: int = 128
-    weight_rate: float = 2e-3
-    rate: float = 1e-4
+    weight_rate: float = 5e-3
+    rate: float = 3e-4
     alpha: float = 0.0
     augment: tuple[str, ...] = ()
     held_back: float = 0.1
@@ -206,6 +208,10 @@ class QuantizeConfig:
         storage: "int8" (a byte per weight), "packed" (its bits, unpacked when a session is opened) or "archive" (codes
             chosen by what they cost once entropy-coded; `bits` are those of the coder, and an archive is saved).
         coder: of an archive: "ans", or "huffman" to compare.
+        codebook: which values weights may take: "uniform" steps, or values that weights share, chosen by "kmeans",
+            "hessian-kmeans" (errors count by the diagonal of the loss's Hessian) or "ecsq" (entropy-constrained, for an
+            archive). Plans of bits per channel are for uniform steps only.
+        codebook_scope: the weights of a "layer" share values, or those of the whole "net".
         curve: further averages of bits to find plans for and to evaluate, from the same statistics.
         samples: how many calibration samples are drawn, evenly from the classes; None for all.
         seed: decides which samples are drawn.
@@ -230,6 +236,8 @@ class QuantizeConfig:
     curve: tuple[float, ...] = ()
     storage: str = "int8"
     coder: str = "ans"
+    codebook: str = "uniform"
+    codebook_scope: str = "layer"
     samples: int | None = 1000
     seed: int = 0
     logits: str | None = None
@@ -258,10 +266,15 @@ class QuantizeConfig:
             _check(0 <= weight < float("inf"), f"--class-weight {name}", "a number of at least 0", weight)
         _check(self.bytes is None or self.bytes > 0, "--bytes", "a number above 0", self.bytes)
         _check(self.coder in CODERS, "--coder", _either(CODERS), self.coder)
+        self._check_codebook()
         if self.storage == "archive":
             _check(self.method == "rate-distortion", "--storage archive", "--method rate-distortion", self.method)
-            _check(self.rounding == "compensate", "--storage archive", "--rounding compensate", self.rounding)
+            rounded = self.rounding == "compensate" or self.shares_values
+            _check(rounded, "--storage archive", "--rounding compensate", self.rounding)
             _check(not self.keep, "--storage archive", "no --keep beside it", self.keep)
+        if self.refine is not None:
+            _check(self.storage != "archive", "--refine", "--storage int8 or packed", "--storage archive")
+            _check(self.codebook == "uniform", "--refine", "no --codebook beside it", self.codebook)
         if self.bytes is not None:
             _check(self.storage != "int8", "--bytes", "--storage packed or archive beside it", "--storage int8")
             _check(self.method == "rate-distortion", "--bytes", "--method rate-distortion beside it", self.method)
@@ -273,6 +286,28 @@ class QuantizeConfig:
             _check(searched, option, "--method rate-distortion beside it", self.method)
         _check(self.samples is None or self.samples > 0, "--samples", "a number above 0", self.samples)
         _check(self.seed >= 0, "--seed", "a number of at least 0", self.seed)
+
+    def _check_codebook(self) -> None:
+        _check(self.codebook in CODEBOOKS, "--codebook", _either(CODEBOOKS), self.codebook)
+        _check(self.codebook_scope in SCOPES, "--codebook-scope", _either(SCOPES), self.codebook_scope)
+        if not self.shares_values:
+            _check(self.codebook_scope == "layer", "--codebook-scope", "another --codebook beside it", self.codebook)
+            return
+        option = f"--codebook {self.codebook}"
+        _check(self.method == "rate-distortion", option, "no --method beside it", self.method)
+        _check(not self.keep, option, "no --keep beside it", self.keep)
+        if self.storage == "archive":
+            return
+        _check(self.codebook != "ecsq", option, "--storage archive beside it", f"--storage {self.storage}")
+        for bits in (self.bits, *self.curve):
+            _check(float(bits).is_integer(), "--bits", f"a whole number with {option}, or --storage archive", bits)
+        limited = any(limit is not None for limit in (self.bytes, self.max_drop, self.max_class_drop))
+        _check(not limited, option, "--bits or --storage archive beside it", "a limit on bytes or accuracy")
+
+    @property
+    def shares_values(self) -> bool:
+        """Whether weights take the values of a codebook, and no plan of bits is searched."""
+        return self.codebook != "uniform"
 
     @property
     def held_back(self) -> float:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -22,12 +23,17 @@ from onnx_cbq.search.steps import find_tau, reference_tau, steps_and_prices
 from onnx_cbq.statistics import Run
 from onnx_cbq.workload import Workload
 
+_S = TypeVar("_S")
+
 # The rate may be this much below what was asked for, as a share.
 TOLERANCE = 0.01
 # How often the weights are rounded at most to meet it.
 PASSES = 6
 # What the coder spends beside the estimate, before it is known.
 _FIRST_GUESS = 0.95
+_LEAST_RATE = 1e-6
+# Between two attempts what is spent grows as a power of the estimate, and no other than these.
+_SLOPES = (0.25, 4.0)
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ def measure_steps(
 ) -> StepEvidence:
     """Round every layer alone at about two bits per weight, and measure what that costs beside what is predicted."""
     class_weights = run.class_weights
-    sensitivity = _sensitivity(work, evidence, class_weights)
+    sensitivity = channel_costs(work, evidence, class_weights)
     weights, predicted, measured = {}, [], []
     for done, (layer, problem) in enumerate(_problems(work, run, config), 1):
         name = layer.name
@@ -84,7 +90,7 @@ def round_at_rate(
     Cost: two to `PASSES` times that of `rounding.round_in_order`.
     """
     (found, steps), (bits, coder) = evidence, rate
-    sensitivity = _sensitivity(work, found, run.class_weights)
+    sensitivity = channel_costs(work, found, run.class_weights)
     costs = {name: value * steps.factors[name] for name, value in sensitivity.items()}
     rows = {layer.name: layer.rows(work.model.weight(layer.weight)) for layer in work.layers}
     total = work.layers.size
@@ -97,21 +103,65 @@ def round_at_rate(
 
     known = [(costs[name], steps.weights[name], rows[name].std(axis=1)) for name in costs]
     start = reference_tau(*zip(*known, strict=True))
-    # Every time the coder spends too much, the next aim is lower by another share of the tolerance.
-    ratio, margin, best = _FIRST_GUESS, TOLERANCE / 2, None
+
+    def find(wanted: float) -> tuple[float, float]:
+        tau = find_tau(estimate, wanted, start)
+        return tau, estimate(tau)
+
+    def make(tau: float) -> Rounded:
+        fitting = _fitting(settings(tau), config)
+        return round_in_order(work.model, simulated, work.layers, fitting, run, config, progress)
+
+    def spent(rounded: Rounded) -> float:
+        return coded_bits([(w.codes, w.bits) for w in rounded.weights.values()], coder) / total
+
+    return meet_rate(bits, find, make, spent)
+
+
+def meet_rate(
+    bits: float,
+    find: Callable[[float], tuple[_S, float]],
+    make: Callable[[_S], Rounded],
+    spent: Callable[[Rounded], float],
+) -> tuple[Rounded, float]:
+    """Weights that take at most so many bits each, as near to that as `PASSES` attempts come, and what they take.
+
+    If none take so few, those of the last attempt.
+
+    Args:
+        bits: per weight.
+        find: from a rate to the setting whose estimated rate does not exceed it, and that estimate.
+        make: weights by a setting.
+        spent: what weights really take, in bits each.
+    """
+    aim = bits * (1 - TOLERANCE / 2)
+    wanted, best = aim / _FIRST_GUESS, None
+    tried: list[_S] = []
+    known: list[tuple[float, float]] = []
     for _ in range(PASSES):
-        tau = find_tau(estimate, bits * (1 - margin) / ratio, start)
-        rounded = round_in_order(
-            work.model, simulated, work.layers, _fitting(settings(tau), config), run, config, progress
-        )
-        spent = coded_bits([(w.codes, w.bits) for w in rounded.weights.values()], coder) / total
-        if spent <= bits and (best is None or spent > best[1]):
-            best = rounded, spent
-        if bits * (1 - TOLERANCE) <= spent <= bits:
+        setting, estimated = find(wanted)
+        if setting in tried:
             break
-        margin += TOLERANCE / 2 if spent > bits else 0
-        ratio, start = spent / estimate(tau), tau
-    return best or (rounded, spent)
+        tried.append(setting)
+        rounded = make(setting)
+        rate = spent(rounded)
+        if rate <= bits and (best is None or rate > best[1]):
+            best = rounded, rate
+        if bits * (1 - TOLERANCE) <= rate <= bits:
+            break
+        # Every time too much is spent, the next aim is lower: the same aim again may miss by as little again.
+        aim *= 1 - TOLERANCE / 2 if rate > bits else 1
+        known.append((float(np.log(max(estimated, _LEAST_RATE))), float(np.log(max(rate, _LEAST_RATE)))))
+        wanted = float(np.exp(known[-1][0] + (np.log(aim) - known[-1][1]) / _slope(known[-2:])))
+    return best or (rounded, rate)
+
+
+def _slope(known: Sequence[tuple[float, float]]) -> float:
+    """How the logarithm of what was spent grows with that of the estimate, by up to two attempts; 1 if unknown."""
+    if len(known) < 2 or known[0][0] == known[1][0]:
+        return 1.0
+    (estimate, rate), (next_estimate, next_rate) = known
+    return float(np.clip((next_rate - rate) / (next_estimate - estimate), *_SLOPES))
 
 
 def _fitting(
@@ -139,7 +189,7 @@ def _compensated(layer: Layer, problem: Problem) -> Array:
     return np.repeat(weights, layer.channels // len(weights))
 
 
-def _sensitivity(work: Workload, evidence: Evidence, class_weights: Array) -> dict[str, Array]:
+def channel_costs(work: Workload, evidence: Evidence, class_weights: Array) -> dict[str, Array]:
     """a_c of every layer: half the mean square of the gradient at the channel's outputs, by classes that matter."""
     assert evidence.sensitivity is not None
     shares = evidence.groups.sums(class_weights) / class_weights.sum()

@@ -210,7 +210,9 @@ def _scores(work: Workload, drawn: Draw, config: QuantizeConfig, progress: Progr
 
 def _emit(setting: Setting, solution: Solution) -> Model:
     output = emit_solution(setting, solution)
-    made_by = setting.config.method, _versions()["onnx-cbq"]
+    config = setting.config
+    method = config.codebook if config.shares_values else config.method
+    made_by = method, _versions()["onnx-cbq"]
     written, removed = solution.written.layers, solution.removal.removed
     return with_metadata(output, setting.work.layers, solution.plan, made_by, written, removed)
 
@@ -242,7 +244,7 @@ def _verify(setting: Setting, solution: Solution, output: Model, progress: Progr
         path = Path(folder) / "quantized.onnx"
         size = write_model(output, path)
         check_file(path, work.model, solution.written.layers, solution.written.weights, work.example.feeds)
-        if setting.config.storage == "packed":
+        if setting.config.storage != "int8":
             check_equal(path, emit_solution(setting, solution, "int8"), work.example.feeds)
         ideal = math.ceil(solution.plan.average_bits(work.layers) * work.layers.size / 8)
         found = Sizes(ideal, size, compressed_size(path))

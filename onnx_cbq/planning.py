@@ -64,7 +64,9 @@ def gather_evidence(
     """
     if config.method == "uniform":
         return Evidence(groups)
-    if config.storage == "archive":
+    if config.codebook == "kmeans":
+        return Evidence(groups)
+    if config.storage == "archive" or config.shares_values:
         graph = scoring_graph(work.model, work.layers, work.logits, work.example, config.scoring)
         squares = fisher_squares(graph, work.layers, work.samples, train, groups, config.seed, progress)
         return Evidence(groups, sensitivity=squares)

@@ -320,6 +320,8 @@ class LayerWeights:
         bits: int8 [channels].
         zero_point: int8 [channels]; None for 0.
         levels: float32, a table that the codes look up; None for the codes themselves.
+        table: int8, rising, the only codes that occur, of which the file may hold positions in place of the codes; None
+            if any may occur. The bits are then those of a position.
     """
 
     codes: Array
@@ -327,6 +329,7 @@ class LayerWeights:
     bits: Array
     zero_point: Array | None = None
     levels: Array | None = None
+    table: Array | None = None
 
     def bias_scale(self, activation_scale: float) -> Array:
         """The scale s_x s_w of the int32 bias, float32 [channels]."""

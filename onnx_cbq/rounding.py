@@ -75,7 +75,9 @@ def round_in_order(
             channels = fitting(layer, problem)
             if problem.damping > config.damping:
                 damped.append(f"{layer.name} ({problem.damping:g})")
-            weights[layer.name] = LayerWeights(layer.unrows(channels.codes), channels.scale, channels.bits)
+            weights[layer.name] = LayerWeights(
+                layer.unrows(channels.codes), channels.scale, channels.bits, table=channels.table
+            )
             constants[layer.weight] = layer.unrows(channels.values)
             shifts = mean_shift(moments[layer.name], rows, channels.values)
             for use, shift in zip(layer.uses, shifts, strict=False):

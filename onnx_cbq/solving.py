@@ -10,6 +10,7 @@ import numpy as np
 
 from onnx_cbq.calibration.samples import Draw, draw
 from onnx_cbq.clusters import find_groups
+from onnx_cbq.codebooks import Share, ShareEvidence, gather_shares, round_to_values, round_to_values_at_rate
 from onnx_cbq.config import MOST_BITS, QuantizeConfig
 from onnx_cbq.emit.qdq import emit_qdq, simulate_activations
 from onnx_cbq.entropic import StepEvidence, measure_steps, round_at_rate
@@ -20,6 +21,7 @@ from onnx_cbq.model import Array, Model
 from onnx_cbq.planning import Evidence, Planned, gather_evidence, make_measure, make_plan
 from onnx_cbq.progress import Clock, Progress
 from onnx_cbq.quantize.activations import choose_grid
+from onnx_cbq.quantize.codebook import MOST_VALUES
 from onnx_cbq.quantize.weights import leave_room_for_bias
 from onnx_cbq.records import ActivationGrid, Plan, Removal, Seen, Written
 from onnx_cbq.removal import Run, remove_channels
@@ -40,6 +42,7 @@ class Setting:
         placement, grids: activations that are quantized, and how.
         simulated: the float model with them quantized; None if there are none.
         steps: what the steps of an archive's grids are set by; None for other storage.
+        shares: what errors count for values that weights share; None for uniform steps.
     """
 
     work: Workload
@@ -52,6 +55,7 @@ class Setting:
     grids: Mapping[str, ActivationGrid]
     simulated: Seen | None
     steps: StepEvidence | None = None
+    shares: ShareEvidence | None = None
 
 
 @dataclass(frozen=True)
@@ -81,18 +85,22 @@ def make_setting(work: Workload, config: QuantizeConfig, clock: Clock, progress:
         train, held = _split(drawn, config)
         groups = find_groups(work, drawn, config.clusters)
         evidence = gather_evidence(work, train, groups, config, weights, progress)
-        measure = make_measure(work, held, evidence) if config.held_back else None
+        measured = config.held_back and (config.storage == "archive" or not config.shares_values)
+        measure = make_measure(work, held, evidence) if measured else None
     with clock.stage("activations"):
         placement = place_activations(work.model, work.layers) if config.activation_bits else NO_ACTIVATIONS
         grids = choose_grids(work, placement, placement.measured, drawn, config, progress)
         simulated = simulate_activations(work.model, placement, grids) if grids else None
-    steps = None
-    if config.storage == "archive":
+    steps = shares = None
+    run = run_of(work, train, config.compensation, weights)
+    if config.storage == "archive" and config.codebook in ("uniform", "ecsq") and config.rounding == "compensate":
         assert measure is not None
         with clock.stage("steps"):
-            run = run_of(work, train, config.compensation, weights)
             steps = measure_steps(work, evidence, measure, run, config.compensation, progress)
-    return Setting(work, config, drawn, weights, evidence, measure, placement, grids, simulated, steps)
+    if config.shares_values:
+        with clock.stage("codebook"):
+            shares = gather_shares(work, evidence, steps, config, run)
+    return Setting(work, config, drawn, weights, evidence, measure, placement, grids, simulated, steps, shares)
 
 
 def solve(setting: Setting, clock: Clock, progress: Progress) -> Solution:
@@ -101,6 +109,9 @@ def solve(setting: Setting, clock: Clock, progress: Progress) -> Solution:
     Raises:
         ConfigError: the layers that are kept leave nothing to meet the budget with.
     """
+    if setting.shares is not None:
+        with clock.stage("rounding"):
+            return _solve_shared(setting, setting.shares, progress)
     if setting.steps is not None:
         with clock.stage("rounding"):
             return _solve_at_rate(setting, setting.steps, progress)
@@ -231,11 +242,37 @@ def _solve_at_rate(setting: Setting, steps: StepEvidence, progress: Progress) ->
         config.compensation,
         progress,
     )
-    note = f"{rate:.3f} bits per weight once coded; {config.bits:g} were allowed"
-    if rate > config.bits:
-        note += ", which is less than these weights can take"
+    return _as_rounded(setting, rounded, _rate_note(rate, config.bits))
+
+
+def _solve_shared(setting: Setting, shares: ShareEvidence, progress: Progress) -> Solution:
+    """Values that weights share: as many as `setting.config.bits` tell apart, or so many bits in an archive."""
+    work, config = setting.work, setting.config
+    run = run_of(work, setting.drawn, config.compensation, setting.class_weights)
+    if config.storage == "archive":
+        rounded, rate = round_to_values_at_rate(work, setting.simulated, shares, config, run, progress)
+        return _as_rounded(setting, rounded, _rate_note(rate, config.bits), _values_note(rounded, config))
+    share = Share(config, min(1 << int(config.bits), MOST_VALUES))
+    rounded = round_to_values(work, setting.simulated, shares, share, run, progress)
+    return _as_rounded(setting, rounded, _values_note(rounded, config))
+
+
+def _rate_note(rate: float, bits: float) -> str:
+    note = f"{rate:.3f} bits per weight once coded; {bits:g} were allowed"
+    return note + (", which is less than these weights can take" if rate > bits else "")
+
+
+def _values_note(rounded: Rounded, config: QuantizeConfig) -> str:
+    counts = [len(weights.table) for weights in rounded.weights.values() if weights.table is not None]
+    which = "the weights of the whole net" if config.codebook_scope == "net" else "the weights of a layer"
+    several = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{counts[0]}"
+    return f"{which} share {several} values"
+
+
+def _as_rounded(setting: Setting, rounded: Rounded, *notes: str) -> Solution:
+    """The solution of weights that were rounded without a plan."""
     rounded = with_room(setting, rounded)
-    planned = Planned(Plan({name: w.bits for name, w in rounded.weights.items()}), (note,))
+    planned = Planned(Plan({name: w.bits for name, w in rounded.weights.items()}), notes)
     return make_solution(setting, planned, rounded)
 
 

@@ -14,6 +14,7 @@ from onnx_cbq.errors import ModelError, VerificationError
 from onnx_cbq.model import Array, Model
 from onnx_cbq.progress import Progress, silent
 from onnx_cbq.quantize.grid import fits_bits
+from onnx_cbq.ranks import ranks_fit
 from onnx_cbq.records import Evaluation, Layers, LayerWeights
 from onnx_cbq.runtime import Feeds, Session, median_latency
 
@@ -86,7 +87,8 @@ def check_file(path: Path, model: Model, layers: Layers, weights: Mapping[str, L
     """
     check_outputs(path, model, feeds)
     for layer in layers:
-        check_codes(layer.name, layer.rows(weights[layer.name].codes), weights[layer.name].bits)
+        found = weights[layer.name]
+        check_codes(layer.name, layer.rows(found.codes), found.bits, found.table)
 
 
 def check_outputs(path: Path, model: Model, feeds: Feeds) -> None:
@@ -131,14 +133,17 @@ def check_equal(path: Path, model: Model, feeds: Feeds) -> None:
             raise VerificationError(f"output {name!r} differs once the weights are packed; report this as a bug")
 
 
-def check_codes(name: str, rows: Array, bits: Array) -> None:
-    """Check that the codes of every channel [channels, n] fit its bits.
+def check_codes(name: str, rows: Array, bits: Array, table: Array | None = None) -> None:
+    """Check that the codes of every channel [channels, n] fit its bits; with a table, that their places in it do.
 
     Raises:
         VerificationError: a channel's do not.
     """
+    if table is not None and not np.isin(rows, table).all():
+        raise VerificationError(f"layer {name!r}: a code is not one of the {len(table)} that its weights share")
     for channel, (codes, width) in enumerate(zip(rows, bits, strict=True)):
-        if not fits_bits(codes, int(width)):
+        fits = fits_bits(codes, int(width)) if table is None else ranks_fit(codes, table, int(width))
+        if not fits:
             raise VerificationError(f"layer {name!r}: the codes of channel {channel} do not fit {width} bits")
 
 

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from PIL import Image
 from rich.console import Console
 
-from onnx_cbq import CalibrationSet, QuantizeConfig, VerificationError, console
+from onnx_cbq import CalibrationSet, QuantizeConfig, RefineConfig, VerificationError, console
 from tests.command import Command
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 from tests.graphs import make_model, node
@@ -94,6 +94,10 @@ OPTIONS: dict[tuple[str, ...], dict[str, Any]] = {
     ("--curve", "--method", "uniform"): {"curve": (2.0, 3.0, 4.0, 5.0, 6.0, 8.0), "method": "uniform"},
     ("--rounding", "nearest", "--method", "cbq"): {"rounding": "nearest", "method": "cbq"},
     ("--activation-bits", "4", "--activation-range", "minmax"): {"activation_bits": 4, "activation_range": "minmax"},
+    ("--refine",): {"refine": RefineConfig()},
+    ("--refine", "--refine-minutes", "2", "--alpha", "0.5", "--augment", "flip", "--augment", "shift"): {
+        "refine": RefineConfig(minutes=2.0, alpha=0.5, augment=("flip", "shift"))
+    },
     ("--samples", "0", "--seed", "7", "--logits", "y"): {"samples": None, "seed": 7, "logits": "y"},
 }
 
@@ -105,7 +109,7 @@ def test_every_option_becomes_its_setting_and_no_other(
     """The defaults of the command are those of the library."""
     seen: list[QuantizeConfig] = []
 
-    def stop(_: Path, __: CalibrationSet, config: QuantizeConfig, ___: object) -> None:
+    def stop(_: Path, __: CalibrationSet, config: QuantizeConfig, *___: object) -> None:
         seen.append(config)
         raise VerificationError("far enough")
 

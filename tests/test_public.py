@@ -27,6 +27,7 @@ NAMES = [
     "Plan",
     "QuantizeConfig",
     "RateDistortionConfig",
+    "RefineConfig",
     "Result",
     "RoundingConfig",
     "Scores",

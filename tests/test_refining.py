@@ -100,6 +100,14 @@ def test_settings_out_of_range_are_named(command: Command) -> None:
         assert option in done.err
 
 
+@pytest.mark.parametrize("option", [("--storage", "archive"), ("--codebook", "kmeans", "--storage", "packed")])
+def test_what_cannot_be_trained_is_refused(command: Command, option: tuple[object, ...]) -> None:
+    """Training would leave the rate of an archive, or the values that weights share."""
+    done = command("quantize", DIGITS_MODEL, "--data", DIGITS_CARD, "--refine", *option)
+    assert done.code == 1
+    assert "--refine: expected" in done.err
+
+
 def test_without_torch_it_says_so_before_the_work_begins(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"

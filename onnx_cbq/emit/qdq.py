@@ -21,6 +21,7 @@ from onnx_cbq.emit.packed import PackedLayer, unpacking_graph
 from onnx_cbq.emit.shorten import shorten
 from onnx_cbq.graph.placement import SATURATION, Placement
 from onnx_cbq.model import Array, Model
+from onnx_cbq.ranks import rank_codes, ranks
 from onnx_cbq.records import ActivationGrid, Layer, Layers, LayerWeights, Seen, Use, Written
 
 # What a node with two inputs takes in the file; a constant's name and shape take about half of that.
@@ -38,9 +39,10 @@ def emit_qdq(
     """`model` with the layers' weights as integers, and the tensors of `placement` on their grids.
 
     `grids` holds one for every tensor in `placement.measured`. With `storage` "packed" the weights take their bits (see
-    `packed`), and the graph has short names.
+    `packed`), and the graph has short names. Weights that share values are stored as ranks (`quantize.codebook`) and
+    looked up in an int8 table, but for the storage "int8".
     """
-    writer = _Writer(model, placement, grids, packed=storage == "packed")
+    writer = _Writer(model, placement, grids, storage)
     for layer in layers:
         writer.add_weight(layer, weights[layer.name])
     output = writer.write()
@@ -72,9 +74,10 @@ class _Writer:
     """Walks the float graph once, in order, and writes the quantized one."""
 
     def __init__(
-        self, model: Model, placement: Placement, grids: Mapping[str, ActivationGrid], *, packed: bool = False
+        self, model: Model, placement: Placement, grids: Mapping[str, ActivationGrid], storage: str = "int8"
     ) -> None:
-        self._packed: list[PackedLayer] | None = [] if packed else None
+        self._packed: list[PackedLayer] | None = [] if storage == "packed" else None
+        self._looks_up = storage != "int8"
         self._model = model
         self._placement = placement
         self._grids = dict(grids)
@@ -114,11 +117,20 @@ class _Writer:
         self._floats[layer.weight] = self._add("DequantizeLinear", inputs, f"{layer.weight}_dq", axis=layer.weight_axis)
 
     def _codes(self, layer: Layer, weights: LayerWeights) -> str:
-        """The name of a layer's codes, which are a constant or will be unpacked."""
+        """The name of a layer's codes, which are a constant, or will be unpacked or looked up."""
+        if weights.table is None or not self._looks_up:
+            return self._stored(layer, weights.codes, weights)
+        rank = self._stored(layer, rank_codes(weights.codes, weights.table), weights)
+        position = self._add("Cast", [rank], f"{layer.weight}_at", to=TensorProto.INT32)
+        table = self._pooled(ranks(weights.table)[0], "values")
+        return self._add("Gather", [table, position], f"{layer.weight}_value")
+
+    def _stored(self, layer: Layer, codes: Array, weights: LayerWeights) -> str:
+        """The name of numbers in the shape of a layer's weight, a byte each or packed."""
         if self._packed is None:
-            return self._constant(f"{layer.weight}_q", weights.codes)
+            return self._constant(f"{layer.weight}_q", codes)
         name = self._fresh(f"{layer.weight}_q")
-        rows = layer.rows(weights.codes)
+        rows = layer.rows(codes)
         self._packed.append(PackedLayer(name, rows, weights.bits, layer.weight_shape, layer.weight_axis))
         return name
 

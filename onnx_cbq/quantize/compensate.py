@@ -145,6 +145,23 @@ def best_factor(aim: Array, levels: Array, metric: Metric) -> Array:
     return np.stack([np.einsum("gnr,gnr->gr", weighted, other, dtype=np.float64) for other in (target, codes)])
 
 
+def cluster_sums(aim: Array, positions: Array, metric: Metric, weights: Array, count: int) -> tuple[Array, Array]:
+    """A and b of t A t - 2 b t: the weighted squared error of rows whose levels are t[positions], but for a constant.
+
+    For the rows `aim` [g, r, n], `positions` likewise below `count`, row weights [g, r]: A [count, count], b [count].
+    Cost: count n multiplications per weight.
+    """
+    taken = np.take_along_axis(positions.swapaxes(1, 2), metric.order[:, :, None], 1)
+    flat, each = taken.reshape(-1), np.asarray(weights, np.float32)[:, None, :]
+
+    def sums(values: Array) -> Array:
+        pulled = (metric.matrix @ values) * each
+        return np.bincount(flat, pulled.reshape(-1), count)
+
+    matrix = np.stack([sums(np.asarray(taken == j, np.float32)) for j in range(count)])
+    return (matrix + matrix.T) / 2, sums(_columns_first(aim, metric))
+
+
 def _mean_diagonal(second: Array) -> Array:
     """What damping is a share of, [g]; where inputs never vary, their centred moments are rounding errors around 0."""
     diagonal = np.abs(np.einsum("gnn->gn", second))

@@ -35,11 +35,13 @@ class Channels:
         codes: int8 [channels, weights per channel].
         scale: float32 [channels], above 0.
         bits: int8 [channels].
+        table: the codes that all channels share, int8, rising; None if any code may occur.
     """
 
     codes: Array
     scale: Array
     bits: Array
+    table: Array | None = None
 
     @property
     def values(self) -> Array:

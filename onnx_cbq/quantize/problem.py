@@ -14,6 +14,7 @@ from onnx_cbq.quantize.compensate import (
     Rounding,
     best_aim,
     best_factor,
+    cluster_sums,
     compensate,
     descend,
     make_metric,
@@ -77,6 +78,11 @@ class Problem:
         above, below = np.sum(parts, axis=0)
         factor = np.where((above > 0) & (below > 0), above / np.maximum(below, np.finfo(float).tiny), 1.0)
         return np.asarray(scale * factor, np.float32)
+
+    def cluster_sums(self, positions: Array, weights: Array, count: int) -> tuple[Array, Array]:
+        """The quadratic in values that weights share, by `positions` [g, r, n]; see `compensate.cluster_sums`."""
+        parts = [cluster_sums(self.aim[:, :, s], positions[:, :, s], m, weights, count) for s, m in self.parts]
+        return np.sum([matrix for matrix, _ in parts], axis=0), np.sum([target for _, target in parts], axis=0)
 
     def error(self, levels: Array) -> Array:
         """The squared error of each row in the metric, [g, r]."""

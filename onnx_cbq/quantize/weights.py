@@ -20,6 +20,15 @@ def quantize_layer(layer: Layer, weight: Array, bits: Array) -> LayerWeights:
     return LayerWeights(layer.unrows(rows.codes), rows.scale, rows.bits)
 
 
+def _coarser_table(weights: LayerWeights, scale: Array, factor: float) -> LayerWeights:
+    """Weights that share values at `factor` times their scale, all channels alike: values that meet become one."""
+    assert weights.table is not None
+    moved = np.rint(weights.table / factor).astype(np.int8)
+    codes = moved[np.searchsorted(weights.table, weights.codes)]
+    coarse = np.maximum(weights.scale * np.float32(factor), scale)
+    return replace(weights, codes=codes, scale=coarse, table=np.unique(moved))
+
+
 def leave_room_for_bias(layer: Layer, weights: LayerWeights, bias: Array, activation_scale: float) -> LayerWeights:
     """Coarser scales for channels whose bias would not fit into int32 at scale s_x s_w; most layers have none.
 
@@ -34,6 +43,8 @@ def leave_room_for_bias(layer: Layer, weights: LayerWeights, bias: Array, activa
     scale = np.where(empty | coarse, needed, weights.scale)
     if not coarse.any():
         return replace(weights, scale=scale)
+    if weights.table is not None:
+        return _coarser_table(weights, scale, float((needed / weights.scale)[coarse].max()))
     # On the coarser scale a channel is rounded to the mid-tread grid of its width; 1 bit has none and becomes 0 bits.
     bits = np.where(coarse & (weights.bits == 1), 0, weights.bits).astype(np.int8)
     top = np.left_shift(1, np.maximum(bits.astype(np.int32) - 1, 0))[:, None] - 1

@@ -22,8 +22,9 @@ from onnx_cbq.model import Array
 from onnx_cbq.quantize.grid import Grid
 from onnx_cbq.records import ActivationGrid, Layer, LayerWeights
 
-# How far a latent weight may start from its level towards the float weight, in steps; half a step is the next cell.
-_IN_CELL = 0.49
+# How far a latent weight may start from its level towards the float weight, in steps. At half a step the next cell
+# begins: all weights that compensation moved would start at its edge, and cross it together at the first noise.
+_IN_CELL = 0.3
 
 
 class WeightGrid(nn.Module):

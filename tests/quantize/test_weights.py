@@ -89,3 +89,18 @@ def test_one_bias_for_all_channels_counts_for_each() -> None:
     found = quantize_layer(layer((3, 9), 0), weights((3, 9)), np.full(3, 4, np.int8))
     bias = [float(found.scale.max()) * ACTIVATION_SCALE * LARGEST_BIAS * 2]
     assert (np.abs(bias_codes(room(found, bias), bias)) <= LARGEST_BIAS * (1 + 2**-22)).all()
+
+
+def test_shared_values_stay_shared_where_a_bias_needs_room() -> None:
+    """One coarser channel would leave the table; the whole layer gets coarser instead."""
+    table = np.array([-127, -3, 0, 60], np.int8)
+    codes = np.array([[-127, 60], [-3, 0]], np.int8)
+    found = LayerWeights(codes, np.full(2, 1e-6, np.float32), np.array([2, 2], np.int8), table=table)
+    bias = [0.0, 1e-6 * ACTIVATION_SCALE * LARGEST_BIAS * 10]
+    after = room(found, bias)
+    assert after.table is not None
+    assert np.isin(after.codes, after.table).all()
+    assert after.table.tolist() == [-13, 0, 6]
+    assert len(np.unique(after.scale)) == 1
+    assert np.abs(bias_codes(after, bias)).max() <= LARGEST_BIAS * (1 + 1e-6)
+    np.testing.assert_allclose(after.codes * after.scale[:, None], codes * 1e-6, atol=0.51e-5)

@@ -44,8 +44,8 @@ def test_a_latent_weight_is_the_float_weight_where_that_rounds_to_its_code() -> 
     layer, weight, _ = make_layer()
     nearest = quantize_rows(layer.rows(weight), BITS)
     grid = WeightGrid(layer, weight, LayerWeights(layer.unrows(nearest.codes), nearest.scale, nearest.bits), CPU)
-    inside = np.abs(weight - layer.unrows(nearest.values)) < 0.4 * nearest.scale[:, None, None]
-    assert inside.sum() > 40
+    inside = np.abs(weight - layer.unrows(nearest.values)) < 0.29 * nearest.scale[:, None, None]
+    assert inside.sum() > 30
     np.testing.assert_array_equal(grid.latent.detach().numpy()[inside], weight[inside])
 
 
