@@ -24,6 +24,7 @@ from onnx_cbq.model import Array
 
 NEIGHBOURS = 8
 CELL = 16
+_LARGEST_COUNT = (1 << 16) - 1
 TREAD, RISE, RANGE = 0, 1, 2
 LARGEST_CODE = 255  # of uint8; those of int8 are smaller
 FRACTION = 16  # of a coefficient
@@ -210,6 +211,14 @@ def centre(geometry: Geometry, planes: Array, position: int, coefficients: Array
 def sigma(logarithm: Array, of_position: int, of_group: Array) -> Array:
     """Indices of standard deviations: int32 [channels, inputs]."""
     return np.asarray(np.clip((logarithm >> 1) + of_position + of_group[:, None], 0, SIGMAS - 1))
+
+
+def stored_counts(counts: Array) -> Array:
+    """How often codes occur, int64, as it is stored: the most frequent 65,535 times, one that occurs at least once.
+
+    In whole numbers: divided in float the largest may come out above 65,535, which two bytes do not hold.
+    """
+    return -(-counts * _LARGEST_COUNT // max(int(counts.max(initial=0)), 1))
 
 
 @cache

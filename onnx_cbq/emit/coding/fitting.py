@@ -20,7 +20,6 @@ from onnx_cbq.model import Array
 # What a coefficient and a count cost in the archive; where they gain less, there are none.
 _COEFFICIENT_BITS = 4
 _COUNT_BITS = 16
-_LARGEST_COUNT = (1 << 16) - 1
 _RIDGE = 1e-3
 _KERNELS = 1 << 16  # of a layer, at most, that its predictor is fitted to
 _CODES = 1 << 14  # of a group, at most, that its distribution is fitted to
@@ -167,7 +166,7 @@ def _counts(group: Group, values: Array) -> tuple[int, ...]:
     """How often each code occurs, the most frequent 65,535 times; one that occurs has at least 1."""
     symbols = (values.astype(np.int64) - (group.low - group.middle)) // group.stride
     counts = np.bincount(symbols, minlength=group.count)
-    return tuple(np.ceil(counts * (_LARGEST_COUNT / counts.max())).astype(int).tolist())
+    return tuple(context.stored_counts(counts).tolist())
 
 
 def _entropy(counts: tuple[int, ...]) -> float:

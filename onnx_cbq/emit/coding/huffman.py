@@ -17,11 +17,9 @@ from constriction import symbol
 
 from onnx_cbq.emit.coding.ans import CodedLayer
 from onnx_cbq.emit.coding.container import Cursor, compress, expand, write_varints
-from onnx_cbq.emit.coding.context import Group
+from onnx_cbq.emit.coding.context import Group, stored_counts
 from onnx_cbq.emit.coding.damage import Damaged
 from onnx_cbq.model import Array
-
-_LARGEST_COUNT = (1 << 16) - 1
 
 
 def encode(layers: Sequence[CodedLayer], weights: Sequence[Array], groups: Sequence[Group]) -> bytes:
@@ -30,7 +28,7 @@ def encode(layers: Sequence[CodedLayer], weights: Sequence[Array], groups: Seque
     counts = [np.zeros(group.count, np.int64) for group in groups]
     for index, symbols in runs:
         counts[index] += np.bincount(symbols, minlength=groups[index].count)
-    scaled = [np.ceil(count * (_LARGEST_COUNT / max(count.max(), 1))).astype("<u2") for count in counts]
+    scaled = [stored_counts(count).astype("<u2") for count in counts]
     trees = [symbol.huffman.EncoderHuffmanTree(count.astype(np.float64)) for count in scaled]
     coder = symbol.QueueEncoder()
     for index, symbols in runs:

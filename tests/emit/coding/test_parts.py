@@ -14,7 +14,7 @@ from scipy.stats import norm
 
 from onnx_cbq.emit.coding import density
 from onnx_cbq.emit.coding.container import compress, expand
-from onnx_cbq.emit.coding.context import Geometry
+from onnx_cbq.emit.coding.context import Geometry, stored_counts
 from onnx_cbq.emit.coding.damage import Damaged
 from onnx_cbq.emit.coding.numbers import read_numbers, write_numbers
 from onnx_cbq.emit.coding.wire import Gap, assemble, dissect, examine
@@ -55,6 +55,18 @@ def test_tables_are_what_they_claim() -> None:
         assert (np.diff(density.distribution(shape)) >= 0).all()
     logarithms = density.logarithms()
     np.testing.assert_array_equal(logarithms[1:], np.floor(8 * np.log2(np.arange(1, len(logarithms)))))
+
+
+def test_counts_fit_two_bytes_whatever_the_largest_is() -> None:
+    """29 times (65535 / 29), in float, is above 65535: such an archive could not be written."""
+    largest = np.arange(1, 70_000)
+    for most in (1, 29, 58, 109, 65_535, 65_536, 10**9):
+        stored = stored_counts(np.array([0, 1, most]))
+        assert stored[0] == 0
+        assert stored[1] >= 1
+        assert stored[2] == 65_535
+    assert all(stored_counts(np.array([most]))[0] == 65_535 for most in largest.tolist())
+    assert not stored_counts(np.zeros(4, np.int64)).any()
 
 
 def test_a_section_is_no_larger_than_announced() -> None:
