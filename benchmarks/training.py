@@ -1,0 +1,87 @@
+"""What training adds: ResNet-20 and VGG-small on CIFAR-10 with `--refine`, as a Markdown table.
+
+Plans and rounding use 1,000 samples, training the 10,000 of the calibration file, within 5 minutes a row (15 where the
+row says so); evaluated on the 10,000 test images. The exit code is 1 if a row misses what is required of it. `--rows`
+takes some of them by number; all of them take about an hour and a half on two cores.
+
+python benchmarks/training.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass, replace
+
+from common import CARDS, Requirements, data_file, print_table
+
+from onnx_cbq import CalibrationSet, QuantizeConfig, RefineConfig, evaluate, quantize
+
+RESNET, VGG = "resnet20_cifar10.onnx", "vgg_small_cifar10.onnx"
+FIVE = RefineConfig(minutes=5, steps=10_000, augment=("flip",))
+FIFTEEN = replace(FIVE, minutes=15)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table, and the top-1 that is required of it after training, in percent."""
+
+    title: str
+    model: str
+    config: QuantizeConfig
+    required: float
+
+
+FLOAT = QuantizeConfig(activation_bits=0)
+ROWS = (
+    Row("3 bits, float activations", RESNET, replace(FLOAT, bits=3, refine=FIVE), 88.3),
+    Row("2 bits, float activations", RESNET, replace(FLOAT, bits=2, refine=FIVE), 87.7),
+    Row("1.5 bits, float activations", RESNET, replace(FLOAT, bits=1.5, refine=FIVE), 86.4),
+    Row("cbq, 2 bits, 8-bit activations", RESNET, QuantizeConfig(bits=2, method="cbq", refine=FIVE), 84.0),
+    Row(
+        "2 bits, 2-bit activations, 15 minutes", RESNET, QuantizeConfig(bits=2, activation_bits=2, refine=FIFTEEN), 82.0
+    ),
+    Row("4 bits, 4-bit activations", RESNET, QuantizeConfig(bits=4, activation_bits=4, refine=FIVE), 87.7),
+    Row(
+        "VGG-small, cbq, 2 bits, 2-bit activations, 15 minutes",
+        VGG,
+        QuantizeConfig(bits=2, method="cbq", activation_bits=2, refine=FIFTEEN),
+        81.5,
+    ),
+)
+
+
+def top1(row: Row, config: QuantizeConfig) -> tuple[float, float]:
+    """Top-1 on the test images, in percent, and the seconds that training took."""
+    samples = {
+        part: CalibrationSet.from_card(CARDS / "cifar10.toml", data_file(f"cifar10_{part}.npz"))
+        for part in ("calibration", "test")
+    }
+    result = quantize(data_file(row.model), samples["calibration"], config)
+    print(*(note for note in result.notes if note.startswith("--refine")), sep="\n", file=sys.stderr)
+    return evaluate(result.proto, samples["test"]).model.top1, result.seconds.get("refine", 0.0)
+
+
+def main() -> int:
+    """Measure, print, and return 1 if a requirement was missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--rows", type=int, nargs="*", choices=range(len(ROWS)), help="some rows, from 0 (default: all)"
+    )
+    chosen = parser.parse_args().rows or range(len(ROWS))
+    table, found = [], []
+    for row in (ROWS[i] for i in chosen):
+        before, _ = top1(row, replace(row.config, refine=None))
+        after, seconds = top1(row, row.config)
+        table.append([row.title, f"{before:.2f}", f"{after:.2f}", f"{seconds:.0f}"])
+        found.append((row, after))
+    print_table(("top-1, %", "without training", "with", "seconds of training"), table)
+    print()
+    required = Requirements()
+    for row, after in found:
+        required.at_least(f"top-1, {row.title}", after, row.required)
+    return required.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
