@@ -272,9 +272,6 @@ class QuantizeConfig:
             rounded = self.rounding == "compensate" or self.shares_values
             _check(rounded, "--storage archive", "--rounding compensate", self.rounding)
             _check(not self.keep, "--storage archive", "no --keep beside it", self.keep)
-        if self.refine is not None:
-            _check(self.storage != "archive", "--refine", "--storage int8 or packed", "--storage archive")
-            _check(self.codebook == "uniform", "--refine", "no --codebook beside it", self.codebook)
         if self.bytes is not None:
             _check(self.storage != "int8", "--bytes", "--storage packed or archive beside it", "--storage int8")
             _check(self.method == "rate-distortion", "--bytes", "--method rate-distortion beside it", self.method)

@@ -43,6 +43,9 @@ from onnx_cbq.workload import (
     size_of,
 )
 
+# Scales and biases that were trained may take a little more once compressed.
+_SPARE_BYTES = 16
+
 
 def quantize(
     model: ModelSource,
@@ -76,7 +79,7 @@ def quantize(
     solution, seen = _solution(setting, clock, progress)
     if config.refine is not None:
         with clock.stage("refine"):
-            setting, solution, refined = refine(setting, solution, state, progress)
+            setting, solution, refined = _refined(setting, solution, state, progress)
         seen = (*seen, *refined)
     rounded, plan = solution.rounded, solution.plan
     curve = tuple(_curve_point(setting, bits, clock, progress) for bits in config.curve)
@@ -121,6 +124,21 @@ def _solution(setting: Setting, clock: Clock, progress: Progress) -> tuple[Solut
     if config.max_drop is not None or config.max_class_drop is not None:
         return meet_limits(setting, clock, progress)
     return solve(setting, clock, progress), ()
+
+
+def _refined(
+    setting: Setting, solution: Solution, state: State | None, progress: Progress
+) -> tuple[Setting, Solution, tuple[str, ...]]:
+    """What training made of a solution, unless it takes more bytes than were asked for."""
+    limit = setting.config.bytes
+    if limit is None:
+        return refine(setting, solution, state, progress)
+    room = limit - _file_size(setting, solution) - _SPARE_BYTES
+    trained = refine(setting, solution, state, progress, room)
+    size = _file_size(*trained[:2])
+    if size <= limit:
+        return trained
+    return setting, solution, (*trained[2], f"--refine: kept the start after all: training made {size:,} bytes")
 
 
 def quantize_without_data(model: ModelSource, config: DataFreeConfig | None = None) -> DataFreeResult:

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from onnx_cbq.calibration.samples import draw
 from onnx_cbq.config import RefineConfig
+from onnx_cbq.emit.archive import coded_bits
 from onnx_cbq.errors import OutputError
 from onnx_cbq.progress import Progress, silent
 from onnx_cbq.solving import Setting, Solution, make_solution, with_room
 from onnx_cbq.training import check_torch
-from onnx_cbq.training.records import Course, Quantized, Task
+from onnx_cbq.training.records import Course, Quantized, Rate, Task
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,12 @@ def check_training(state: State | None) -> None:
 
 
 def refine(
-    setting: Setting, solution: Solution, state: State | None = None, progress: Progress = silent
+    setting: Setting, solution: Solution, state: State | None = None, progress: Progress = silent, room: int = 0
 ) -> tuple[Setting, Solution, tuple[str, ...]]:
     """Train what a solution rounded, on all samples of the card; a tenth of them decides what is kept.
 
-    Returns the setting with the activation grids as they are now, the solution, and what a user should know.
+    Codes of an archive may take `room` bytes more than before. Returns the setting with the activation grids as they
+    are now, the solution, and what a user should know.
 
     Raises:
         ConfigError: torch is not installed.
@@ -70,7 +72,7 @@ def refine(
     )
     if state is not None:
         task = replace(task, state=state.path, key=_key(setting, solution), resume=state.resume)
-    start = quantized_by(setting, solution)
+    start = quantized_by(setting, solution, room)
     found, course = run_training(task, start, config, progress)
     if course.best_step:
         setting = replace(setting, grids=found.grids)
@@ -78,15 +80,24 @@ def refine(
     return setting, solution, (_note(course, config),)
 
 
-def quantized_by(setting: Setting, solution: Solution) -> Quantized:
-    """What a solution has as integers."""
+def quantized_by(setting: Setting, solution: Solution, room: int = 0) -> Quantized:
+    """What a solution has as integers, and may have in an archive that grows by `room` bytes at most."""
     found = {}
     for layer in setting.work.layers:
         for use in layer.uses:
             grid = setting.placement.grid_of(use.activation)
             if use.bias is not None and grid in setting.grids:
                 found[use.bias] = layer.name, grid
-    return Quantized(solution.rounded, setting.grids, found)
+    return Quantized(solution.rounded, setting.grids, found, _rate(setting, solution, room))
+
+
+def _rate(setting: Setting, solution: Solution, room: int) -> Rate | None:
+    """What the codes take in an archive, and so many bytes more; None for values that stay as often as they are."""
+    config = setting.config
+    if config.storage != "archive" or config.shares_values:
+        return None
+    spent = coded_bits([(w.codes, w.bits) for w in solution.rounded.weights.values()], config.coder)
+    return Rate(spent + 8 * room, config.coder)
 
 
 def _key(setting: Setting, solution: Solution) -> str:

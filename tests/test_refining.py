@@ -100,12 +100,25 @@ def test_settings_out_of_range_are_named(command: Command) -> None:
         assert option in done.err
 
 
-@pytest.mark.parametrize("option", [("--storage", "archive"), ("--codebook", "kmeans", "--storage", "packed")])
-def test_what_cannot_be_trained_is_refused(command: Command, option: tuple[object, ...]) -> None:
-    """Training would leave the rate of an archive, or the values that weights share."""
-    done = command("quantize", DIGITS_MODEL, "--data", DIGITS_CARD, "--refine", *option)
-    assert done.code == 1
-    assert "--refine: expected" in done.err
+def test_an_archive_is_trained_within_its_bytes(command: Command, tmp_path: Path) -> None:
+    """Codes that learn without a price would spread out."""
+    output = tmp_path / "q.cbqz"
+    arguments = ("--storage", "archive", "--bytes", 2600, "--samples", 100, "--refine", "--refine-steps", 40)
+    done = command("quantize", DIGITS_MODEL, "--data", DIGITS_CARD, "--output", output, *arguments)
+    assert done.code == 0, done.err
+    assert "kept (step" in done.out
+    assert output.stat().st_size <= 2600
+
+
+def test_shared_values_are_trained(command: Command, tmp_path: Path) -> None:
+    output = tmp_path / "q.onnx"
+    arguments = ("--codebook", "kmeans", "--storage", "packed", "--bits", 2, "--samples", 100)
+    done = command(
+        "quantize", DIGITS_MODEL, "--data", DIGITS_CARD, "--output", output, *arguments, "--refine", "--refine-steps", 9
+    )
+    assert done.code == 0, done.err
+    assert "--refine: all 9 steps" in done.out
+    assert done.out.count("share 4 values") == 1
 
 
 def test_without_torch_it_says_so_before_the_work_begins(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ class WeightGrid(nn.Module):
         super().__init__()
         self._layer = layer
         self._bits = start.bits
-        grid = Grid.of(start.scale, start.bits, _is_mid_rise(layer.rows(start.codes), start.bits))
+        grid = self._grid(start)
         shape = [-1 if axis == layer.weight_axis else 1 for axis in range(len(layer.weight_shape))]
         fields = {"top": grid.top, "stride": grid.stride, "offset": grid.offset, "first_scale": grid.scale}
         for name, values in fields.items():
@@ -59,9 +59,15 @@ class WeightGrid(nn.Module):
         self.log_scale = nn.Parameter(torch.zeros_like(self.first_scale))
 
     @property
-    def step(self) -> float:
-        """The mean distance of neighbouring levels: what learning rates of latent weights are relative to."""
-        return float((self.first_scale * self.stride)[self.top > 0].mean()) if bool((self.top > 0).any()) else 1.0
+    def weights(self) -> tuple[nn.Parameter, float]:
+        """What makes the weights, and the mean distance of neighbouring levels, which rates are relative to."""
+        used = self.top > 0
+        return self.latent, float((self.first_scale * self.stride)[used].mean()) if bool(used.any()) else 1.0
+
+    @property
+    def others(self) -> tuple[nn.Parameter, ...]:
+        """What else is learned."""
+        return (self.log_scale,)
 
     def forward(self) -> Tensor:
         """The quantized weight, float32 weight_shape."""
@@ -80,6 +86,9 @@ class WeightGrid(nn.Module):
     def scale(self) -> Tensor:
         """The scale of each channel, float32 [channels]; no gradients flow from it."""
         return self._scale().detach().reshape(-1)
+
+    def _grid(self, start: LayerWeights) -> Grid:
+        return Grid.of(start.scale, start.bits, _is_mid_rise(self._layer.rows(start.codes), start.bits))
 
     def _scale(self) -> Tensor:
         return self.first_scale * self.log_scale.exp()

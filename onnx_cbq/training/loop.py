@@ -17,6 +17,7 @@ from onnx_cbq.progress import Progress, silent
 from onnx_cbq.records import Grouping
 from onnx_cbq.training.batches import Batches, TrainingBatch
 from onnx_cbq.training.checkpoint import Checkpoint
+from onnx_cbq.training.coded import REFRESH
 from onnx_cbq.training.records import Course, Held
 from onnx_cbq.training.student import Student, divergence
 
@@ -68,6 +69,8 @@ def train(
     optimizer = torch.optim.Adam(student.groups((config.weight_rate, config.rate)), betas=(0.9, 0.999))
     rates = [group["lr"] for group in optimizer.param_groups]
     start = evaluate(student, held, objective)
+    if student.charge is not None:
+        student.charge.start(start.loss)
     course, best = Course(start, start), copy.deepcopy(student.state_dict())
     if checkpoint is not None and checkpoint.resume:
         course, best = checkpoint.load(student, optimizer)
@@ -78,6 +81,8 @@ def train(
             warm = min(1.0, (course.steps + 1) / _WARM_UP)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * warm * (1 + math.cos(math.pi * share)) / 2
+            if student.charge is not None and course.steps % REFRESH == 0:
+                student.charge.follow()
             loss = step(student, optimizer, objective, batch)
             course.steps, course.seconds = course.steps + 1, time.monotonic() - begun
             shown = loss if course.steps == 1 else 0.98 * shown + 0.02 * loss
@@ -94,11 +99,12 @@ def train(
 
 
 def step(student: Student, optimizer: torch.optim.Optimizer, objective: Objective, batch: TrainingBatch) -> float:
-    """One update; returns the loss before it."""
+    """One update; returns the loss before it, without what bits cost."""
     student.train()
     loss, _ = objective(student, batch)
+    charged = loss if student.charge is None else loss + student.charge()
     optimizer.zero_grad()
-    loss.backward()
+    charged.backward()
     optimizer.step()
     return float(loss.detach())
 
@@ -142,10 +148,10 @@ def _share(course: Course, config: RefineConfig, begun: float) -> float:
 def _keep_better(
     student: Student, held: Batches, objective: Objective, course: Course, best: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The better of the state now and the best so far; tells the course."""
+    """The better of the state now and the best so far, if it spends no more bits than it may; tells the course."""
     found = evaluate(student, held, objective)
     course.losses.append(found.loss)
-    if found.loss >= course.best.loss:
+    if found.loss >= course.best.loss or not (student.charge is None or student.charge.is_met()):
         return best
     course.best, course.best_step = found, course.steps
     return copy.deepcopy(student.state_dict())

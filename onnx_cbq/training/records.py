@@ -14,6 +14,19 @@ from onnx_cbq.workload import Workload
 
 
 @dataclass(frozen=True)
+class Rate:
+    """What the coder of an archive may spend on all codes together.
+
+    Attributes:
+        bits: at most so many.
+        coder: as `config.coder`.
+    """
+
+    bits: int
+    coder: str
+
+
+@dataclass(frozen=True)
 class Quantized:
     """What is trained, as integers.
 
@@ -22,11 +35,13 @@ class Quantized:
         grids: of activations, by tensor.
         integer_biases: biases that are written as integers: name -> layer, and tensor whose grid the layer reads; the
             scale of a bias is the product of theirs.
+        rate: weights may take any code, but all together no more than this; None if each channel keeps its width.
     """
 
     rounded: Rounded
     grids: Mapping[str, ActivationGrid]
     integer_biases: Mapping[str, tuple[str, str]]
+    rate: Rate | None = None
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from onnx_cbq.model import Model
 from onnx_cbq.records import Grouping, Layers
 from onnx_cbq.torch_graph import TorchGraph
+from onnx_cbq.training.coded import Charge, CodedGrid
 from onnx_cbq.training.grids import LearnedGrid, WeightGrid, fixed_grid, rounded_bias
 from onnx_cbq.training.records import Quantized
+from onnx_cbq.training.shared import SharedWeight, Values
 
 # Activations of at least so many bits keep their scales.
 _FIXED_BITS = 8
@@ -35,10 +37,11 @@ class Student(nn.Module):
         self._exact = TorchGraph(model, trained=(), channels_last=True)
         device = self.device = self._exact.device
         self._fast = TorchGraph(model, trained=(), channels_last=True, bfloat16=True) if bfloat16 else self._exact
-        self.grids = nn.ModuleList(
-            WeightGrid(layer, model.weight(layer.weight), start.rounded.weights[layer.name], device) for layer in layers
-        )
-        self._by_layer = dict(zip((layer.name for layer in layers), self._weight_grids(), strict=True))
+        trained = make_weights(model, layers, start, device)
+        self.grids = nn.ModuleList(trained.values())
+        self._by_layer = trained
+        coded = [grid for grid in trained.values() if isinstance(grid, CodedGrid)]
+        self.charge = Charge(start.rate, coded, device) if start.rate is not None and coded else None
         biases = {use.bias: model.weight(use.bias) for layer in layers for use in layer.uses if use.bias is not None}
         biases |= start.rounded.biases
         self._bias_names = tuple(biases)
@@ -64,8 +67,10 @@ class Student(nn.Module):
     def groups(self, rates: tuple[float, float]) -> list[dict[str, object]]:
         """Parameters for an optimizer: latent weights at a rate relative to their layer's step, then all else."""
         weights, others = rates
-        found = [{"params": [grid.latent], "lr": weights * grid.step} for grid in self._weight_grids()]
-        scales = [grid.log_scale for grid in self._weight_grids()]
+        # Layers may share their values.
+        latent = {id(grid.weights[0]): grid.weights for grid in self._by_layer.values()}
+        found = [{"params": [parameter], "lr": weights * step} for parameter, step in latent.values()]
+        scales = [parameter for grid in self._by_layer.values() for parameter in grid.others]
         learned = [parameter for grid in self.activations for parameter in grid.parameters()]
         return [*found, {"params": [*scales, *learned, *self.biases], "lr": others}]
 
@@ -78,11 +83,8 @@ class Student(nn.Module):
         grids = {name: self._learned[name].grid() if name in self._learned else g for name, g in start.grids.items()}
         return replace(start, rounded=replace(start.rounded, weights=weights, biases=biases), grids=grids)
 
-    def _weight_grids(self) -> list[WeightGrid]:
-        return [grid for grid in self.grids if isinstance(grid, WeightGrid)]
-
     def _weights(self) -> dict[str, Tensor]:
-        found = {layer.weight: grid() for layer, grid in zip(self._layers, self.grids, strict=True)}
+        found = {layer.weight: self._by_layer[layer.name]() for layer in self._layers}
         return found | {name: self._bias(name, bias) for name, bias in zip(self._bias_names, self.biases, strict=True)}
 
     def _bias(self, name: str, bias: Tensor) -> Tensor:
@@ -96,6 +98,26 @@ class Student(nn.Module):
     def _shaped(self, outputs: Mapping[str, Tensor]) -> Tensor:
         scores = outputs[self._scores]
         return scores.reshape(len(scores), -1)
+
+
+def make_weights(
+    model: Model, layers: Layers, start: Quantized, device: torch.device
+) -> dict[str, WeightGrid | SharedWeight]:
+    """The module that makes each layer's weight, by name: as it was rounded, and by the rate if there is one."""
+    kind = WeightGrid if start.rate is None else CodedGrid
+    tables: dict[bytes, Values] = {}
+    found: dict[str, WeightGrid | SharedWeight] = {}
+    for layer in layers:
+        weights = start.rounded.weights[layer.name]
+        if weights.table is None:
+            found[layer.name] = kind(layer, model.weight(layer.weight), weights, device)
+            continue
+        used = weights.scale[weights.bits > 0] if (weights.bits > 0).any() else weights.scale
+        levels = weights.table * used[0]
+        # Layers on equal values have the codebook of the whole net.
+        values = tables.setdefault(levels.tobytes(), Values(levels, device))
+        found[layer.name] = SharedWeight(layer, weights, values, device)
+    return found
 
 
 def divergence(teacher: Tensor, student: Tensor, groups: Grouping) -> Tensor:

@@ -1,0 +1,112 @@
+"""Weights that a coder stores: any code may be taken, and what it takes in bits is part of the loss.
+
+The length of a code is that of `quantize.entropy.code_lengths`, by the codes that its channel has. Between two codes
+it is interpolated, so that with u = latent / scale
+
+    bits(u) = (1 - t) bits(k) + t bits(k + 1)        k = floor(u), t = u - k
+
+has a slope for the latent weight and the scale. The loss adds price * (mean of bits). At high rate an error falls with
+2^(-2 bits), so the price starts at its slope there, 2 ln 2 * loss; it then rises and falls with what the coder really
+spends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from onnx_cbq.emit.archive import coded_bits
+from onnx_cbq.model import Array
+from onnx_cbq.quantize.entropy import LARGEST, code_lengths, widths
+from onnx_cbq.quantize.grid import Grid
+from onnx_cbq.records import Layer, LayerWeights
+from onnx_cbq.training.grids import WeightGrid
+from onnx_cbq.training.records import Rate
+
+# Steps between two looks at what the coder spends.
+REFRESH = 20
+# How fast the price follows: by so many times the share that is spent too much, at every look.
+_GAIN = 4.0
+_MOST_CHANGE = 0.3
+# What the price aims at lies below what is allowed by this share: a state that spends more is not kept.
+_MARGIN = 0.004
+
+
+class CodedGrid(WeightGrid):
+    """Latent weights whose codes may be any; a channel of zeros stays one."""
+
+    lengths: Tensor
+
+    def __init__(self, layer: Layer, weight: Array, start: LayerWeights, device: torch.device) -> None:
+        super().__init__(layer, weight, start, device)
+        self.register_buffer("lengths", torch.zeros(layer.channels, 2 * LARGEST + 1, device=device))
+        self.refresh()
+
+    def integers(self) -> LayerWeights:
+        """Codes and scales as they are now, and the widths that these codes need."""
+        found = super().integers()
+        return LayerWeights(found.codes, found.scale, widths(self._layer.rows(found.codes)))
+
+    def refresh(self) -> LayerWeights:
+        """Take the lengths from the codes as they are now, which are returned."""
+        found = self.integers()
+        self.lengths.copy_(torch.from_numpy(code_lengths(self._layer.rows(found.codes))))
+        return found
+
+    def bits(self) -> Tensor:
+        """Bits of all weights by the lengths, interpolated. Cost: some ten passes over the weights."""
+        axis = self._layer.weight_axis
+        units = (self.latent / self._scale()).clamp(-self.top, self.top).transpose(0, axis).flatten(1)
+        below = units.detach().floor().clamp(-LARGEST, LARGEST - 1)
+        index = below.long() + LARGEST
+        first, second = self.lengths.gather(1, index), self.lengths.gather(1, index + 1)
+        return (first + (units - below) * (second - first)).sum()
+
+    def _grid(self, start: LayerWeights) -> Grid:
+        top = np.where(start.bits > 0, LARGEST, 0).astype(np.float32)
+        return Grid(start.scale, top, np.ones_like(top), np.zeros_like(top))
+
+
+class Charge(nn.Module):
+    """What bits cost, so that the coder spends no more than it may.
+
+    Args:
+        rate: what it may spend.
+        grids: of the layers that it codes, in their order.
+        device: where the price lives.
+    """
+
+    price: Tensor
+
+    def __init__(self, rate: Rate, grids: Sequence[CodedGrid], device: torch.device) -> None:
+        super().__init__()
+        self._rate = rate
+        self._grids = grids
+        self._total = sum(grid.latent.numel() for grid in grids)
+        self.register_buffer("price", torch.zeros((), device=device))
+
+    def start(self, loss: float) -> None:
+        """Set the price by the loss before training."""
+        self.price.fill_(2 * math.log(2) * loss)
+
+    def forward(self) -> Tensor:
+        """What the bits of a weight cost on average."""
+        return self.price * torch.stack([grid.bits() for grid in self._grids]).sum() / self._total
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Refresh the lengths, and let the price follow what is spent. Cost: coding all weights once."""
+        spent = self._spent([grid.refresh() for grid in self._grids])
+        excess = spent / (self._rate.bits * (1 - _MARGIN)) - 1
+        self.price.mul_(math.exp(min(max(_GAIN * excess, -_MOST_CHANGE), _MOST_CHANGE)))
+
+    def is_met(self) -> bool:
+        """Whether the codes as they are now take no more than they may."""
+        return self._spent([grid.integers() for grid in self._grids]) <= self._rate.bits
+
+    def _spent(self, found: Sequence[LayerWeights]) -> float:
+        return coded_bits([(weights.codes, weights.bits) for weights in found], self._rate.coder)

@@ -1,0 +1,154 @@
+"""Weights for a coder: what bits are said to cost, their slope, and a rate that training does not leave."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from onnx_cbq.config import QuantizeConfig
+from onnx_cbq.emit.archive import coded_bits
+from onnx_cbq.model import Array
+from onnx_cbq.quantize.entropy import LARGEST, code_bits, widths
+from onnx_cbq.records import Layer, LayerWeights, Use
+from onnx_cbq.solving import Setting, Solution
+from onnx_cbq.training.coded import Charge, CodedGrid
+from onnx_cbq.training.records import Quantized, Rate
+from onnx_cbq.training.run import run_training
+from tests.training.digits import QUICK, make_solution, make_task
+
+CPU = torch.device("cpu")
+
+
+def make_grid(axis: int = 0) -> tuple[Layer, LayerWeights, CodedGrid]:
+    """Codes of a few sizes, the last channel without any, the float weight nowhere far from them."""
+    shape = (6, 40, 3) if axis == 0 else (40, 6, 3)
+    layer = Layer("layer", "Gemm", "w", shape, axis, 1, (Use("y", "x", 1, None, 1, 0, (1, 6)),), 1)
+    random = np.random.default_rng(0)
+    rows = np.rint(random.laplace(0, np.array([0.3, 1, 2, 5, 30, 0])[:, None], (6, 120))).clip(-LARGEST, LARGEST)
+    start = LayerWeights(
+        layer.unrows(rows.astype(np.int8)), random.uniform(0.01, 0.1, 6).astype(np.float32), _bits(rows)
+    )
+    noise = random.uniform(-0.2, 0.2, (6, 120))
+    weight = layer.unrows(((rows + noise) * start.scale[:, None]).astype(np.float32))
+    return layer, start, CodedGrid(layer, weight, start, CPU)
+
+
+def _bits(rows: Array) -> Array:
+    return widths(rows.astype(np.int8))
+
+
+def put_at(layer: Layer, start: LayerWeights, grid: CodedGrid, units: Array) -> None:
+    """Latent weights at so many scales."""
+    with torch.no_grad():
+        grid.latent.copy_(torch.from_numpy(layer.unrows((units * start.scale[:, None]).astype(np.float32))))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_bits_on_the_codes_are_those_of_the_coder_model(axis: int) -> None:
+    """A length read at the wrong code, or of another channel, would steer training to codes that cost more."""
+    layer, start, grid = make_grid(axis)
+    rows = layer.rows(start.codes)
+    put_at(layer, start, grid, rows.astype(np.float64))
+    # On the codes themselves, within what float32 leaves of units next to whole numbers.
+    assert float(grid.bits().detach()) == pytest.approx(code_bits(rows), rel=1e-4)
+
+
+def test_the_slope_of_bits_is_that_of_their_interpolation() -> None:
+    """Against differences of the whole function, far from its corners."""
+    layer, start, grid = make_grid()
+    units = layer.rows(start.codes).clip(-100, 100) + np.random.default_rng(1).uniform(0.3, 0.7, (6, 120))
+    units[-1] = 0
+    put_at(layer, start, grid, units)
+    direction = torch.tensor(np.random.default_rng(2).uniform(-1, 1, grid.latent.shape).astype(np.float32))
+    direction[-1] = 0
+    small = 0.05 * float(start.scale.min())
+    grid.bits().backward()
+    assert grid.latent.grad is not None
+    slope = float((grid.latent.grad.double() * direction.double()).sum())
+    found = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            grid.latent.add_(sign * small * direction)
+            found.append(float(grid.bits()))
+            grid.latent.sub_(sign * small * direction)
+    assert slope == pytest.approx((found[0] - found[1]) / (2 * small), rel=0.02)
+
+
+def test_larger_scales_cost_fewer_bits() -> None:
+    """The second way to spend less."""
+    _, _, grid = make_grid()
+    grid.bits().backward()
+    assert grid.log_scale.grad is not None
+    per_channel = grid.log_scale.grad.reshape(-1)
+    assert (per_channel[1:5] < 0).all()
+    assert per_channel[5] == 0
+
+
+def test_any_code_may_come_but_a_channel_of_zeros_stays_one() -> None:
+    layer, start, grid = make_grid()
+    put_at(layer, start, grid, np.full((6, 120), 90.0))
+    found = grid.integers()
+    np.testing.assert_array_equal(layer.rows(found.codes)[:5], 90)
+    np.testing.assert_array_equal(layer.rows(found.codes)[5], 0)
+    np.testing.assert_array_equal(found.bits, [8, 8, 8, 8, 8, 0])
+
+
+def test_a_price_makes_codes_shorter() -> None:
+    """Nothing else pulls here: latent weights that follow the slope lower what the coder spends."""
+    layer, start, grid = make_grid()
+    charge = Charge(Rate(1, "ans"), [grid], CPU)
+    charge.start(1.0)
+    steps = torch.tensor(layer.unrows(np.repeat(0.05 * start.scale[:, None], 120, 1)))
+    found = []
+    for _ in range(10):
+        grid.zero_grad()
+        charge().backward()
+        assert grid.latent.grad is not None
+        with torch.no_grad():
+            grid.latent.sub_(steps * grid.latent.grad.sign())
+        weights = grid.refresh()
+        found.append(coded_bits([(weights.codes, weights.bits)]))
+    assert found[-1] < 0.97 * coded_bits([(start.codes, start.bits)])
+
+
+@pytest.mark.parametrize(("share", "rises"), [(0.9, True), (1.1, False)])
+def test_the_price_follows_what_is_spent(share: float, rises: bool) -> None:
+    _, start, grid = make_grid()
+    spent = coded_bits([(start.codes, start.bits)])
+    charge = Charge(Rate(int(share * spent), "ans"), [grid], CPU)
+    charge.start(0.1)
+    before = float(charge.price)
+    charge.follow()
+    assert (float(charge.price) > before) == rises
+    assert charge.is_met() != rises
+
+
+@pytest.fixture(scope="module")
+def archived() -> tuple[Setting, Solution]:
+    return make_solution(QuantizeConfig(bits=0.5, samples=100, storage="archive", activation_bits=4))
+
+
+def test_training_lowers_the_loss_at_no_more_bits(archived: tuple[Setting, Solution]) -> None:
+    """What learns without regard to bits soon needs more of them, and none of it can be kept."""
+    task, start = make_task(*archived)
+    assert start.rate is not None
+    config = replace(QUICK, steps=60, check_every=20, weight_rate=0.01)
+    found, course = run_training(task, start, config)
+    assert course.best.loss < 0.9 * course.start.loss
+    assert spent_by(found) <= start.rate.bits
+    assert spent_by(found) > 0.8 * start.rate.bits
+
+
+def spent_by(found: Quantized) -> int:
+    return coded_bits([(weights.codes, weights.bits) for weights in found.rounded.weights.values()])
+
+
+def test_what_spends_more_is_not_kept(archived: tuple[Setting, Solution]) -> None:
+    """Whatever its loss."""
+    task, start = make_task(*archived)
+    found, course = run_training(task, replace(start, rate=Rate(1, "ans")), QUICK)
+    assert course.best_step == 0
+    assert found.rounded is start.rounded
