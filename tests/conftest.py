@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+# Tests run side by side, so each has one thread for torch and BLAS, which wait in circles for cores that are taken.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import onnx
 import pytest

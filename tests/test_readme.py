@@ -22,8 +22,8 @@ from tests.conftest import ROOT
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CARDS = (ROOT / "calibration" / "README.md").read_text(encoding="utf-8")
 FIRST_COMMAND = "pip install . && onnx-cbq quantize samples/digits_cnn.onnx --data calibration/digits.toml --bits 4"
-TEST_COMMAND = "pip install -e '.[test]' -c constraints.txt && pytest"
-CI_COMMANDS = ("pip install -e '.[test]' -c constraints.txt", "pytest")
+TEST_COMMAND = "pip install -e '.[test]' -c constraints.txt && pytest -n 2"
+CI_COMMANDS = ("pip install -e '.[test]' -c constraints.txt", "pytest -n 2")
 
 
 def blocks(text: str, language: str) -> list[str]:
