@@ -102,7 +102,7 @@ def test_time_ends_the_descent(work: Workload, monkeypatch: pytest.MonkeyPatch) 
     assert 1.9 < found.plan.average_bits(work.layers) <= 2
 
 
-@pytest.mark.parametrize("refine", [None, RefineConfig(steps=6, batch=32, check_every=3)])
+@pytest.mark.parametrize("refine", [None, RefineConfig(steps=4, batch=32, check_every=4, bfloat16=False)])
 def test_the_report_shows_how_widths_moved(refine: RefineConfig | None) -> None:
     """With compensated rounding, with and without the refinement behind it."""
     config = QuantizeConfig(bits=2, method="differentiable", differentiable=QUICK, samples=100, refine=refine)
