@@ -24,8 +24,9 @@ from onnx_cbq.model import Array
 from onnx_cbq.search.rate_distortion import allocate
 
 _MEAN_DECAY, _SQUARE_DECAY = 0.9, 0.98
-# A step goes no further than so many times the rate, whatever the price.
-_FURTHEST = 3.0
+# No width moves further in a step than so many times the rate, whatever the price, or so many times what the average
+# has to fall: few steps must meet the budget too.
+_FURTHEST, _FURTHEST_FALL = 3.0, 2.0
 _WARM_UP = 10
 _BISECTIONS = 60
 _HIGHEST_PRICE = 1e12
@@ -148,10 +149,10 @@ def _step(
 ) -> tuple[Array, float]:
     """Widths after a step that lands on the average allowed, and its price."""
     mean, spread = moments
+    reach = max(_FURTHEST * rate, _FURTHEST_FALL * float(shares @ widths - allowed))
 
     def at(price: float) -> Array:
         move = rate * (mean + price * shares) / np.maximum(spread, np.finfo(np.float32).tiny)
-        reach = _FURTHEST * rate
         return np.asarray(np.clip(widths - np.clip(move, -reach, reach), 0, MOST_BITS))
 
     low, high = 0.0, 0.0

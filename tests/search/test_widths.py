@@ -56,8 +56,10 @@ def test_what_matters_less_ends_narrower() -> None:
     assert found.widths[:5].min() > found.widths[5:].max() + 2
 
 
-def test_every_step_lands_on_the_schedule() -> None:
-    """A price that lags behind would leave the net above or below its budget."""
+@pytest.mark.parametrize("steps", [600, 10])
+def test_every_step_lands_on_the_schedule(steps: int) -> None:
+    """A price that lags behind would leave the net above or below its budget, as would too short a stride."""
+    config = replace(CONFIG, steps=steps)
     sizes = np.array([1.0, 5.0, 2.0])
     averages: list[float] = []
     inner = noise(np.array([3.0, 1.0, 0.1]))
@@ -66,11 +68,11 @@ def test_every_step_lands_on_the_schedule() -> None:
         averages.append(float(sizes @ widths / sizes.sum()))
         return inner(widths)
 
-    found = descend(slope, sizes, 2.0, CONFIG, by_steps())
-    wanted = [3.0, *(scheduled(step / CONFIG.steps, 3.0, 2.0, CONFIG.falling) for step in range(CONFIG.steps - 1))]
+    found = descend(slope, sizes, 2.0, config, by_steps(config))
+    wanted = [3.0, *(scheduled(step / steps, 3.0, 2.0, config.falling) for step in range(steps - 1))]
     np.testing.assert_allclose(averages, wanted, atol=1e-6)
     assert found.first == 3.0
-    assert [moment.steps for moment in found.trace] == [1, *range(60, 601, 60)]
+    assert [moment.steps for moment in found.trace] == [1, *range(max(steps // 10, 2), steps + 1, max(steps // 10, 1))]
     assert found.trace[-1].average == pytest.approx(2.0)
     assert found.trace[-1].price > 0
 
