@@ -41,10 +41,8 @@ def descend_to_plan(
     settings = config.differentiable
     unit = free.layer_of if settings.granularity == "layer" else np.arange(len(free.sizes))
     sizes = np.bincount(unit, free.sizes)
-    counted = class_weights, evidence.groups
-    loss_of = WidthLoss.of(
-        work, _levels(work, evidence), _learned(work, config, class_weights), counted, settings, config.seed
-    )
+    levels, learned = _levels(work, evidence), _learned(work, config, class_weights)
+    loss_of = WidthLoss.of(work, levels, learned, (class_weights, evidence.groups), settings, config.seed)
 
     def slope(widths: Array) -> tuple[float, Array]:
         loss, gradients = loss_of(free.by_layer(widths[unit]))
@@ -52,7 +50,8 @@ def descend_to_plan(
 
     found = descend(slope, sizes, free.budget, settings, _Clock(settings, progress))
     bits = round_widths(found.widths, sizes, free.budget)
-    return Planned(free.plan(bits[unit]), widths=_report(free, found, unit, bits))
+    note = f"--method differentiable: widths learned from {len(learned):,} samples of the card; evaluate with others"
+    return Planned(free.plan(bits[unit]), (note,), widths=_report(free, found, unit, bits))
 
 
 class _Clock:

@@ -109,6 +109,8 @@ def test_the_report_shows_how_widths_moved(refine: RefineConfig | None) -> None:
     result = quantize(DIGITS_MODEL, DIGITS_CARD, config)
     assert 1.95 < result.average_bits <= 2
     assert result.quantized.top1 > 80
+    learned = 500 if refine is None else 450
+    assert any(f"widths learned from {learned} samples of the card" in note for note in result.notes)
     assert result.widths is not None
     found = json.loads(result.to_json())["widths"]
     assert [moment["steps"] for moment in found["trace"]][-1] == 30
