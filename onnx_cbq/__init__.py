@@ -13,6 +13,7 @@ from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.config import (
     CbqConfig,
     DataFreeConfig,
+    DifferentiableConfig,
     QuantizeConfig,
     RateDistortionConfig,
     RefineConfig,
@@ -44,6 +45,7 @@ __all__ = [
     "ConfigError",
     "DataFreeConfig",
     "DataFreeResult",
+    "DifferentiableConfig",
     "Evaluation",
     "EvaluationResult",
     "LayerScores",

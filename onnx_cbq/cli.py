@@ -21,6 +21,7 @@ from onnx_cbq.config import (
     SCOPES,
     STORAGES,
     DataFreeConfig,
+    DifferentiableConfig,
     QuantizeConfig,
     RefineConfig,
 )
@@ -29,6 +30,7 @@ from onnx_cbq.console import (
     OUT,
     CardPath,
     Commands,
+    Granularity,
     JsonPath,
     Logits,
     ModelPath,
@@ -37,6 +39,8 @@ from onnx_cbq.console import (
     Seed,
     SkipUnreadable,
     SourcePath,
+    WidthMinutes,
+    WidthSteps,
     check_outputs,
     named_number,
     progress_bars,
@@ -59,6 +63,7 @@ app = typer.Typer(
 # Options of quantize that mean something with --data-free, and those that mean nothing without it.
 _WITHOUT_DATA = {"model", "output", "bits", "data_free", "scheme", "per_tensor", "storage", "json", "quiet"}
 _ONLY_WITHOUT_DATA = {"scheme", "per_tensor"}
+_ONLY_DIFFERENTIABLE = {"granularity", "width_steps", "width_minutes"}
 _ONLY_REFINING = {"refine_minutes", "refine_steps", "alpha", "augment", "resume"}
 
 
@@ -87,9 +92,12 @@ def quantize(
         typer.Option(
             metavar="|".join(METHODS),
             help="rate-distortion: bits where they lower the loss most; cbq: by class importance; "
-            "uniform: the same everywhere.",
+            "differentiable: real-valued widths by gradient descent, needs torch; uniform: the same everywhere.",
         ),
     ] = "rate-distortion",
+    granularity: Granularity = "channel",
+    width_steps: WidthSteps = 200,
+    width_minutes: WidthMinutes = 15.0,
     rounding: Annotated[
         str, typer.Option(metavar="|".join(ROUNDINGS), help="compensate: weights make up for each other's errors.")
     ] = "compensate",
@@ -217,7 +225,7 @@ def quantize(
 ) -> None:
     """Quantize MODEL and prove what it costs: accuracy overall and per class, bytes, latency."""
     target = output or model.with_suffix(".quantized.cbqz" if storage == "archive" else ".quantized.onnx")
-    _refuse_ignored(context, data_free=data_free, refine=refine)
+    _refuse_ignored(context, data_free=data_free, method=method, refine=refine)
     if data_free:
         _quantize_data_free(model, target, DataFreeConfig(bits, scheme, per_tensor, storage), json, quiet=quiet)
         return
@@ -226,6 +234,7 @@ def quantize(
     config = QuantizeConfig(
         bits=bits,
         method=method,
+        differentiable=DifferentiableConfig(granularity, width_steps, width_minutes),
         rounding=rounding,
         keep=tuple(named_number("--keep", entry, int) for entry in keep or ()),
         classes=None if classes is None else tuple(name.strip() for name in classes.split(",")),
@@ -271,7 +280,7 @@ def _curve(method: str, codebook: str, storage: str) -> tuple[float, ...]:
     return tuple(bits for bits in CURVE if not whole or bits.is_integer())
 
 
-def _refuse_ignored(context: typer.Context, *, data_free: bool, refine: bool) -> None:
+def _refuse_ignored(context: typer.Context, *, data_free: bool, method: str, refine: bool) -> None:
     """An option that changes nothing is a mistake of whoever gave it."""
     # By name, since typer brings a click of its own in some versions.
     sources = {name: context.get_parameter_source(name) for name in context.params}
@@ -281,9 +290,13 @@ def _refuse_ignored(context: typer.Context, *, data_free: bool, refine: bool) ->
         options = ", ".join(sorted(f"--{name.replace('_', '-')}" for name in ignored))
         reason = "--data-free uses no samples and leaves activations float" if data_free else "only for --data-free"
         raise typer.BadParameter(f"{reason}; leave out {options}")
-    if not refine and given & _ONLY_REFINING:
-        options = ", ".join(sorted(f"--{name.replace('_', '-')}" for name in given & _ONLY_REFINING))
-        raise typer.BadParameter(f"only for --refine; leave out {options}")
+    for wanted, missing, names in (
+        ("--refine", not refine, _ONLY_REFINING),
+        ("--method differentiable", method != "differentiable", _ONLY_DIFFERENTIABLE),
+    ):
+        if missing and given & names:
+            options = ", ".join(sorted(f"--{name.replace('_', '-')}" for name in given & names))
+            raise typer.BadParameter(f"only for {wanted}; leave out {options}")
 
 
 def _quantize_data_free(model: Path, target: Path, config: DataFreeConfig, json: Path | None, *, quiet: bool) -> None:

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from onnx_cbq.errors import ConfigError
 
-METHODS = ("rate-distortion", "cbq", "uniform")
+METHODS = ("rate-distortion", "cbq", "differentiable", "uniform")
+GRANULARITIES = ("channel", "layer")
 ROUNDINGS = ("compensate", "nearest")
 # Averages of bits of the trade-off curve.
 CURVE = (1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
@@ -85,6 +86,46 @@ class RateDistortionConfig:
         _check(self.exchanges >= 0, "exchanges", "a number of at least 0", self.exchanges)
         _check(self.certainty >= 0, "certainty", "a number of at least 0", self.certainty)
         _check(all(s > 1 for s in self.strengths), "strengths", "numbers above 1", self.strengths)
+
+
+@dataclass(frozen=True)
+class DifferentiableConfig:
+    """How real-valued widths descend; they take the samples of the whole card.
+
+    Attributes:
+        granularity: a width for every "channel", or for every "layer".
+        steps: of the descent at most.
+        minutes: of the descent at most; where they run out first, a repeated run may give another file.
+        rate: bits that a width moves in a step, about.
+        headroom: bits above the budget that all widths start at.
+        falling: share of the descent over which the average allowed falls to the budget.
+        batch: samples per step.
+        alpha, augment: as in `RefineConfig`.
+        bfloat16: compute gradients in bfloat16 where the processor has it.
+    """
+
+    granularity: str = "channel"
+    steps: int = 200
+    minutes: float = 15.0
+    rate: float = 0.03
+    headroom: float = 1.0
+    falling: float = 0.6
+    batch: int = 128
+    alpha: float = 0.0
+    augment: tuple[str, ...] = ()
+    bfloat16: bool = True
+
+    def __post_init__(self) -> None:
+        _check(self.granularity in GRANULARITIES, "--granularity", _either(GRANULARITIES), self.granularity)
+        _check(self.steps > 0, "--width-steps", "a number above 0", self.steps)
+        _check(0 < self.minutes < float("inf"), "--width-minutes", "a number above 0", self.minutes)
+        _check(self.batch > 0, "batch", "a number above 0", self.batch)
+        _check(0 <= self.headroom <= MOST_BITS, "headroom", f"0 to {MOST_BITS} bits", self.headroom)
+        for name in ("rate", "falling"):
+            _check(0 < getattr(self, name) < 1, name, "a number between 0 and 1", getattr(self, name))
+        _check(0 <= self.alpha <= 1, "alpha", "a number from 0 to 1", self.alpha)
+        for name in self.augment:
+            _check(name in RefineConfig.AUGMENTATIONS, "augment", _either(RefineConfig.AUGMENTATIONS), name)
 
 
 @dataclass(frozen=True)
@@ -192,7 +233,8 @@ class QuantizeConfig:
     Attributes:
         bits: average bits per weight over all layers; whole for `uniform`.
         method: "rate-distortion" (bits where they lower the predicted loss most), "cbq" (thresholds on class
-            importance) or "uniform" (every channel the same).
+            importance), "differentiable" (real-valued widths by gradient descent; needs torch) or "uniform" (every
+            channel the same).
         rounding: "compensate" (weights make up for each other's errors) or "nearest".
         keep: (pattern, bits) pairs: layers whose names match a pattern keep that width, as in a shell.
         activation_bits: 2 to 8, or 0 to leave activations float.
@@ -217,7 +259,7 @@ class QuantizeConfig:
         seed: decides which samples are drawn.
         logits: name of the output that holds the class scores; None if only one can be meant.
         refine: train weights, scales and biases once the plan is fixed; None for no training.
-        scoring, cbq, search, compensation: settings of the stages.
+        scoring, cbq, search, differentiable, compensation: settings of the stages.
     """
 
     bits: float = 4.0
@@ -245,6 +287,7 @@ class QuantizeConfig:
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     cbq: CbqConfig = field(default_factory=CbqConfig)
     search: RateDistortionConfig = field(default_factory=RateDistortionConfig)
+    differentiable: DifferentiableConfig = field(default_factory=DifferentiableConfig)
     compensation: RoundingConfig = field(default_factory=RoundingConfig)
 
     def __post_init__(self) -> None:

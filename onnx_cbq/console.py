@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from onnx_cbq.clusters import read_groups
+from onnx_cbq.config import GRANULARITIES
 from onnx_cbq.emit.files import check_writable
 from onnx_cbq.errors import ConfigError, OutputError, StoppedError
 from onnx_cbq.progress import Progress as ProgressHook
@@ -51,6 +52,12 @@ Seed = Annotated[int, typer.Option(metavar="N", help="Decides which samples are 
 JsonPath = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to this file.", show_default="none")
 ]
+Granularity = Annotated[
+    str,
+    typer.Option(metavar="|".join(GRANULARITIES), help="--method differentiable: what has a width of its own."),
+]
+WidthSteps = Annotated[int, typer.Option(metavar="N", help="--method differentiable: so many steps at most.")]
+WidthMinutes = Annotated[float, typer.Option(metavar="M", help="--method differentiable: so long at most.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars and no table.", show_default="both")]
 
 

@@ -68,7 +68,7 @@ def quantize(
     """
     config = config or QuantizeConfig()
     clock = Clock()
-    if config.refine is not None:
+    if config.refine is not None or config.method == "differentiable":
         check_training(state)
     with clock.stage("load"):
         work = prepare(model, data, config.logits)
@@ -93,6 +93,7 @@ def quantize(
         layers=work.layers,
         scores=setting.evidence.scores,
         search=solution.planned.search,
+        widths=solution.planned.widths,
         curve=curve,
         groups=setting.evidence.groups,
         reference=comparison.evaluations[0],

@@ -20,6 +20,7 @@ from onnx_cbq.rounding import make_tables, run_of
 from onnx_cbq.scoring import batch_size, fisher_squares, score_channels, scoring_graph
 from onnx_cbq.search.cbq import search_thresholds
 from onnx_cbq.search.rate_distortion import search_plan
+from onnx_cbq.search.widths import WidthReport
 from onnx_cbq.workload import Workload
 
 # The first and the last layer are pinned only where they hold at most this share of the weights.
@@ -35,6 +36,7 @@ class Planned:
     plan: Plan
     notes: tuple[str, ...] = ()
     search: SearchReport | None = None
+    widths: WidthReport | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,11 @@ def gather_evidence(
         return Evidence(groups)
     if config.codebook == "kmeans":
         return Evidence(groups)
+    if config.method == "differentiable":
+        if config.rounding == "nearest":
+            return Evidence(groups)
+        run = run_of(work, train, config.compensation, class_weights)
+        return Evidence(groups, tables=make_tables(work, run, config, progress))
     if config.storage == "archive" or config.shares_values:
         graph = scoring_graph(work.model, work.layers, work.logits, work.example, config.scoring)
         squares = fisher_squares(graph, work.layers, work.samples, train, groups, config.seed, progress)
@@ -135,7 +142,7 @@ def _constant(layer: Layer, bits: int) -> Array:
     return np.full(layer.channels, bits, np.int8)
 
 
-class _Free:
+class FreeChannels:
     """The channels that a search may choose for, laid end to end, when some layers keep their width."""
 
     def __init__(self, layers: Layers, kept: Mapping[str, int], budget: float) -> None:
@@ -151,14 +158,18 @@ class _Free:
 
     def plan(self, bits: Array) -> Plan:
         """The plan with these bits for the free channels."""
-        parts = np.split(bits.astype(np.int8), np.cumsum([layer.channels for layer in self.layers])[:-1])
+        return Plan(self.by_layer(bits.astype(np.int8)))
+
+    def by_layer(self, values: Array) -> dict[str, Array]:
+        """Values of the free channels by layer, and the widths of the layers that keep theirs."""
+        parts = np.split(values, np.cumsum([layer.channels for layer in self.layers])[:-1])
         found = {layer.name: part for layer, part in zip(self.layers, parts, strict=True)}
-        return Plan(
-            {
-                layer.name: found[layer.name] if layer.name in found else _constant(layer, self._kept[layer.name])
-                for layer in self._layers
-            }
-        )
+        return {
+            layer.name: found[layer.name]
+            if layer.name in found
+            else _constant(layer, self._kept[layer.name]).astype(values.dtype)
+            for layer in self._layers
+        }
 
     def require_budget(self, keep: Sequence[tuple[str, int]], bits: float) -> None:
         """Make sure that something is left for the free channels.
@@ -189,10 +200,10 @@ def _by_importance(
     layers, notes = work.layers, []
     ends = {layers.layers[0].name, layers.layers[-1].name} if config.cbq.pin_ends else set()
     share = sum(layers.by_name[name].size for name in ends) / layers.size
-    free = _Free(layers, {**dict.fromkeys(ends, MOST_BITS), **kept}, config.bits)
+    free = FreeChannels(layers, {**dict.fromkeys(ends, MOST_BITS), **kept}, config.bits)
     if ends and (share > LARGEST_PINNED_SHARE or free.budget <= 0 or not free.layers):
         notes.append(f"first and last layer are searched too: they hold {share:.0%} of the weights")
-        free = _Free(layers, kept, config.bits)
+        free = FreeChannels(layers, kept, config.bits)
     free.require_budget(config.keep, config.bits)
     classes = float(len(scores.class_names))
     decides = {layer.name for layer in layers if any(use.output == work.logits.tensor for use in layer.uses)}
@@ -226,7 +237,7 @@ def _by_rate_distortion(
     progress: Progress,
 ) -> Planned:
     """Bits where they lower the predicted loss most; `criteria` says how it is predicted."""
-    free = _Free(work.layers, kept, config.bits)
+    free = FreeChannels(work.layers, kept, config.bits)
     free.require_budget(config.keep, config.bits)
     total = config.search.exchanges + len(free.layers)
     done = 0
@@ -278,13 +289,13 @@ def criteria(layers: Sequence[Layer], evidence: Evidence, class_weights: Array) 
     return {name: np.concatenate(part) for name, part in parts.items()}
 
 
-def _per_layer(free: _Free, losses: Array) -> Array:
+def _per_layer(free: FreeChannels, losses: Array) -> Array:
     """Predicted loss of each layer at `CALIBRATION_BITS`, [layers]."""
     sums = np.bincount(free.layer_of, losses[:, CALIBRATION_BITS], len(free.layers))
     return np.maximum(sums, np.finfo(np.float32).tiny)
 
 
-def _measured_factors(free: _Free, losses: Array, loss: Callable[[Array], float]) -> Array:
+def _measured_factors(free: FreeChannels, losses: Array, loss: Callable[[Array], float]) -> Array:
     """For each layer, the loss that it causes alone at `CALIBRATION_BITS`, measured, over the predicted one."""
     finest = np.full(len(free.sizes), MOST_BITS)
     base = loss(finest)

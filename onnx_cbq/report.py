@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from onnx_cbq.config import MOST_BITS
 from onnx_cbq.data_free import DataFreeResult
 from onnx_cbq.emit.archive import Archive
 from onnx_cbq.emit.metadata import StoredPlan
@@ -54,7 +55,8 @@ def result_table(result: Result, path: Path) -> RenderableType:
         *(f"left float: {entry.name} ({entry.operator}): {entry.reason}" for entry in result.layers.left_float),
         *(f"note: {note}" for note in result.notes),
     ]
-    return Group(table, Text(), *_class_table(before, after, names), Text(), *(Text(line) for line in lines))
+    parts = (*_class_table(before, after, names), Text(), *_width_table(result))
+    return Group(table, Text(), *parts, *(Text(line) for line in lines))
 
 
 def _class_table(before: Evaluation, after: Evaluation, names: tuple[str, ...]) -> list[RenderableType]:
@@ -124,6 +126,21 @@ def _search_lines(result: Result) -> list[str]:
         f"plan: {search.criterion}, divergence {search.loss:.4f} nats after {search.exchanges} trades between layers",
         f"criteria before trading: {others}",
     ]
+
+
+def _width_table(result: Result) -> list[RenderableType]:
+    """How real-valued widths moved, and what they were rounded to."""
+    found = result.widths
+    if found is None:
+        return []
+    last = found.trace[-1]
+    used = [width for width in range(MOST_BITS + 1) if any(layer.channels[width] for layer in found.layers.values())]
+    table = _table("layer", "start", "end", "rounded", *map(str, used))
+    for name, layer in found.layers.items():
+        means = (f"{value:.2f}" for value in (layer.start, layer.end, layer.average))
+        table.add_row(name, *means, *(str(layer.channels[width] or "") for width in used))
+    line = f"{last.steps} steps to a loss of {last.loss:.4f}; there, {last.price:.4f} is what a bit on average is worth"
+    return [table, Text("columns of a number: channels that have so many bits"), Text(f"widths: {line}"), Text()]
 
 
 def _removal_lines(result: Result) -> list[str]:

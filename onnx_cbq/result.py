@@ -16,6 +16,7 @@ from onnx_cbq.emit.archive import archive
 from onnx_cbq.emit.files import write_model
 from onnx_cbq.model import Model
 from onnx_cbq.records import Evaluation, Grouping, Layers, Plan, Removal, Scores, SearchReport
+from onnx_cbq.search.widths import WidthReport
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Result:
         layers: the layers, and what was left float.
         scores: class scores, if the method needs them.
         search: how the plan was found, if by rate and distortion.
+        widths: how the plan was found, if by real-valued widths.
         curve: other budgets, if they were asked for.
         groups: classes that were taken together; each alone if that was not asked for.
         reference, quantized: the float and the quantized model on all samples of the card.
@@ -81,6 +83,7 @@ class Result:
     layers: Layers
     scores: Scores | None
     search: SearchReport | None
+    widths: WidthReport | None
     curve: tuple[CurvePoint, ...]
     groups: Grouping
     reference: Evaluation
@@ -146,6 +149,7 @@ class Result:
                 "groups": None if self.groups.is_trivial else self._groups_json(),
                 "class_names": list(self.class_names),
                 "search": None if self.search is None else asdict(self.search),
+                "widths": None if self.widths is None else asdict(self.widths),
                 "curve": [
                     {
                         "average_bits": point.average_bits,

@@ -12,6 +12,7 @@ from onnx_cbq.calibration.samples import Draw, draw
 from onnx_cbq.clusters import find_groups
 from onnx_cbq.codebooks import Share, ShareEvidence, gather_shares, round_to_values, round_to_values_at_rate
 from onnx_cbq.config import MOST_BITS, QuantizeConfig
+from onnx_cbq.differentiable import descend_to_plan
 from onnx_cbq.emit.qdq import emit_qdq, simulate_activations
 from onnx_cbq.entropic import StepEvidence, measure_steps, round_at_rate
 from onnx_cbq.errors import CalibrationError, ConfigError
@@ -135,11 +136,13 @@ def find_plan(setting: Setting, clock: Clock, progress: Progress) -> Planned:
 
     Raises:
         ConfigError: the layers that are kept leave nothing to meet the budget with.
+        UnsupportedOperatorError: the method trains, and an operator cannot be trained.
     """
+    work, evidence, config, weights = setting.work, setting.evidence, setting.config, setting.class_weights
     with clock.stage("search"):
-        return make_plan(
-            setting.work, setting.evidence, setting.measure, setting.config, setting.class_weights, progress
-        )
+        if config.method == "differentiable":
+            return descend_to_plan(work, evidence, config, weights, progress)
+        return make_plan(work, evidence, setting.measure, config, weights, progress)
 
 
 def emit_solution(setting: Setting, solution: Solution, storage: str | None = None) -> Model:

@@ -59,12 +59,14 @@ def test_each_method_gathers_only_what_it_looks_at(work: Workload) -> None:
     for settings, kinds in (
         ({"method": "uniform"}, set()),
         ({"method": "cbq", "rounding": "nearest"}, {"scores"}),
+        ({"method": "differentiable"}, {"tables"}),
+        ({"method": "differentiable", "rounding": "nearest"}, set()),
         ({"method": "cbq"}, {"scores", "tables"}),
         ({}, {"scores", "tables", "sensitivity"}),
     ):
         found, measure = gathered(work, **settings)
         assert {kind for kind in ("scores", "sensitivity", "tables") if getattr(found, kind) is not None} == kinds
-        assert (measure is None) == (settings.get("method") == "uniform")
+        assert (measure is None) == (settings.get("method") in {"uniform", "differentiable"})
 
 
 def test_criteria_are_losses_of_every_channel_at_every_width(work: Workload, evidence: tuple[Evidence, Any]) -> None:

@@ -18,6 +18,7 @@ NAMES = [
     "ConfigError",
     "DataFreeConfig",
     "DataFreeResult",
+    "DifferentiableConfig",
     "Evaluation",
     "EvaluationResult",
     "LayerScores",

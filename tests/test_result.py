@@ -15,6 +15,7 @@ from onnx_cbq.errors import OutputError
 from onnx_cbq.model import Model
 from onnx_cbq.records import Evaluation, Grouping, KeptZero, Layer, Layers, LeftFloat, Plan, Removal, SearchReport, Use
 from onnx_cbq.result import CurvePoint, EvaluationResult, Result, Sizes, evaluation_json
+from onnx_cbq.search.widths import LayerWidths, Moment, WidthReport
 from tests.graphs import make_model, node
 
 NAMES = ("cat", "dog", "übel")
@@ -34,6 +35,9 @@ def result() -> Result:
         layers=Layers(tuple(layers), (LeftFloat("odd", "MatMul", "its weight is computed"),)),
         scores=None,
         search=SearchReport("noise", {"noise": 0.5, "saliency": 0.75}, 0.25, 3, 20),
+        widths=WidthReport(
+            {"first": LayerWidths(3.0, 2.5, 4.5, (0, 1, 0, 0, 0, 0, 0, 0, 1))}, (Moment(9, 0.1, 0.2, 2.0),)
+        ),
         curve=(CurvePoint(2.0, 1.99, 5, QUANTIZED),),
         groups=Grouping.of(NAMES, np.array([0, 1, 0])),
         reference=FLOAT,
@@ -89,6 +93,8 @@ def test_the_json_holds_all_that_was_promised() -> None:
     assert found["kept_zero"] == [{"layer": "first", "channels": 1, "reason": "it is an output"}]
     assert found["macs"] == {"float": 30, "quantized": 24}
     assert found["agreement"] == 75.0
+    assert found["widths"]["trace"] == [{"steps": 9, "loss": 0.1, "price": 0.2, "average": 2.0}]
+    assert found["widths"]["layers"]["first"]["channels"] == [0, 1, 0, 0, 0, 0, 0, 0, 1]
     assert found["seconds"] == {"load": 0.25, "search": 1.0}
     assert found["versions"] == {"onnx-cbq": "1"}
     assert (found["settings"]["bits"], found["settings"]["cbq"]["ratio"]) == (3.5, 0.98)

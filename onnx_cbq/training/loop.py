@@ -36,11 +36,15 @@ class Objective:
     def __call__(self, student: Student, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
         """The mean loss, and the scores of the student."""
         scores = student(batch.feeds)
-        each = (1 - self.alpha) * divergence(student.teach(batch.feeds), scores, self.groups)
+        return self.loss(student.teach(batch.feeds), scores, batch.labels), scores
+
+    def loss(self, taught: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss of scores [samples, classes] beside those of the float net."""
+        each = (1 - self.alpha) * divergence(taught, scores, self.groups)
         if self.alpha:
-            each = each + self.alpha * functional.cross_entropy(scores, batch.labels, reduction="none")
-        weights = self.class_weights[batch.labels]
-        return (weights * each).sum() / weights.sum().clamp_min(1e-12), scores
+            each = each + self.alpha * functional.cross_entropy(scores, labels, reduction="none")
+        weights = self.class_weights[labels]
+        return (weights * each).sum() / weights.sum().clamp_min(1e-12)
 
 
 def train(

@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from onnx_cbq.calibration.samples import Indices
 from onnx_cbq.model import Array
+from onnx_cbq.quantize.grid import quantize_rows
+from onnx_cbq.quantize.table import WIDTHS, Table
 from onnx_cbq.records import ActivationGrid, Grouping
 from onnx_cbq.rounding import Rounded
 from onnx_cbq.workload import Workload
@@ -97,3 +101,29 @@ class Course:
     stopped: str = "steps"
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The weights of a layer at every width 0 .. 8, a byte per weight and width.
+
+    Attributes:
+        codes: int8 [widths, channels, n].
+        scale: float32 [widths, channels].
+        shifts: for each use of the layer, what its bias takes up, [widths, channels]; may be empty.
+    """
+
+    codes: Array
+    scale: Array
+    shifts: tuple[Array, ...] = ()
+
+    @staticmethod
+    def of(table: Table) -> Levels:
+        """Compensated."""
+        return Levels(table.codes, table.scale, table.shifts)
+
+    @staticmethod
+    def nearest(rows: Array) -> Levels:
+        """Rows [channels, n] rounded to nearest."""
+        found = [quantize_rows(rows, np.full(len(rows), width, np.int8)) for width in range(WIDTHS)]
+        return Levels(np.stack([f.codes for f in found]), np.stack([f.scale for f in found]))

@@ -1,0 +1,166 @@
+"""Real-valued widths by gradient descent, and how they become whole (after Cheng et al., 2018, arXiv 1810.10351).
+
+With widths b, the shares n of the weights that they count for and a price lambda, what is lowered is
+
+    loss(b) + lambda sum_c n_c b_c
+
+by steps of Adam (Kingma and Ba, arXiv 1412.6980), widths within 0 .. 8:
+
+    b <- b - rate (m + lambda n) / sqrt(v),     m, v: running means of the loss's gradient and of its square
+
+The size is known exactly, so lambda needs no rate of its own: before each step it is the smallest price >= 0 at which
+the step lands on the average that the schedule allows, which falls to the budget and then stays there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_cbq.config import MOST_BITS, DifferentiableConfig
+from onnx_cbq.model import Array
+from onnx_cbq.search.rate_distortion import allocate
+
+_MEAN_DECAY, _SQUARE_DECAY = 0.9, 0.98
+# No width moves further in a step than so many times the rate, whatever the price, or so many times what the average
+# has to fall: few steps must meet the budget too.
+_FURTHEST, _FURTHEST_FALL = 3.0, 2.0
+_WARM_UP = 10
+_BISECTIONS = 60
+_HIGHEST_PRICE = 1e12
+_TRACED = 10
+
+
+@dataclass(frozen=True)
+class Moment:
+    """How a descent stood.
+
+    Attributes:
+        steps: done so far.
+        loss: running mean of the loss, without the size.
+        price: lambda, in loss per bit of the average.
+        average: of the widths, by their shares.
+    """
+
+    steps: int
+    loss: float
+    price: float
+    average: float
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Where a descent ended: widths, float64 in 0 .. 8, how it came there, and the width that all started from."""
+
+    widths: Array
+    trace: tuple[Moment, ...]
+    first: float
+
+
+@dataclass(frozen=True)
+class LayerWidths:
+    """How the widths of one layer moved.
+
+    Attributes:
+        start, end: their mean before and after the descent.
+        average: their mean once they are whole.
+        channels: how many channels have 0, 1, .. 8 bits then.
+    """
+
+    start: float
+    end: float
+    average: float
+    channels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class WidthReport:
+    """How real-valued widths became a plan: layer name -> its widths, and how the descent went."""
+
+    layers: Mapping[str, LayerWidths]
+    trace: tuple[Moment, ...]
+
+
+def descend(
+    slope: Callable[[Array], tuple[float, Array]],
+    sizes: Array,
+    budget: float,
+    config: DifferentiableConfig,
+    over: Callable[[int], float],
+) -> Descent:
+    """Widths of low loss whose average is at most `budget`, from the same width for all.
+
+    Args:
+        slope: widths [units] -> the loss and its gradient [units], of some samples.
+        sizes: weights that each width counts for, [units].
+        budget: average bits per weight.
+        config: rate, and how far above the budget to start.
+        over: steps done -> how much of the descent is over, from 0 to 1; it ends at 1.
+    """
+    shares = sizes / sizes.sum()
+    first = min(budget + config.headroom, float(MOST_BITS))
+    widths = np.full(len(sizes), first)
+    mean, square = np.zeros_like(widths), np.zeros_like(widths)
+    shown, price, steps = 0.0, 0.0, 0
+    trace: list[Moment] = []
+    while (done := over(steps)) < 1:
+        if done >= len(trace) / _TRACED and steps:
+            trace.append(Moment(steps, shown, price, float(shares @ widths)))
+        loss, gradient = slope(widths)
+        steps += 1
+        shown = loss if steps == 1 else 0.95 * shown + 0.05 * loss
+        mean = _MEAN_DECAY * mean + (1 - _MEAN_DECAY) * gradient
+        square = _SQUARE_DECAY * square + (1 - _SQUARE_DECAY) * gradient**2
+        unbiased = mean / (1 - _MEAN_DECAY**steps), np.sqrt(square / (1 - _SQUARE_DECAY**steps))
+        allowed = scheduled(done, first, budget, config.falling)
+        widths, price = _step(widths, unbiased, shares, allowed, _rate(steps, done, config))
+    trace.append(Moment(steps, shown, price, float(shares @ widths)))
+    return Descent(widths, tuple(trace), first)
+
+
+def round_widths(widths: Array, sizes: Array, budget: float) -> Array:
+    """Whole widths, int8 [units], whose average by `sizes` is at most `budget`, and as close as whole widths come.
+
+    Noise falls by 4 with every bit. Where a descent ends, a bit is worth the same everywhere, and the loss of unit c is
+
+        D_c(k) = n_c 4^(b_c - k) (times a constant),     since then D_c'(b_c) / n_c is the same for all
+
+    which is allocated as any predicted loss is: every width is rounded up from the same fraction on.
+    """
+    predicted = sizes[:, None] * 4.0 ** (widths[:, None] - np.arange(MOST_BITS + 1))
+    return allocate(predicted, sizes, budget)
+
+
+def scheduled(done: float, first: float, budget: float, falling: float) -> float:
+    """The average allowed once so much of the descent is over: falls evenly, then stays at the budget."""
+    return budget + (first - budget) * max(0.0, 1 - done / falling)
+
+
+def _rate(steps: int, done: float, config: DifferentiableConfig) -> float:
+    """Rises over the first steps, and falls to nothing once the budget is reached."""
+    left = min((1 - done) / (1 - config.falling), 1.0)
+    return config.rate * min(1.0, steps / _WARM_UP) * float(1 - np.cos(np.pi * left)) / 2
+
+
+def _step(
+    widths: Array, moments: tuple[Array, Array], shares: Array, allowed: float, rate: float
+) -> tuple[Array, float]:
+    """Widths after a step that lands on the average allowed, and its price."""
+    mean, spread = moments
+    reach = max(_FURTHEST * rate, _FURTHEST_FALL * float(shares @ widths - allowed))
+
+    def at(price: float) -> Array:
+        move = rate * (mean + price * shares) / np.maximum(spread, np.finfo(np.float32).tiny)
+        return np.asarray(np.clip(widths - np.clip(move, -reach, reach), 0, MOST_BITS))
+
+    low, high = 0.0, 0.0
+    if shares @ at(0.0) > allowed:
+        high = float(np.abs(mean).max() / shares.min()) or 1.0
+        while shares @ at(high) > allowed and high < _HIGHEST_PRICE:
+            high *= 4
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if shares @ at(middle) > allowed else (low, middle)
+    return at(high), high

@@ -1,0 +1,174 @@
+"""`--method differentiable`: budgets are met exactly, channels that matter less get less, a run can be repeated."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnx_cbq import ConfigError, DifferentiableConfig, QuantizeConfig, RefineConfig, quantize, verify
+from onnx_cbq.differentiable import descend_to_plan
+from onnx_cbq.model import Array
+from onnx_cbq.planning import Evidence, Planned
+from onnx_cbq.progress import silent
+from onnx_cbq.records import Grouping
+from onnx_cbq.runtime import median_latency
+from onnx_cbq.workload import Workload, prepare
+from tests.command import Command
+from tests.conftest import DIGITS_CARD, DIGITS_MODEL
+
+QUICK = DifferentiableConfig(steps=30, batch=32, rate=0.1, bfloat16=False)
+
+
+@pytest.fixture(autouse=True)
+def _no_time_for_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "median_latency", partial(median_latency, seconds=0))
+
+
+@pytest.fixture(scope="module")
+def work() -> Workload:
+    return prepare(DIGITS_MODEL, DIGITS_CARD)
+
+
+def plan(work: Workload, settings: DifferentiableConfig = QUICK, weights: Array | None = None, **more: Any) -> Planned:
+    """A plan of levels rounded to nearest, which need no statistics."""
+    config = QuantizeConfig(method="differentiable", rounding="nearest", differentiable=settings, **more)
+    counted = np.ones(10) if weights is None else weights
+    return descend_to_plan(work, Evidence(Grouping.single(work.class_names)), config, counted, silent)
+
+
+@pytest.mark.parametrize("granularity", ["channel", "layer"])
+@pytest.mark.parametrize("bits", [0.3, 2.0, 3.7, 8.0])
+def test_budgets_are_met(work: Workload, granularity: str, bits: float) -> None:
+    found = plan(work, replace(QUICK, granularity=granularity), bits=bits)
+    layers = work.layers
+    largest = max(layer.size if granularity == "layer" else layer.weights_per_channel for layer in layers)
+    assert bits - largest / layers.size <= found.plan.average_bits(layers) <= bits
+    if granularity == "layer":
+        assert all(len(np.unique(part)) == 1 for part in found.plan.bits.values())
+
+
+def test_layers_that_are_kept_count(work: Workload) -> None:
+    found = plan(work, bits=3, keep=(("/0*", 8), ("12", 5)))
+    assert set(found.plan.bits["/0/Conv"].tolist()) == {8}
+    assert set(found.plan.bits["12"].tolist()) == {5}
+    assert 2.9 < found.plan.average_bits(work.layers) <= 3
+    assert found.widths is not None
+    assert list(found.widths.layers) == ["/3/Conv", "/7/Conv"]
+    with pytest.raises(ConfigError, match="cannot be met: the layers of --keep"):
+        plan(work, bits=3, keep=(("/7*", 8),))
+
+
+def test_channels_that_nothing_reads_end_narrower(work: Workload) -> None:
+    """The classifier reads half of the last filters with weights next to nothing: those can go."""
+    head, last = work.layers.by_name["12"], work.layers.by_name["/7/Conv"]
+    weight = work.model.weight(head.weight).copy()
+    rows = head.rows(weight)
+    rows[:, : rows.shape[1] // 2] *= 1e-3
+    changed = replace(work, model=work.model.with_constants({head.weight: head.unrows(rows)}))
+    bits = plan(changed, replace(QUICK, steps=60), bits=2).plan.bits[last.name]
+    half = last.channels // 2
+    assert bits[:half].mean() < bits[half:].mean() - 1
+
+
+def test_a_repeated_run_gives_the_same(work: Workload) -> None:
+    settings = replace(QUICK, augment=("shift",), alpha=0.3)
+    one, other = plan(work, settings, bits=2), plan(work, settings, bits=2)
+    assert one.widths == other.widths
+    for name, bits in one.plan.bits.items():
+        np.testing.assert_array_equal(bits, other.plan.bits[name])
+
+
+def test_classes_that_do_not_count_are_not_learned_from(work: Workload) -> None:
+    """With a weight of 0 for all but one class every batch has that class only, and the plan differs."""
+    one = plan(work, weights=np.eye(10)[3], bits=2)
+    assert any((one.plan.bits[name] != bits).any() for name, bits in plan(work, bits=2).plan.bits.items())
+
+
+def test_time_ends_the_descent(work: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that says a second went by at every look; the budget holds all the same."""
+    ticks = iter(range(10_000))
+    monkeypatch.setattr("onnx_cbq.differentiable.time.monotonic", lambda: float(next(ticks)))
+    found = plan(work, replace(QUICK, steps=500, minutes=0.5), bits=2)
+    assert found.widths is not None
+    assert 20 < found.widths.trace[-1].steps <= 31
+    assert 1.9 < found.plan.average_bits(work.layers) <= 2
+
+
+@pytest.mark.parametrize("refine", [None, RefineConfig(steps=4, batch=32, check_every=4, bfloat16=False)])
+def test_the_report_shows_how_widths_moved(refine: RefineConfig | None) -> None:
+    """With compensated rounding, with and without the refinement behind it."""
+    config = QuantizeConfig(bits=2, method="differentiable", differentiable=QUICK, samples=100, refine=refine)
+    result = quantize(DIGITS_MODEL, DIGITS_CARD, config)
+    assert 1.95 < result.average_bits <= 2
+    assert result.quantized.top1 > 80
+    learned = 500 if refine is None else 450
+    assert any(f"widths learned from {learned} samples of the card" in note for note in result.notes)
+    assert result.widths is not None
+    found = json.loads(result.to_json())["widths"]
+    assert [moment["steps"] for moment in found["trace"]][-1] == 30
+    for name, layer in found["layers"].items():
+        bits = result.plan.bits[name]
+        assert layer["start"] == 3
+        assert layer["average"] == pytest.approx(bits.mean())
+        assert layer["channels"] == [int((bits == width).sum()) for width in range(9)]
+
+
+def test_the_command_prints_how_widths_moved(command: Command, tmp_path: Path) -> None:
+    done = command(
+        *("quantize", DIGITS_MODEL, "--data", DIGITS_CARD, "--output", tmp_path / "q.onnx", "--samples", 100),
+        *("--method", "differentiable", "--bits", 2, "--width-steps", 5, "--granularity", "layer"),
+    )
+    assert done.code == 0, done.err
+    assert "widths: 5 steps to a loss of" in done.out
+    table = done.out.split("layer    start")[1]
+    assert table.split("/7/Conv")[1].split()[0] == "3.00"
+
+
+@pytest.mark.parametrize("option", [("--granularity", "layer"), ("--width-steps", 9), ("--width-minutes", 1)])
+def test_an_option_of_the_method_needs_the_method(command: Command, option: tuple[object, ...]) -> None:
+    done = command("quantize", DIGITS_MODEL, "--data", DIGITS_CARD, *option)
+    assert done.code == 2
+    assert f"only for --method differentiable; leave out {option[0]}" in done.err
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--storage", "archive"),
+        ("--codebook", "kmeans", "--storage", "packed"),
+        ("--bytes", 9000, "--storage", "packed"),
+        ("--max-drop", 1),
+        ("--granularity", "filter"),
+        ("--width-steps", 0),
+        ("--width-minutes", 0),
+    ],
+)
+def test_what_does_not_go_with_it_is_refused(command: Command, more: tuple[object, ...]) -> None:
+    done = command("quantize", DIGITS_MODEL, "--data", DIGITS_CARD, "--method", "differentiable", *more)
+    assert done.code == 1
+    assert str(more[0]) in done.err
+    assert "expected" in done.err
+    assert len(done.err.strip().splitlines()) == 1
+
+
+def test_without_torch_it_says_so_before_the_work_begins(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from onnx_cbq.cli import main\n"
+        f"sys.argv = ['onnx-cbq', 'quantize', 'missing.onnx', '--data', {str(DIGITS_CARD)!r}, "
+        f"'--output', {str(tmp_path / 'q.onnx')!r}, '--method', 'differentiable']\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
+    assert done.returncode == 1
+    assert done.stderr.strip() == (
+        "onnx-cbq: training needs torch, which is not installed; install it with pip install 'onnx-cbq[torch]'"
+    )
