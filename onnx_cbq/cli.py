@@ -11,6 +11,7 @@ import typer
 
 from onnx_cbq import pipeline, report
 from onnx_cbq.calibration import CalibrationSet
+from onnx_cbq.cli_step import step
 from onnx_cbq.config import (
     CODEBOOKS,
     CODERS,
@@ -417,6 +418,9 @@ def restore(
     write_bytes(target, content)
     if not quiet:
         OUT.print(f"{target}: {len(content):,} bytes, SHA-256 as archived", markup=False, highlight=False)
+
+
+app.command()(step)
 
 
 def main() -> None:

@@ -177,7 +177,8 @@ class StepConfig:
         augment: "flip" and "shift", for images.
         held_back: share of each class that no update sees, by which the best state is chosen.
         check_every: steps between two looks at the samples held back.
-        rounds: how often units are moved until every subnet is within its limit; `round_steps` are between two moves.
+        rounds: how often units are moved until every subnet is within its limit; `round_steps` are between two moves, if
+            that is no more than a third of all steps.
         bfloat16: compute updates in bfloat16 where the processor has it.
         seed: decides the order of the samples.
         logits: name of the output that holds the class scores; None if only one can be meant.

@@ -26,7 +26,7 @@ from onnx_cbq.training.records import Course, Schedule
 
 # Batches that importance is taken from.
 _LOOKS = 2
-# Share of the minutes that moving may take, with the training in between.
+# Share of the minutes and of the steps that moving may take, with the training in between.
 _MOVING = 1 / 3
 
 
@@ -90,6 +90,7 @@ def _move_all(
     Returns how many steps were trained, and whether Ctrl-C came.
     """
     units, optimizer, steps = task.units, _optimizer(net, config), 0
+    each = min(config.round_steps, int(_MOVING * config.steps / config.rounds))
     found: Array = np.zeros((len(config.macs), units.count))
     seen, learning = (learned.endless(config.seed + 2), learned.endless(config.seed + 3))
     try:
@@ -97,12 +98,12 @@ def _move_all(
             found = importance(net, units, list(islice(seen, _LOOKS)), config.beta)
             net.assign(move_units(units, net.assignment, found, _limits(units, config, number)))
             until = begun + 60 * config.minutes * _MOVING * number / config.rounds
-            for batch in islice(learning, min(config.round_steps, config.steps - steps)):
+            for batch in islice(learning, each):
                 if time.monotonic() >= until:
                     break
                 loss = step(net, optimizer, objective, batch)
                 steps += 1
-                progress(f"move units, loss {loss:.4f}", steps, config.rounds * config.round_steps)
+                progress(f"move units, loss {loss:.4f}", steps, config.rounds * each)
     except KeyboardInterrupt:
         net.assign(move_units(units, net.assignment, found, _limits(units, config, config.rounds)))
         return steps, True

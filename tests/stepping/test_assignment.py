@@ -1,0 +1,100 @@
+"""What subnets cost, against counting pair by pair, and how units are moved."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnx_cbq.errors import VerificationError
+from onnx_cbq.model import Array
+from onnx_cbq.stepping.assignment import move_units, saved_macs, step_macs, subnet_macs
+from onnx_cbq.stepping.units import Units
+from tests.stepping.nets import joined_net, padded_net, random_nested, units_of
+
+STEPS = 3
+
+
+def brute_force(units: Units, assignment: Array, subnet: int) -> int:
+    """Every pair of an output and an input, one by one, from the shapes of the weights."""
+    total = 0
+    for product in (*units.hidden, units.head):
+        layer, use = product.layer, product.use
+        kernel = layer.weight_shape[2:]
+        positions = int(np.prod(units.shapes[use.output][2:]))
+        outputs = units.shapes[use.output][1]
+        inputs = units.shapes[use.activation][1]
+        for o in range(outputs):
+            for c in range(inputs):
+                same_group = o * layer.groups // outputs == c * layer.groups // inputs
+                source = assignment[units.of[use.activation][c]]
+                target = subnet if product is units.head else assignment[units.of[use.output][o]]
+                if same_group and source <= target <= subnet:
+                    total += positions * int(np.prod(kernel))
+    return total
+
+
+@pytest.mark.parametrize("net", [padded_net, joined_net])
+def test_macs_are_those_of_all_pairs_that_may_be(net) -> None:  # type: ignore[no-untyped-def]
+    units, _ = units_of(net())
+    assert units.macs == brute_force(units, np.ones(units.count, np.int64), 1)
+    for seed in range(3):
+        assignment = random_nested(units, STEPS, seed).assignment
+        expected = [brute_force(units, assignment, k) for k in range(1, STEPS + 1)]
+        np.testing.assert_array_equal(subnet_macs(units, assignment, STEPS), expected)
+        np.testing.assert_array_equal(step_macs(units, assignment, STEPS), np.diff(expected, prepend=0))
+
+
+@pytest.mark.parametrize("net", [padded_net, joined_net])
+def test_what_a_move_saves_is_what_is_saved(net) -> None:  # type: ignore[no-untyped-def]
+    units, _ = units_of(net())
+    assignment = random_nested(units, STEPS, 5).assignment
+    for subnet in range(1, STEPS + 1):
+        saved = saved_macs(units, assignment, subnet)
+        for unit in np.flatnonzero(assignment == subnet)[1 if subnet == 1 else 0 :].tolist():
+            moved = assignment.copy()
+            moved[unit] += 1
+            before, after = (subnet_macs(units, a, STEPS)[subnet - 1] for a in (assignment, moved))
+            # Two products of a unit with itself are counted from both ends.
+            assert 0 <= saved[unit] - (before - after) <= own_pairs(units, unit)
+
+
+def own_pairs(units: Units, unit: int) -> int:
+    """Multiplications of a unit with itself."""
+    total = 0
+    for product in units.hidden:
+        outputs, inputs = ((units.of[name] == unit).sum() for name in (product.use.output, product.use.activation))
+        if len(product.reads) == 1:
+            total += outputs * inputs * product.layer.macs // (product.layer.channels * product.reads.shape[2])
+    return int(total)
+
+
+def test_units_move_until_every_limit_is_met_the_least_important_first() -> None:
+    units, _ = units_of(padded_net())
+    importance = np.tile(np.arange(units.count, dtype=float), (STEPS, 1))
+    limits = [share * units.macs for share in (0.3, 0.5, 0.8)]
+    found = move_units(units, np.ones(units.count, np.int64), importance, limits)
+    assert (subnet_macs(units, found, STEPS) <= limits).all()
+    assert found[0] == 1
+    assert all((found[units.of[p.use.output]] == 1).any() for p in units.hidden)
+    # Going on from a result changes nothing.
+    np.testing.assert_array_equal(move_units(units, found, importance, limits), found)
+
+
+def test_the_most_important_units_stay() -> None:
+    """Units of one layer cost alike, so importance alone decides among them."""
+    units, _ = units_of(padded_net())
+    importance = np.random.default_rng(0).random((STEPS, units.count))
+    limits = [share * units.macs for share in (0.3, 0.5, 0.8)]
+    found = move_units(units, np.ones(units.count, np.int64), importance, limits)
+    alone = [unit for unit in units.of["a1"].tolist() if unit not in units.of["r1"]]
+    first = [importance[0, unit] for unit in alone if found[unit] == 1]
+    later = [importance[0, unit] for unit in alone if found[unit] > 1]
+    assert not first or not later or min(first) >= max(later)
+
+
+def test_a_limit_that_cannot_be_met_is_said() -> None:
+    units, _ = units_of(padded_net())
+    with pytest.raises(VerificationError, match=r"--macs: subnet 1 cannot have 0.1% .* that takes \d+\.\d%"):
+        move_units(
+            units, np.ones(units.count, np.int64), np.ones((2, units.count)), [0.001 * units.macs, units.macs]
+        )
