@@ -38,24 +38,12 @@ def subnet_macs(units: Units, assignment: Array, steps: int) -> Array:
     return np.asarray(np.cumsum(step_macs(units, assignment, steps)))
 
 
-def saved_macs(units: Units, assignment: Array, subnet: int) -> Array:
-    """By how many multiplications `subnet` shrinks if a unit of it goes to the next one, int64 [units]."""
-    saved = np.zeros(units.count, np.int64)
-    for product in units.hidden:
-        ends = [units.of[name] for name in (product.use.output, product.use.activation)]
-        groups = [assignment[numbers] for numbers in ends]
-        per_pair = _pair_macs(product)
-        if len(product.reads) > 1:
-            np.add.at(saved, ends[0], per_pair * product.reads.shape[2])
-            continue
-        np.add.at(saved, ends[0], per_pair * int((groups[1] <= subnet).sum()))
-        np.add.at(saved, ends[1], per_pair * int((groups[0] == subnet).sum()))
-    np.add.at(saved, units.of[units.features], _pair_macs(units.head) * units.head.layer.channels)
-    return saved
-
-
 def move_units(units: Units, assignment: Array, importance: Array, limits: Sequence[float]) -> Array:
-    """Move units on, the least important per multiplication first, until every subnet is within its limit.
+    """Move units on to the next subnet until every subnet is within its limit.
+
+    The next to go is the least important unit of the space that has most of its units left. Importance decides within
+    a space only: where it decides between spaces too, a few of them end up in the smallest subnet alone, and units of
+    larger subnets in front of them can write to nobody.
 
     A hidden layer keeps a channel in subnet 1, so that every subnet has a way through.
 
@@ -69,35 +57,51 @@ def move_units(units: Units, assignment: Array, importance: Array, limits: Seque
         VerificationError: a limit cannot be met.
     """
     moved = assignment.copy()
+    spaces = find_spaces(units)
     for subnet, limit in enumerate(limits, start=1):
-        while (excess := subnet_macs(units, moved, len(limits))[subnet - 1] - limit) > 0:
-            saved = saved_macs(units, moved, subnet)
-            order = np.argsort(importance[subnet - 1] / np.maximum(saved, 1), kind="stable")
-            if not _move(units, moved, order, saved, subnet, excess):
+        queues = [
+            sorted(np.flatnonzero(moved[space] == subnet), key=lambda i: importance[subnet - 1, space[i]])
+            for space in spaces
+        ]
+        left = [int((moved[space] <= subnet).sum()) for space in spaces]
+        while subnet_macs(units, moved, len(limits))[subnet - 1] > limit:
+            order = sorted(range(len(spaces)), key=lambda i: -left[i] / len(spaces[i]))
+            chosen = next((i for i in order if _move_one(units, moved, spaces[i], queues[i], subnet)), None)
+            if chosen is None:
                 least = subnet_macs(units, moved, len(limits))[subnet - 1] / units.macs
                 raise VerificationError(
                     f"--macs: subnet {subnet} cannot have {limit / units.macs:.1%} of the multiplications; every layer "
                     f"keeps a channel, and that takes {least:.1%}"
                 )
+            left[chosen] -= 1
     return moved
 
 
-def _move(units: Units, assignment: Array, order: Array, saved: Array, subnet: int, excess: float) -> bool:
-    """Move units in order until about half of `excess` is gone, in place; whether any could be moved.
+def find_spaces(units: Units) -> list[Array]:
+    """Units that appear in the same hidden layers, which makes them alike; unit 0 is in none."""
+    outputs = [units.of[use.output] for product in units.hidden for use in product.layer.uses]
+    appears = np.stack([np.isin(np.arange(units.count), numbers) for numbers in outputs])
+    appears[:, 0] = False
+    _, of = np.unique(appears, axis=1, return_inverse=True)
+    spaces = [np.flatnonzero(of == i) for i in range(of.max() + 1)]
+    return [space for space in spaces if appears[:, space[0]].any()]
 
-    What a unit saves falls as others go, so the caller counts anew and comes again.
-    """
-    lasts = [units.of[product.use.output] for product in units.hidden]
-    done = False
-    for unit in order[(assignment[order] == subnet) & (order > 0)].tolist():
-        if done and excess <= saved[unit]:
-            break
+
+def _move_one(units: Units, assignment: Array, space: Array, queue: list[int], subnet: int) -> bool:
+    """Move the first unit of a space that may go, in place; whether there was one."""
+    while queue:
+        unit = space[queue.pop(0)]
         assignment[unit] += 1
-        if subnet == 1 and any((numbers == unit).any() and not (assignment[numbers] == 1).any() for numbers in lasts):
-            assignment[unit] -= 1
-            continue
-        done, excess = True, excess - 2 * saved[unit]
-    return done
+        if subnet > 1 or not _is_cut_off(units, assignment, unit):
+            return True
+        assignment[unit] -= 1
+    return False
+
+
+def _is_cut_off(units: Units, assignment: Array, unit: int) -> bool:
+    """Whether a layer that makes a unit has no channel left in subnet 1."""
+    outputs = (units.of[product.use.output] for product in units.hidden)
+    return any((numbers == unit).any() and not (assignment[numbers] == 1).any() for numbers in outputs)
 
 
 def _counts(units: Units, assignment: Array, product: Product, steps: int) -> tuple[Array, Array]:

@@ -7,7 +7,7 @@ import pytest
 
 from onnx_cbq.errors import VerificationError
 from onnx_cbq.model import Array
-from onnx_cbq.stepping.assignment import move_units, saved_macs, step_macs, subnet_macs
+from onnx_cbq.stepping.assignment import find_spaces, move_units, step_macs, subnet_macs
 from onnx_cbq.stepping.units import Units
 from tests.stepping.nets import joined_net, padded_net, random_nested, units_of
 
@@ -44,30 +44,6 @@ def test_macs_are_those_of_all_pairs_that_may_be(net) -> None:  # type: ignore[n
         np.testing.assert_array_equal(step_macs(units, assignment, STEPS), np.diff(expected, prepend=0))
 
 
-@pytest.mark.parametrize("net", [padded_net, joined_net])
-def test_what_a_move_saves_is_what_is_saved(net) -> None:  # type: ignore[no-untyped-def]
-    units, _ = units_of(net())
-    assignment = random_nested(units, STEPS, 5).assignment
-    for subnet in range(1, STEPS + 1):
-        saved = saved_macs(units, assignment, subnet)
-        for unit in np.flatnonzero(assignment == subnet)[1 if subnet == 1 else 0 :].tolist():
-            moved = assignment.copy()
-            moved[unit] += 1
-            before, after = (subnet_macs(units, a, STEPS)[subnet - 1] for a in (assignment, moved))
-            # Two products of a unit with itself are counted from both ends.
-            assert 0 <= saved[unit] - (before - after) <= own_pairs(units, unit)
-
-
-def own_pairs(units: Units, unit: int) -> int:
-    """Multiplications of a unit with itself."""
-    total = 0
-    for product in units.hidden:
-        outputs, inputs = ((units.of[name] == unit).sum() for name in (product.use.output, product.use.activation))
-        if len(product.reads) == 1:
-            total += outputs * inputs * product.layer.macs // (product.layer.channels * product.reads.shape[2])
-    return int(total)
-
-
 def test_units_move_until_every_limit_is_met_the_least_important_first() -> None:
     units, _ = units_of(padded_net())
     importance = np.tile(np.arange(units.count, dtype=float), (STEPS, 1))
@@ -80,16 +56,28 @@ def test_units_move_until_every_limit_is_met_the_least_important_first() -> None
     np.testing.assert_array_equal(move_units(units, found, importance, limits), found)
 
 
-def test_the_most_important_units_stay() -> None:
-    """Units of one layer cost alike, so importance alone decides among them."""
+def test_spaces_are_units_of_the_same_layers() -> None:
+    """The six channels of the shortcut are in one more layer than the four beside them."""
+    units, _ = units_of(padded_net())
+    spaces = {tuple(space.tolist()) for space in find_spaces(units)}
+    shared = units.of["r1"].tolist()
+    assert spaces == {tuple(sorted(shared)), tuple(sorted(set(units.of["a1"].tolist()) - set(shared)))}
+
+
+def test_the_most_important_units_of_a_space_stay_and_spaces_shrink_alike() -> None:
+    """Else layers of a larger subnet could write to nobody."""
     units, _ = units_of(padded_net())
     importance = np.random.default_rng(0).random((STEPS, units.count))
+    importance[:, units.of["r1"]] += 100
     limits = [share * units.macs for share in (0.3, 0.5, 0.8)]
     found = move_units(units, np.ones(units.count, np.int64), importance, limits)
-    alone = [unit for unit in units.of["a1"].tolist() if unit not in units.of["r1"]]
-    first = [importance[0, unit] for unit in alone if found[unit] == 1]
-    later = [importance[0, unit] for unit in alone if found[unit] > 1]
-    assert not first or not later or min(first) >= max(later)
+    left = []
+    for space in find_spaces(units):
+        order = space[np.argsort(-importance[0, space])]
+        first = found[order] == 1
+        assert first[: first.sum()].all()
+        left.append(first.mean())
+    assert abs(left[0] - left[1]) <= 0.25
 
 
 def test_a_limit_that_cannot_be_met_is_said() -> None:
