@@ -28,18 +28,17 @@ from onnx_cbq.errors import ConfigError
 from onnx_cbq.subnets import STEP_FILES, make_steps
 
 _DEFAULT = StepConfig()
+_MACS = ",".join(f"{share:g}" for share in _DEFAULT.macs)
 
 
 def step(
     model: ModelPath,
     data: CardPath,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.", show_default=False)
-    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.", show_default=False)],
     source: SourcePath = None,
     macs: Annotated[
         str, typer.Option(metavar="A,B,C", help="Share of the multiplications that each subnet may have, rising.")
-    ] = ",".join(f"{share:g}" for share in _DEFAULT.macs),
+    ] = _MACS,
     minutes: Annotated[float, typer.Option(metavar="M", help="Train so long at most.")] = _DEFAULT.minutes,
     steps: Annotated[int, typer.Option(metavar="N", help="Train so many steps at most.")] = _DEFAULT.steps,
     beta: Annotated[

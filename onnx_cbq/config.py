@@ -177,8 +177,8 @@ class StepConfig:
         augment: "flip" and "shift", for images.
         held_back: share of each class that no update sees, by which the best state is chosen.
         check_every: steps between two looks at the samples held back.
-        rounds: how often units are moved until every subnet is within its limit; `round_steps` are between two moves, if
-            that is no more than a third of all steps.
+        rounds: how often units are moved until every subnet is within its limit; `round_steps` are between two moves,
+            or fewer if that is more than a third of all steps.
         bfloat16: compute updates in bfloat16 where the processor has it.
         seed: decides the order of the samples.
         logits: name of the output that holds the class scores; None if only one can be meant.
@@ -215,7 +215,8 @@ class StepConfig:
         for name in self.augment:
             _check(name in RefineConfig.AUGMENTATIONS, "--augment", _either(RefineConfig.AUGMENTATIONS), name)
         _check(0 < self.held_back < 1, "held_back", "a number between 0 and 1", self.held_back)
-        _check(self.bits is None or 2 <= self.bits <= MOST_BITS, "--quantize", f"2 to {MOST_BITS}", self.bits)
+        possible = self.bits is None or 2 <= self.bits <= MOST_BITS
+        _check(possible, "--quantize", f"2 to {MOST_BITS}", self.bits)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from onnx_cbq.runtime import Session, median_latency, versions
 from onnx_cbq.stepping.assignment import move_units, step_macs
 from onnx_cbq.stepping.emit import StepModel, emit_steps
 from onnx_cbq.stepping.masks import Nested, subnet_model
-from onnx_cbq.stepping.record import FORMAT, RECORD_NAME, StepRecord, SteppingRecord
+from onnx_cbq.stepping.record import FORMAT, RECORD_NAME, SteppingRecord, StepRecord
 from onnx_cbq.stepping.session import StepRunner
 from onnx_cbq.stepping.units import Units, find_units
 from onnx_cbq.training import check_torch
@@ -147,10 +147,11 @@ def _check(work: Workload, units: Units, nested: Nested, steps: Sequence[StepMod
             except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ModelError) as error:
                 raise VerificationError(f"step {number} is not valid: {str(error).splitlines()[0]}") from error
             expected = Session(subnet_model(units, nested, number)).run(feeds)
-            error = relative_error([values[name] for name in expected], list(expected.values()))
-            if not error <= TOLERANCE:
+            deviation = relative_error([values[name] for name in expected], list(expected.values()))
+            if not deviation <= TOLERANCE:
                 raise VerificationError(
-                    f"step {number} differs from its subnet by {error:.1e} of the largest output; report this as a bug"
+                    f"step {number} differs from its subnet by {deviation:.1e} of its largest output; "
+                    f"report this as a bug"
                 )
 
 
@@ -234,8 +235,8 @@ def _original(work: Workload, held: Draw) -> tuple[float, float]:
 def _course_note(course: Course, config: StepConfig) -> str:
     why = {"steps": "all", "time": f"until {config.minutes:g} minutes were over,", "Ctrl-C": "until Ctrl-C,"}
     return (
-        f"training: {why[course.stopped]} {course.steps} steps in {course.seconds:.0f} s; mean divergence on the samples "
-        f"held back: {course.start.loss:.4f} once units were moved, {course.best.loss:.4f} kept"
+        f"training: {why[course.stopped]} {course.steps} steps in {course.seconds:.0f} s; "
+        f"mean divergence on samples held back: {course.start.loss:.4f} once units were moved, {course.best.loss:.4f} kept"
     )
 
 

@@ -60,7 +60,7 @@ def move_units(units: Units, assignment: Array, importance: Array, limits: Seque
     spaces = find_spaces(units)
     for subnet, limit in enumerate(limits, start=1):
         queues = [
-            sorted(np.flatnonzero(moved[space] == subnet), key=lambda i: importance[subnet - 1, space[i]])
+            sorted(np.flatnonzero(moved[space] == subnet).tolist(), key=lambda i: importance[subnet - 1, space[i]])
             for space in spaces
         ]
         left = [int((moved[space] <= subnet).sum()) for space in spaces]
@@ -114,4 +114,4 @@ def _counts(units: Units, assignment: Array, product: Product, steps: int) -> tu
 def _pair_macs(product: Product) -> int:
     """Multiplications of one use of a layer for one pair of an output and an input that it reads."""
     layer = product.layer
-    return layer.macs // (len(layer.uses) * layer.channels * product.reads.shape[2])
+    return int(layer.macs // (len(layer.uses) * layer.channels * product.reads.shape[2]))

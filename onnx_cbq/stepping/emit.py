@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
@@ -163,7 +164,9 @@ class _Writer:
         weight = self._value(layer.weight)
         if len(product.reads) > 1:
             source = self._read(use.activation)
-            weight = weight.take(rows if layer.weight_axis == 0 else self._groups.members(use.activation, self._step), 0)
+            weight = weight.take(
+                rows if layer.weight_axis == 0 else self._groups.members(use.activation, self._step), 0
+            )
         else:
             source = self._joined(use.activation)
             columns = self._groups.up_to(use.activation, self._step)
@@ -187,7 +190,9 @@ class _Writer:
                 inputs.append(self._read(name) if name else "")
             elif node.op_type == "BatchNormalization" and index > 0:
                 inputs.append(self._store(name, value[own]))
-            elif node.op_type in BINARY and value.ndim >= -axis and value.shape[axis] == len(self._units.of[link.output]):
+            elif (
+                node.op_type in BINARY and value.ndim >= -axis and value.shape[axis] == len(self._units.of[link.output])
+            ):
                 inputs.append(self._store(name, value.take(own, axis)))
             else:
                 inputs.append(self._constant(name))
@@ -306,5 +311,5 @@ class _Writer:
         copy.input[:], copy.output[:] = list(inputs), list(outputs)
         self._nodes.append(copy)
 
-    def _add(self, operator: str, inputs: Sequence[str], output: str, node: NodeProto, **attributes: int) -> None:
+    def _add(self, operator: str, inputs: Sequence[str], output: str, node: NodeProto, **attributes: Any) -> None:
         self._nodes.append(helper.make_node(operator, inputs, [self._own(output)], name=node.name, **attributes))

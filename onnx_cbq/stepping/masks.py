@@ -84,7 +84,7 @@ def split_model(units: Units) -> tuple[Model, Model]:
         ("input", [helper.make_tensor_value_info(units.features, 1, shape)]),
         ("initializer", kept),
     ):
-        skeleton.graph.ClearField(field)  # type: ignore[arg-type]
+        skeleton.graph.ClearField(field)
         getattr(skeleton.graph, field).extend(content)
     weights = {name: read_only(value) for name, value in units.model.weights.items() if name in names}
     return body, Model(skeleton, weights).with_graph(outputs=[units.logits.tensor])

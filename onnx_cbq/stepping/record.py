@@ -133,21 +133,26 @@ def _disagreement(record: SteppingRecord) -> str:
     """What makes a record useless, or nothing."""
     if not record.steps or not record.inputs or not record.classes:
         return "damaged: no steps, inputs or classes"
-    files = [step.file for step in record.steps]
-    if len(set(files)) < len(files):
+    if len({step.file for step in record.steps}) < len(record.steps):
         return "two steps have the same file"
-    known = set(record.inputs)
+    known, scores = set(record.inputs), (record.output, record.logits)
     for number, step in enumerate(record.steps, start=1):
-        if not _FILE.fullmatch(step.file):
-            return f"step {number}: expected a file name such as step_{number}.onnx, got {step.file!r}"
-        if not _DIGEST.fullmatch(step.sha256) or min(step.bytes, step.macs) < 0:
-            return f"step {number}: damaged digest, bytes or macs"
-        if missing := _first_outside(step.inputs, known):
-            return f"step {number} reads {missing!r}, which no earlier step makes"
-        if missing := _first_outside((record.output, record.logits), set(step.outputs)):
-            return f"step {number} does not give {missing!r}"
-        known |= set(step.outputs) - {record.output, record.logits}
+        if reason := _fault(step, known, scores):
+            return f"step {number}: {reason}"
+        known |= set(step.outputs).difference(scores)
     return ""
+
+
+def _fault(step: StepRecord, known: set[str], scores: Sequence[str]) -> str:
+    """What is wrong with a step, or nothing; `known` are the tensors that there are before it."""
+    if not _FILE.fullmatch(step.file):
+        return f"expected a file name such as step_1.onnx, got {step.file!r}"
+    if not _DIGEST.fullmatch(step.sha256) or min(step.bytes, step.macs) < 0:
+        return "damaged digest, bytes or macs"
+    if missing := _first_outside(step.inputs, known):
+        return f"reads {missing!r}, which no earlier step makes"
+    missing = _first_outside(scores, set(step.outputs))
+    return f"does not give {missing!r}" if missing else ""
 
 
 def _first_outside(names: Sequence[str], known: set[str]) -> str | None:

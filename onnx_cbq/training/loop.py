@@ -24,17 +24,17 @@ from onnx_cbq.training.student import Student, divergence
 _WARM_UP = 20
 
 Net = TypeVar("Net", bound=nn.Module)
-_Read = TypeVar("_Read", bound=nn.Module, contravariant=True)
+_Read_contra = TypeVar("_Read_contra", bound=nn.Module, contravariant=True)
 
 
-class Goal(Protocol[_Read]):
+class Goal(Protocol[_Read_contra]):
     """What training lowers; samples count as their classes do in `class_weights`."""
 
     @property
     def class_weights(self) -> Tensor:
         """[classes]."""
 
-    def __call__(self, student: _Read, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+    def __call__(self, student: _Read_contra, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
         """The mean loss, and the class scores [..., samples, classes]."""
 
 

@@ -5,11 +5,15 @@ gives what all subnets need, and only the heads differ. What subnet k changes in
 As that is beta^k / beta^i, each loss is multiplied by the first, and each gradient divided by the second:
 
     damped gradient of w in subnet i = sum over k >= i of beta^(k-i) dL_k/dw = beta^-i d(sum_k beta^k L_k)/dw
+
+Exported nets have their batch normalization folded, and what is left is slow to train once most of its inputs are gone.
+So layers are normalized again while they train, beginning with the mean and the deviation that they have in the
+original, and folded again in the end. Since a unit computes the same in every subnet, one set of statistics will do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +29,43 @@ from onnx_cbq.torch_graph import TorchGraph, choose_device
 from onnx_cbq.training.batches import TrainingBatch
 from onnx_cbq.training.student import divergence
 
+_EPSILON = 1e-5
+_MOMENTUM = 0.1
+
+
+class Normalization(nn.Module):
+    """Batch normalization of a layer's outputs [samples, channels, ...], which begins as no change at all.
+
+    y = scale (z - mean) / sqrt(variance + eps) + shift, with mean and variance of the batch while training, and of the
+    last batches otherwise.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, mean: Tensor, variance: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.clone())
+        self.register_buffer("variance", variance.clone())
+        self.scale = nn.Parameter((variance + _EPSILON).sqrt())
+        self.shift = nn.Parameter(mean.clone())
+        self.damping: Tensor | float = 1.0
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Normalize; keeps the statistics of the batch while training."""
+        scale, shift = (_scaled_gradient(value, self.damping) for value in (self.scale, self.shift))
+        return functional.batch_norm(z, self.mean, self.variance, scale, shift, self.training, _MOMENTUM, _EPSILON)
+
+    def folded(self, rows: Array, bias: Array) -> tuple[Array, Array]:
+        """A weight [channels, inputs] and a bias [channels] that give the same without it."""
+        mean, variance, scale, shift = (
+            value.detach().cpu().numpy().astype(np.float64)
+            for value in (self.mean, self.variance, self.scale, self.shift)
+        )
+        factor = scale / np.sqrt(variance + _EPSILON)
+        folded = rows * factor[:, None], (bias - mean) * factor + shift
+        return folded[0].astype(np.float32), folded[1].astype(np.float32)
+
 
 class NestedNet(nn.Module):
     """The subnets of a net, which start as the whole of it.
@@ -33,10 +74,13 @@ class NestedNet(nn.Module):
         units: of the net.
         steps: how many subnets there are.
         beta: how updates of larger subnets are damped.
+        feeds: samples that the first statistics are taken from.
         bfloat16: compute in bfloat16 while training.
     """
 
-    def __init__(self, units: Units, steps: int, beta: float, *, bfloat16: bool) -> None:
+    def __init__(
+        self, units: Units, steps: int, beta: float, feeds: Mapping[str, Tensor], *, bfloat16: bool
+    ) -> None:
         super().__init__()
         self._units, self._steps, self._beta = units, steps, beta
         self.device = choose_device()
@@ -45,12 +89,18 @@ class NestedNet(nn.Module):
         self._weights = {product.layer.weight: product for product in (*units.hidden, units.head)}
         uses = [use for product in units.hidden for use in product.layer.uses]
         self._outputs = {use.bias: use.output for use in uses if use.bias is not None}
-        self._names = (*self._weights, *self._outputs)
+        self._normalized = {
+            product.use.output: product
+            for product in units.hidden
+            if len(product.layer.uses) == 1 and product.use.bias is not None and units.axis[product.use.output] == 1
+        }
+        still = {product.use.bias for product in self._normalized.values()}
+        self._names = (*self._weights, *(name for name in self._outputs if name not in still))
+        self._norms = self._begin(feeds)
+        self.norms = nn.ModuleList(self._norms.values())
         self.values = nn.ParameterList(nn.Parameter(self._tensor(units.model.weight(name))) for name in self._names)
         bias = units.head.use.bias
-        self.biases = (
-            None if bias is None else nn.Parameter(self._tensor(units.model.weight(bias)).repeat(steps, 1))
-        )
+        self.biases = None if bias is None else nn.Parameter(self._tensor(units.model.weight(bias)).repeat(steps, 1))
         self.assignment = np.ones(units.count, np.int64)
         self.assign(self.assignment)
 
@@ -58,13 +108,20 @@ class NestedNet(nn.Module):
         """Give every unit to a subnet."""
         units, self.assignment = self._units, assignment
         hidden = {name: product for name, product in self._weights.items() if product is not units.head}
-        self._masks = {
-            name: self._tensor(weight_mask(units, assignment, product)) for name, product in hidden.items()
-        }
+        self._masks = {name: self._tensor(weight_mask(units, assignment, product)) for name, product in hidden.items()}
         self._head_masks = [self._tensor(head_mask(units, assignment, k)) for k in range(1, self._steps + 1)]
         owners = {name: owner(units, assignment, product) for name, product in self._weights.items()}
         owners |= {bias: assignment[units.of[output]] for bias, output in self._outputs.items()}
+        for output, norm in self._norms.items():
+            norm.damping = self._tensor(self._beta ** -assignment[units.of[output]].astype(np.float32))
         self._damping = {name: self._tensor(self._beta ** -value.astype(np.float32)) for name, value in owners.items()}
+
+    @torch.no_grad()
+    def settle(self, batches: Iterable[TrainingBatch]) -> None:
+        """Take the statistics of the net as it is now."""
+        self.train()
+        for batch in batches:
+            self(batch.feeds)
 
     def forward(self, feeds: Mapping[str, Tensor]) -> Tensor:
         """Class scores of all subnets [subnets, samples, classes]; in float32 once `eval()` was called."""
@@ -79,7 +136,7 @@ class NestedNet(nn.Module):
             for name, value in values.items()
         }
         last = weights.pop(self._units.head.layer.weight)
-        found = body(feeds, [self._units.features, *tensors], weights=weights)
+        found = body(feeds, [self._units.features, *tensors], weights=weights, hooks=self._norms)
         features = found[self._units.features]
         scores = [self._scores(head, features, last * mask, k) for k, mask in enumerate(self._head_masks)]
         return torch.stack(scores), [found[name] for name in tensors]
@@ -94,8 +151,21 @@ class NestedNet(nn.Module):
     def nested(self) -> Nested:
         """The subnets as they are now."""
         values = [value.detach().cpu().numpy().copy() for value in self.values]
+        constants = dict(zip(self._names, values, strict=True))
+        for output, norm in self._norms.items():
+            layer, bias = self._normalized[output].layer, str(self._normalized[output].use.bias)
+            rows = layer.rows(constants[layer.weight])
+            folded, constants[bias] = norm.folded(rows, self._units.model.weight(bias))
+            constants[layer.weight] = layer.unrows(folded)
         biases = None if self.biases is None else self.biases.detach().cpu().numpy().copy()
-        return Nested(self.assignment, dict(zip(self._names, values, strict=True)), biases, self._steps)
+        return Nested(self.assignment, constants, biases, self._steps)
+
+    @torch.no_grad()
+    def _begin(self, feeds: Mapping[str, Tensor]) -> dict[str, Normalization]:
+        """Normalizations of layers' outputs that change nothing yet."""
+        found = self._exact[0](feeds, list(self._normalized))
+        rows = {name: value.movedim(1, 0).flatten(1) for name, value in found.items()}
+        return {name: Normalization(value.mean(dim=1), value.var(dim=1)) for name, value in rows.items()}
 
     def _graphs(self, *, bfloat16: bool) -> tuple[TorchGraph, TorchGraph]:
         body, head = (

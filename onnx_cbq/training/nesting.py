@@ -24,6 +24,8 @@ from onnx_cbq.training.loop import step, train
 from onnx_cbq.training.nested import NestedNet, NestedObjective, importance
 from onnx_cbq.training.records import Course, Schedule
 
+# Batches that statistics are taken from once all units were moved.
+_SETTLING = 20
 # Batches that importance is taken from.
 _LOOKS = 2
 # Share of the minutes and of the steps that moving may take, with the training in between.
@@ -60,13 +62,15 @@ def run_nesting(task: NestingTask, config: StepConfig, progress: Progress = sile
     device = choose_device()
     torch.manual_seed(config.seed)
     fast = config.bfloat16 and has_bfloat16(device)
-    net = NestedNet(task.units, len(config.macs), config.beta, bfloat16=fast)
     learned, held = (
         Batches(task.samples, indices, config.batch, config.augment, device) for indices in (task.learned, task.held)
     )
+    first = next(learned.endless(config.seed)).feeds
+    net = NestedNet(task.units, len(config.macs), config.beta, first, bfloat16=fast)
     even = torch.ones(len(task.class_names), device=device)
     objective = NestedObjective(config.alpha, config.beta, even, Grouping.single(task.class_names))
     steps, stopped = _move_all(net, task, learned, objective, config, begun, progress)
+    net.settle(islice(learned.endless(config.seed + 4), _SETTLING))
     minutes = 0 if stopped else max(config.minutes - (time.monotonic() - begun) / 60, 0)
     schedule = Schedule(max(config.steps - steps, 0), minutes, config.check_every, config.seed + 1, "train")
     course = train(net, _optimizer(net, config), (learned, held), objective, schedule, None, progress)

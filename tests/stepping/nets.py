@@ -22,7 +22,9 @@ def padded_net(seed: int = 0) -> onnx.ModelProto:
     random = np.random.default_rng(seed)
     shapes = {"w1": (6, 3, 3, 3), "w2": (10, 6, 3, 3), "w3": (10, 1, 3, 3), "w4": (10, 10, 1, 1), "w5": (160, CLASSES)}
     constants = {name: random.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
-    constants |= {f"b{i}": random.normal(0, 0.3, size).astype(np.float32) for i, size in enumerate((6, 10, 10, 10, 5), 1)}
+    constants |= {
+        f"b{i}": random.normal(0, 0.3, size).astype(np.float32) for i, size in enumerate((6, 10, 10, 10, 5), 1)
+    }
     constants |= {
         "starts": np.array([0, 0]),
         "ends": np.array([99, 99]),
@@ -108,4 +110,3 @@ def counted_macs(proto: onnx.ModelProto, feeds: dict[str, Array]) -> int:
         else:
             total += int(np.prod(weight))
     return total
-

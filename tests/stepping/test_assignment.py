@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+from onnx import ModelProto
 
 from onnx_cbq.errors import VerificationError
 from onnx_cbq.model import Array
@@ -34,7 +37,7 @@ def brute_force(units: Units, assignment: Array, subnet: int) -> int:
 
 
 @pytest.mark.parametrize("net", [padded_net, joined_net])
-def test_macs_are_those_of_all_pairs_that_may_be(net) -> None:  # type: ignore[no-untyped-def]
+def test_macs_are_those_of_all_pairs_that_may_be(net: Callable[[], ModelProto]) -> None:
     units, _ = units_of(net())
     assert units.macs == brute_force(units, np.ones(units.count, np.int64), 1)
     for seed in range(3):
@@ -83,6 +86,4 @@ def test_the_most_important_units_of_a_space_stay_and_spaces_shrink_alike() -> N
 def test_a_limit_that_cannot_be_met_is_said() -> None:
     units, _ = units_of(padded_net())
     with pytest.raises(VerificationError, match=r"--macs: subnet 1 cannot have 0.1% .* that takes \d+\.\d%"):
-        move_units(
-            units, np.ones(units.count, np.int64), np.ones((2, units.count)), [0.001 * units.macs, units.macs]
-        )
+        move_units(units, np.ones(units.count, np.int64), np.ones((2, units.count)), [0.001 * units.macs, units.macs])

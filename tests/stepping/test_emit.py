@@ -114,9 +114,7 @@ def test_every_weight_that_is_used_stands_in_one_file() -> None:
     ]
     values = np.concatenate(stored)
     assert len(np.unique(values)) == len(values)
-    allowed = sum(
-        int((monolith_weights != 0).sum()) for monolith_weights in _weights_of_largest(units, nested)
-    )
+    allowed = sum(int((monolith_weights != 0).sum()) for monolith_weights in _weights_of_largest(units, nested))
     assert len(values) == allowed
 
 

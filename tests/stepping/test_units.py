@@ -76,4 +76,17 @@ def test_padded_channels_may_only_be_added_to_others() -> None:
     nodes = [node("Conv", "x w", "c"), node("Pad", "c pads", "p"), node("Conv", "p v", "d")]
     nodes += [node("GlobalAveragePool", "d", "g"), node("Flatten", "g", "y")]
     with pytest.raises(UnsupportedOperatorError, match="reads 'p', whose channels were padded; only an Add may"):
-        units_of(make_model([*nodes[:3], node("Relu", "d", "e"), node("Conv", "e u", "h"), node("GlobalAveragePool", "h", "g"), nodes[-1]], {"x": ["N", 3, 4, 4]}, ["y"], constants | {"u": np.ones((3, 5, 1, 1), np.float32)}))
+        units_of(
+            make_model(
+                [
+                    *nodes[:3],
+                    node("Relu", "d", "e"),
+                    node("Conv", "e u", "h"),
+                    node("GlobalAveragePool", "h", "g"),
+                    nodes[-1],
+                ],
+                {"x": ["N", 3, 4, 4]},
+                ["y"],
+                constants | {"u": np.ones((3, 5, 1, 1), np.float32)},
+            )
+        )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from onnx import ModelProto
 from torch.nn import functional
 
 from onnx_cbq.calibration import CalibrationSet
@@ -37,16 +39,16 @@ def make_batch(units: Units, count: int = 8) -> TrainingBatch:
 
 
 def make_net(units: Units, nested: Nested) -> NestedNet:
-    net = NestedNet(units, nested.steps, BETA, bfloat16=False)
+    net = NestedNet(units, nested.steps, BETA, make_batch(units, 40).feeds, bfloat16=False)
     net.assign(nested.assignment)
     assert net.biases is not None
     with torch.no_grad():
         net.biases.copy_(torch.tensor(nested.biases))
-    return net.train()
+    return net.eval()
 
 
 @pytest.mark.parametrize("make", [padded_net, joined_net])
-def test_one_pass_gives_the_scores_of_every_subnet(make) -> None:  # type: ignore[no-untyped-def]
+def test_one_pass_gives_the_scores_of_every_subnet(make: Callable[[], ModelProto]) -> None:
     units, _ = units_of(make())
     nested = random_nested(units, STEPS, 0)
     net, batch = make_net(units, nested), make_batch(units)
@@ -61,39 +63,67 @@ def test_one_pass_gives_the_scores_of_every_subnet(make) -> None:  # type: ignor
     np.testing.assert_array_equal(net.nested().assignment, nested.assignment)
 
 
+def test_what_was_normalized_is_folded_again() -> None:
+    """The subnets that are handed on give, as ONNX, what the net gives in torch once its statistics have moved."""
+    units, _ = units_of(padded_net())
+    random = random_nested(units, STEPS, 4)
+    net, batch = make_net(units, random), make_batch(units)
+    with torch.no_grad():
+        for norm in net._norms.values():
+            norm.scale.mul_(1.5).add_(0.1)
+            norm.shift.add_(0.2)
+    net.settle([make_batch(units, 20)] * 3)
+    scores = net.eval()(batch.feeds).detach().numpy()
+    feeds = {name: value.numpy() for name, value in batch.feeds.items()}
+    for k in range(1, STEPS + 1):
+        found = Session(subnet_model(units, net.nested(), k).with_graph(outputs=["z"])).run(feeds)["z"]
+        np.testing.assert_allclose(found, scores[k - 1], atol=1e-4)
+
+
 def test_what_a_larger_subnet_changes_is_damped() -> None:
     """Against a gradient per subnet, each damped weight by weight as the paper has it: beta^(k-i)."""
     units, _ = units_of(padded_net())
     nested = random_nested(units, STEPS, 1)
     batch = make_batch(units)
     objective = NestedObjective(0.3, BETA, torch.ones(CLASSES), Grouping.single("abcde"))
-    net = make_net(units, nested)
+    net = make_net(units, nested).train()
     objective(net, batch)[0].backward()
     total = sum(BETA**k for k in range(1, STEPS + 1))
-    found = {name: value.grad for name, value in zip(net._names, net.values, strict=True)}
+    found = gradients(net)
     expected = dict.fromkeys(found, 0.0)
     for k in range(1, STEPS + 1):
-        plain = NestedNet(units, STEPS, 1.0, bfloat16=False)
+        plain = NestedNet(units, STEPS, 1.0, batch.feeds, bfloat16=False).train()
         plain.load_state_dict(net.state_dict())
         plain.assign(nested.assignment)
         losses = objective.losses(plain.teach(batch.feeds), plain(batch.feeds), batch.labels).mean(dim=1)
         losses[k - 1].backward()
-        for name, value in zip(plain._names, plain.values, strict=True):
-            assert value.grad is not None
-            damped = BETA ** (k - owners(units, nested.assignment, name, tuple(value.shape)))
-            expected[name] = expected[name] + value.grad * torch.tensor(damped.astype(np.float32)) / total
+        for name, gradient in gradients(plain).items():
+            damped = BETA ** (k - owners(units, nested.assignment, name, tuple(gradient.shape)))
+            expected[name] = expected[name] + gradient * torch.tensor(damped.astype(np.float32)) / total
     for name, gradient in found.items():
-        assert gradient is not None
         assert gradient.abs().max() > 0
         np.testing.assert_allclose(gradient.numpy(), expected[name].numpy(), rtol=1e-3, atol=1e-6)  # type: ignore[attr-defined]
 
 
+def gradients(net: NestedNet) -> dict[str, torch.Tensor]:
+    """By the names of weights, of outputs that are normalized, and of the head's biases."""
+    named = dict(zip(net._names, net.values, strict=True))
+    found = {name: value.grad for name, value in named.items()}
+    for output, norm in net._norms.items():
+        found |= {output: norm.shift.grad, f"{output} scale": norm.scale.grad}
+    assert net.biases is not None
+    found["head"] = net.biases.grad
+    return {name: gradient for name, gradient in found.items() if gradient is not None}
+
+
 def owners(units: Units, assignment: Array, name: str, shape: tuple[int, ...]) -> Array:
     """The subnet of each weight, by its place in the graph."""
-    outputs = {"w1": "c1", "w2": "c2", "w3": "c3", "w4": "c4", "b1": "c1", "b2": "c2", "b3": "c3", "b4": "c4"}
+    outputs = {"w1": "c1", "w2": "c2", "w3": "c3", "w4": "c4"}
+    if name == "head":
+        return np.broadcast_to(np.arange(1, STEPS + 1)[:, None], shape)
     if name == "w5":
         return np.broadcast_to(assignment[units.of["f"]][:, None], shape)
-    own = assignment[units.of[outputs[name]]]
+    own = assignment[units.of[outputs.get(name, name.removesuffix(" scale"))]]
     return np.broadcast_to(own.reshape(-1, *(1,) * (len(shape) - 1)), shape)
 
 
@@ -116,7 +146,7 @@ def test_importance_is_what_a_multiplier_changes() -> None:
     nested = random_nested(units, STEPS, 3)
     net, batch = make_net(units, nested), make_batch(units, 3)
     net.double()
-    net._exact = tuple(graph.double() for graph in net._exact)  # type: ignore[assignment]
+    net._exact = net._exact[0].double(), net._exact[1].double()
     batch = TrainingBatch({name: value.double() for name, value in batch.feeds.items()}, batch.labels)
     net._masks = {name: mask.double() for name, mask in net._masks.items()}
     found = importance(net, units, [batch], BETA)
@@ -140,15 +170,14 @@ def losses_with(
     net: NestedNet, units: Units, unit: int, factor: float, feeds: dict[str, torch.Tensor], label: torch.Tensor
 ) -> Array:
     """Cross-entropy of every subnet with all layers' outputs of a unit multiplied."""
-    saved = [value.detach().clone() for value in net.values]
+    saved = {name: value.clone() for name, value in net.state_dict().items()}
     with torch.no_grad():
-        for product in units.hidden:
-            rows = torch.tensor(units.of[product.use.output] == unit)
-            for name in (product.layer.weight, product.use.bias):
-                net.values[net._names.index(str(name))][rows] *= factor
+        for output, norm in net._norms.items():
+            rows = torch.tensor(units.of[output] == unit)
+            for value in (norm.scale, norm.shift):
+                value[rows] *= factor
         losses = [float(functional.cross_entropy(one, label)) for one in net(feeds)]
-        for value, old in zip(net.values, saved, strict=True):
-            value.copy_(old)
+    net.load_state_dict(saved)
     return np.array(losses)
 
 
@@ -186,7 +215,7 @@ def test_a_repeated_run_gives_the_same(task: NestingTask) -> None:
 def test_ctrl_c_while_units_move_still_gives_subnets_within_their_limits(
     task: NestingTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*arguments: object) -> float:
+    def interrupted(*_: object) -> float:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(nesting, "step", interrupted)
