@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,12 +19,21 @@ from onnx_cbq.calibration.samples import Indices
 from onnx_cbq.errors import OutputError
 from onnx_cbq.graph.load import load
 from onnx_cbq.model import Array
+from onnx_cbq.runtime import median_latency
 from onnx_cbq.stepping.emit import emit_steps
 from onnx_cbq.stepping.record import StepRecord
 from tests.command import Command
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 
 CONFIG = StepConfig(macs=(0.2, 0.4, 0.7), steps=120, rounds=6, rate=3e-3, bfloat16=False, check_every=40)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_time_for_latency() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("onnx_cbq.subnets", "onnx_cbq.stepping.session"):
+            patch.setattr(f"{module}.median_latency", lambda sessions, feeds, *_: median_latency(sessions, feeds, 0))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from onnx import NodeProto
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from onnx_cbq.errors import UnsupportedOperatorError
+from onnx_cbq.errors import ModelError, UnsupportedOperatorError
 from onnx_cbq.graph.layers import find_layers
 from onnx_cbq.graph.logits import Logits
 from onnx_cbq.graph.remove.build import Channels, find_channels
@@ -80,11 +80,12 @@ def find_units(model: Model, shapes: Shapes, logits: Logits) -> Units:
 
     Raises:
         UnsupportedOperatorError: an operator mixes channels in a way that is not known here.
+        ModelError: there is no hidden layer.
     """
     model = model.with_graph(outputs=dict.fromkeys((logits.output, logits.tensor)))
     layers = find_layers(model, shapes)
     weights = {layer.name: _any_weights(layer) for layer in layers}
-    values = {use.activation: np.full(shapes[use.activation], np.nan) for layer in layers for use in layer.uses}
+    values = {use.activation: np.zeros(0) for layer in layers for use in layer.uses}
     channels = find_channels(model, layers, weights, shapes, values)
     links = list(zip(model.nodes, channels.links, strict=True))
     position = _head(model, links, logits.tensor)
@@ -92,9 +93,13 @@ def find_units(model: Model, shapes: Shapes, logits: Logits) -> Units:
     head = links[position][1]
     assert isinstance(head, Product)
     _check_layers(model, layers, head)
-    of, count = _Ties(model, channels, body).units()
+    of, count = _Tying(model, channels, body).units()
     _check_padding(body)
     hidden = tuple(link for _, link in body if isinstance(link, Product))
+    if not hidden:
+        raise ModelError(
+            f"layer {head.layer.name!r} is the only one that can be divided into steps; expected hidden layers"
+        )
     return Units(model, shapes, logits, tuple(body), hidden, head, tail, channels.axis, of, count)
 
 
@@ -145,7 +150,7 @@ def _unsupported(node: NodeProto, why: str) -> UnsupportedOperatorError:
     return UnsupportedOperatorError(f"node {node.name or node.output[0]!r} ({node.op_type}) {why}; {_ADVICE}")
 
 
-class _Ties:
+class _Tying:
     """Numbers the channels of all tensors, 0 standing for what is given, and finds those that are tied."""
 
     def __init__(self, model: Model, channels: Channels, body: list[tuple[NodeProto, Link]]) -> None:

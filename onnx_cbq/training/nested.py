@@ -78,9 +78,7 @@ class NestedNet(nn.Module):
         bfloat16: compute in bfloat16 while training.
     """
 
-    def __init__(
-        self, units: Units, steps: int, beta: float, feeds: Mapping[str, Tensor], *, bfloat16: bool
-    ) -> None:
+    def __init__(self, units: Units, steps: int, beta: float, feeds: Mapping[str, Tensor], *, bfloat16: bool) -> None:
         super().__init__()
         self._units, self._steps, self._beta = units, steps, beta
         self.device = choose_device()

@@ -73,12 +73,12 @@ def test_steps_give_what_each_subnet_gives_as_one_model(name: str, seed: int) ->
             np.testing.assert_allclose(found[k - 1]["y"], expected, rtol=0, atol=TOLERANCE * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("name", ["residual", "depthwise"])
+@pytest.mark.parametrize(("name", "dynamic"), [("residual", True), ("depthwise", True), ("residual", False)])
 def test_steps_of_exported_nets_give_what_their_subnets_give(
-    exported: Callable[..., onnx.ModelProto], name: str
+    exported: Callable[..., onnx.ModelProto], name: str, *, dynamic: bool
 ) -> None:
     """Beside `subnet_model`, which the command checks its own steps with."""
-    units, example = units_of(exported(name, dynamo=False))
+    units, example = units_of(exported(name, dynamo=False, dynamic_batch=dynamic))
     nested = random_nested(units, STEPS, 0)
     found = run_all(emit_steps(units, nested), dict(example.feeds))
     for k in range(1, STEPS + 1):

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_cbq.errors import UnsupportedOperatorError
+from onnx_cbq.errors import ModelError, UnsupportedOperatorError
 from tests.graphs import make_model, node
 from tests.stepping.nets import joined_net, padded_net, units_of
 
@@ -44,10 +44,9 @@ def test_what_the_inputs_give_is_there_from_the_start() -> None:
 
 
 @pytest.mark.parametrize("name", ["residual", "depthwise"])
-@pytest.mark.parametrize("dynamo", [False, True])
-def test_exported_nets_are_followed(exported: Callable[..., onnx.ModelProto], name: str, *, dynamo: bool) -> None:
-    """Squeeze-and-excite, hard-swish and strided shortcuts included; both exporters give the same units."""
-    units, _ = units_of(exported(name, dynamo=dynamo))
+def test_exported_nets_are_followed(exported: Callable[..., onnx.ModelProto], name: str) -> None:
+    """Squeeze-and-excite, hard-swish and strided shortcuts included."""
+    units, _ = units_of(exported(name, dynamo=False))
     expected = {"residual": 1 + 8 + 8 + 16 + 16, "depthwise": 1 + 8 + 16 + 4}[name]
     assert units.count == expected
 
@@ -59,6 +58,12 @@ def test_what_mixes_channels_is_named(exported: Callable[..., onnx.ModelProto], 
         units_of(exported(name, dynamo=False))
 
 
+def test_a_net_without_hidden_layers_has_no_steps() -> None:
+    constants = {"w": np.ones((4, 3), np.float32), "b": np.ones(3, np.float32)}
+    with pytest.raises(ModelError, match="is the only one that can be divided into steps; expected hidden layers"):
+        units_of(make_model([node("Gemm", "x w b", "y")], {"x": ["N", 4]}, ["y"], constants))
+
+
 def test_class_scores_from_two_layers_are_refused() -> None:
     constants = {name: np.ones((4, 3), np.float32) for name in ("w1", "w2")}
     nodes = [node("Gemm", "x w1", "a"), node("Gemm", "x w2", "b"), node("Mul", "a b", "y")]
@@ -68,25 +73,10 @@ def test_class_scores_from_two_layers_are_refused() -> None:
 
 def test_padded_channels_may_only_be_added_to_others() -> None:
     """A step may have no channel but zeros, which only an addition does without."""
-    constants = {
-        "w": np.ones((2, 3, 1, 1), np.float32),
-        "v": np.ones((5, 4, 1, 1), np.float32),
-        "pads": np.array([0, 1, 0, 0, 0, 1, 0, 0]),
-    }
-    nodes = [node("Conv", "x w", "c"), node("Pad", "c pads", "p"), node("Conv", "p v", "d")]
-    nodes += [node("GlobalAveragePool", "d", "g"), node("Flatten", "g", "y")]
+    shapes = {"w": (2, 3, 1, 1), "v": (5, 4, 1, 1), "u": (3, 5, 1, 1)}
+    constants = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    constants["pads"] = np.array([0, 1, 0, 0, 0, 1, 0, 0])
+    nodes = [node("Conv", "x w", "c"), node("Pad", "c pads", "p"), node("Conv", "p v", "d"), node("Relu", "d", "e")]
+    nodes += [node("Conv", "e u", "h"), node("GlobalAveragePool", "h", "g"), node("Flatten", "g", "y")]
     with pytest.raises(UnsupportedOperatorError, match="reads 'p', whose channels were padded; only an Add may"):
-        units_of(
-            make_model(
-                [
-                    *nodes[:3],
-                    node("Relu", "d", "e"),
-                    node("Conv", "e u", "h"),
-                    node("GlobalAveragePool", "h", "g"),
-                    nodes[-1],
-                ],
-                {"x": ["N", 3, 4, 4]},
-                ["y"],
-                constants | {"u": np.ones((3, 5, 1, 1), np.float32)},
-            )
-        )
+        units_of(make_model(nodes, {"x": ["N", 3, 4, 4]}, ["y"], constants))
