@@ -189,7 +189,7 @@ class StepConfig:
     steps: int = 10_000
     minutes: float = 20.0
     batch: int = 128
-    rate: float = 1e-3
+    rate: float = 3e-3
     beta: float = 0.9
     alpha: float = 0.0
     augment: tuple[str, ...] = ()
