@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from onnx_cbq.graph.remove.links import Product
+from onnx_cbq.graph.shapes import fixed_batch
 from onnx_cbq.model import Array
 from onnx_cbq.records import Grouping
 from onnx_cbq.stepping.masks import Nested, head_mask, owner, split_model, weight_mask
@@ -31,6 +33,8 @@ from onnx_cbq.training.student import divergence
 
 _EPSILON = 1e-5
 _MOMENTUM = 0.1
+# With a smaller batch, that the model insists on, statistics say nothing.
+_LEAST_BATCH = 8
 
 
 class Normalization(nn.Module):
@@ -87,11 +91,7 @@ class NestedNet(nn.Module):
         self._weights = {product.layer.weight: product for product in (*units.hidden, units.head)}
         uses = [use for product in units.hidden for use in product.layer.uses]
         self._outputs = {use.bias: use.output for use in uses if use.bias is not None}
-        self._normalized = {
-            product.use.output: product
-            for product in units.hidden
-            if len(product.layer.uses) == 1 and product.use.bias is not None and units.axis[product.use.output] == 1
-        }
+        self._normalized = {p.use.output: p for p in units.hidden if _can_be_normalized(units, p)}
         still = {product.use.bias for product in self._normalized.values()}
         self._names = (*self._weights, *(name for name in self._outputs if name not in still))
         self._norms = self._begin(feeds)
@@ -238,6 +238,13 @@ def importance(net: NestedNet, units: Units, batches: list[TrainingBatch], beta:
     for k in reversed(range(len(total) - 1)):
         total[k] += beta * total[k + 1]
     return total / sum(len(batch.labels) for batch in batches)
+
+
+def _can_be_normalized(units: Units, product: Product) -> bool:
+    """Whether statistics of a batch make sense, and can be folded into one weight and its bias."""
+    batch = fixed_batch(units.model)
+    folds = len(product.layer.uses) == 1 and product.use.bias is not None and units.axis[product.use.output] == 1
+    return folds and (batch is None or batch >= _LEAST_BATCH)
 
 
 def _scaled_gradient(value: Tensor, factor: Tensor | float) -> Tensor:

@@ -80,6 +80,19 @@ def test_what_was_normalized_is_folded_again() -> None:
         np.testing.assert_allclose(found, scores[k - 1], atol=1e-4)
 
 
+def test_a_model_with_a_batch_of_one_is_trained_without_normalization() -> None:
+    """Statistics of one sample would be the sample."""
+    proto = padded_net()
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    units, _ = units_of(proto)
+    random = np.random.default_rng(0)
+    data = CalibrationSet.from_arrays(random.normal(0, 1, (20, 3, 8, 8)).astype(np.float32), np.arange(20) % CLASSES)
+    samples = data.for_model(units.model.inputs)
+    nested, course = run_nesting(NestingTask(units, samples, np.arange(15), np.arange(15, 20), "abcde"), QUICK)
+    assert course.steps == 12
+    assert all(np.isfinite(value).all() for value in nested.constants.values())
+
+
 def test_what_a_larger_subnet_changes_is_damped() -> None:
     """Against a gradient per subnet, each damped weight by weight as the paper has it: beta^(k-i)."""
     units, _ = units_of(padded_net())
