@@ -9,7 +9,7 @@ import typer
 
 from onnx_cbq import report
 from onnx_cbq.calibration import CalibrationSet
-from onnx_cbq.config import RefineConfig, StepConfig
+from onnx_cbq.config import StepConfig
 from onnx_cbq.console import (
     OUT,
     CardPath,
@@ -50,8 +50,8 @@ def step(
     augment: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="|".join(RefineConfig.AUGMENTATIONS),
-            help="Learn from mirrored or shifted images too; repeatable.",
+            metavar="|".join(StepConfig.AUGMENTATIONS),
+            help="Learn from mirrored, shifted or blended images too; repeatable.",
             show_default="none",
         ),
     ] = None,

@@ -174,7 +174,7 @@ class StepConfig:
         rate: learning rate at its highest.
         beta: what a subnet changes in the weights of one j subnets smaller counts beta^j.
         alpha: share of the cross-entropy with the labels in the loss; the rest is the divergence from the model.
-        augment: "flip" and "shift", for images.
+        augment: "flip", "shift" and "mix", for images.
         held_back: share of each class that no update sees, by which the best state is chosen.
         check_every: steps between two looks at the samples held back.
         rounds: how often units are moved until every subnet is within its limit; `round_steps` are between two moves,
@@ -184,6 +184,8 @@ class StepConfig:
         logits: name of the output that holds the class scores; None if only one can be meant.
         bits: width that the weights of every step are quantized to, without samples; None leaves them float.
     """
+
+    AUGMENTATIONS: ClassVar[tuple[str, ...]] = ("flip", "shift", "mix")
 
     macs: tuple[float, ...] = (0.1, 0.3, 0.5, 0.85)
     steps: int = 10_000
@@ -213,7 +215,7 @@ class StepConfig:
         _check(0 < self.beta <= 1, "--beta", "a number above 0, up to 1", self.beta)
         _check(0 <= self.alpha <= 1, "--alpha", "a number from 0 to 1", self.alpha)
         for name in self.augment:
-            _check(name in RefineConfig.AUGMENTATIONS, "--augment", _either(RefineConfig.AUGMENTATIONS), name)
+            _check(name in self.AUGMENTATIONS, "--augment", _either(self.AUGMENTATIONS), name)
         _check(0 < self.held_back < 1, "held_back", "a number between 0 and 1", self.held_back)
         possible = self.bits is None or 2 <= self.bits <= MOST_BITS
         _check(possible, "--quantize", f"2 to {MOST_BITS}", self.bits)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -96,7 +96,8 @@ def _move_all(
     units, optimizer, steps = task.units, _optimizer(net, config), 0
     each = min(config.round_steps, int(_MOVING * config.steps / config.rounds))
     found: Array = np.zeros((len(config.macs), units.count))
-    seen, learning = (learned.endless(config.seed + 2), learned.endless(config.seed + 3))
+    # Labels are those of images as they are.
+    seen, learning = replace(learned, augment=()).endless(config.seed + 2), learned.endless(config.seed + 3)
     try:
         for number in range(1, config.rounds + 1):
             found = importance(net, units, list(islice(seen, _LOOKS)), config.beta)
