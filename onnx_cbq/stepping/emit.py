@@ -217,44 +217,48 @@ class _Writer:
 
     def _head(self) -> list[str]:
         """The head and what lies behind it; returns the names of sums that later steps go on from."""
-        head, groups = self._units.head, self._groups
-        layer, use = head.layer, head.use
-        before = groups.latest(use.activation, self._step - 1)
-        total = groups.sums(use.output, before)
-        sums = []
-        if before:
-            shape = self._info(total, use.output, None)
-            self._inputs[total] = shape
-        if groups.size(use.activation, self._step):
-            columns = groups.members(use.activation, self._step)
-            weight = self._store(layer.weight, self._value(layer.weight).take(columns, 1 - layer.weight_axis))
-            total = groups.sums(use.output, self._step)
-            part = self._fresh(f"{use.output} part") if before else total
-            self._copy(self._units.model.producers[use.output], [self._read(use.activation), weight], [part])
-            if before:
-                self._nodes.append(helper.make_node("Add", [groups.sums(use.output, before), part], [total]))
-            sums = [total] if self._step < self._nested.steps else []
+        use, total = self._units.head.use, self._sum()
         if self._nested.biases is None:
             self._nodes.append(helper.make_node("Identity", [total], [use.output]))
         else:
             bias = self._nested.biases[self._step - 1]
             bias = bias.reshape(-1, *(1,) * (len(self._units.shapes[use.output]) - 1 - use.channel_axis))
-            stored = self._store(str(use.bias), bias)
-            self._nodes.append(helper.make_node("Add", [total, stored], [use.output]))
+            self._nodes.append(helper.make_node("Add", [total, self._store(str(use.bias), bias)], [use.output]))
         for node in self._units.tail:
             inputs = [self._constant(name) if self._units.model.is_constant(name) else name for name in node.input]
             self._copy(node, inputs, list(node.output))
-        return sums
+        goes_on = self._step < self._nested.steps and total not in self._inputs
+        return [total] if goes_on else []
+
+    def _sum(self) -> str:
+        """s_k: what the head gives for the groups up to this step, without its bias."""
+        head, groups = self._units.head, self._groups
+        output, features = head.use.output, head.use.activation
+        before = groups.sums(output, groups.latest(features, self._step - 1))
+        first = groups.latest(features, self._step - 1) == 0
+        if not first:
+            self._inputs[before] = self._info(before, output, None)
+        if not groups.size(features, self._step):
+            return before
+        columns = groups.members(features, self._step)
+        weight = self._value(head.layer.weight).take(columns, 1 - head.layer.weight_axis)
+        total = groups.sums(output, self._step)
+        part = total if first else self._fresh(f"{output} part")
+        inputs = [self._read(features), self._store(head.layer.weight, weight)]
+        self._copy(self._units.model.producers[output], inputs, [part])
+        if not first:
+            self._nodes.append(helper.make_node("Add", [before, part], [total]))
+        return total
 
     def _own(self, tensor: str) -> str:
         return self._groups.own(tensor, self._step)
 
     def _read(self, tensor: str) -> str:
         """Group k of a tensor."""
-        name = tensor if self._groups.is_given(tensor) else self._own(tensor)
         if self._groups.is_given(tensor):
-            self._take_input(name, tensor)
-        return name
+            self._take_input(tensor, tensor)
+            return tensor
+        return self._own(tensor)
 
     def _joined(self, tensor: str) -> str:
         """All groups of a tensor up to this step, put together once; those of earlier steps come in."""
