@@ -19,6 +19,7 @@ from onnx_cbq.config import (
     RefineConfig,
     RoundingConfig,
     ScoringConfig,
+    StepConfig,
 )
 from onnx_cbq.data_free import DataFreeResult
 from onnx_cbq.emit.archive import Archive, archive, restore
@@ -35,6 +36,8 @@ from onnx_cbq.errors import (
 from onnx_cbq.pipeline import evaluate, quantize, quantize_without_data, score
 from onnx_cbq.records import Evaluation, LayerScores, Plan, Scores
 from onnx_cbq.result import EvaluationResult, Result
+from onnx_cbq.stepping.session import Step, SteppingSession
+from onnx_cbq.subnets import Steps, make_steps
 
 __all__ = [
     "Archive",
@@ -60,10 +63,15 @@ __all__ = [
     "RoundingConfig",
     "Scores",
     "ScoringConfig",
+    "Step",
+    "StepConfig",
+    "SteppingSession",
+    "Steps",
     "UnsupportedOperatorError",
     "VerificationError",
     "archive",
     "evaluate",
+    "make_steps",
     "quantize",
     "quantize_without_data",
     "restore",

@@ -11,7 +11,9 @@ import typer
 
 from onnx_cbq import pipeline, report
 from onnx_cbq.calibration import CalibrationSet
+from onnx_cbq.cli_step import step
 from onnx_cbq.config import (
+    AUGMENTATIONS,
     CODEBOOKS,
     CODERS,
     CURVE,
@@ -198,8 +200,8 @@ def quantize(
     augment: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="|".join(RefineConfig.AUGMENTATIONS),
-            help="--refine: learn from mirrored or shifted images too; repeatable.",
+            metavar="|".join(AUGMENTATIONS),
+            help="--refine: learn from mirrored, shifted or blended images too; repeatable.",
             show_default="none",
         ),
     ] = None,
@@ -430,6 +432,9 @@ def restore(
     write_bytes(target, content)
     if not quiet:
         OUT.print(f"{target}: {len(content):,} bytes, SHA-256 as archived", markup=False, highlight=False)
+
+
+app.command()(step)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import ClassVar
 
 from onnx_cbq.errors import ConfigError
@@ -17,6 +18,7 @@ STORAGES = ("int8", "packed", "archive")
 CODERS = ("ans", "huffman")
 CODEBOOKS = ("uniform", "kmeans", "hessian-kmeans", "ecsq")
 SCOPES = ("layer", "net")
+AUGMENTATIONS = ("flip", "shift", "mix")
 MOST_BITS = 8
 
 
@@ -125,7 +127,7 @@ class DifferentiableConfig:
             _check(0 < getattr(self, name) < 1, name, "a number between 0 and 1", getattr(self, name))
         _check(0 <= self.alpha <= 1, "alpha", "a number from 0 to 1", self.alpha)
         for name in self.augment:
-            _check(name in RefineConfig.AUGMENTATIONS, "augment", _either(RefineConfig.AUGMENTATIONS), name)
+            _check(name in AUGMENTATIONS, "augment", _either(AUGMENTATIONS), name)
 
 
 @dataclass(frozen=True)
@@ -171,13 +173,11 @@ class RefineConfig:
         weight_rate: learning rate of latent weights, in steps of their layer's grid.
         rate: learning rate of biases and of logarithms of scales.
         alpha: share of the cross-entropy with the labels in the loss; the rest is the divergence from the float model.
-        augment: "flip" and "shift", for images.
+        augment: "flip", "shift" and "mix", for images.
         held_back: share of each class that no update sees, by which the best state is chosen.
         check_every: steps between two looks at the samples held back.
         bfloat16: compute updates in bfloat16 where the processor has it.
     """
-
-    AUGMENTATIONS: ClassVar[tuple[str, ...]] = ("flip", "shift")
 
     steps: int = 1200
     minutes: float = 15.0
@@ -198,8 +198,65 @@ class RefineConfig:
             _check(0 <= getattr(self, name) < 1, name, "a number from 0 to 1", getattr(self, name))
         _check(0 <= self.alpha <= 1, "--alpha", "a number from 0 to 1", self.alpha)
         for name in self.augment:
-            _check(name in self.AUGMENTATIONS, "--augment", _either(self.AUGMENTATIONS), name)
+            _check(name in AUGMENTATIONS, "--augment", _either(AUGMENTATIONS), name)
         _check(0 < self.held_back < 1, "held_back", "a number between 0 and 1", self.held_back)
+
+
+@dataclass(frozen=True)
+class StepConfig:
+    """How nested subnets are found and trained (Sun et al., SteppingNet, DATE 2023).
+
+    Attributes:
+        macs: share of the model's multiplications that each subnet may have, rising.
+        steps: updates at most, those between moves included.
+        minutes: of training at most; where they run out first, a repeated run may give other files.
+        batch: samples per update.
+        rate: learning rate at its highest.
+        beta: what a subnet changes in the weights of one j subnets smaller counts beta^j.
+        alpha: share of the cross-entropy with the labels in the loss; the rest is the divergence from the model.
+        augment: "flip", "shift" and "mix", for images.
+        held_back: share of each class that no update sees, by which the best state is chosen.
+        check_every: steps between two looks at the samples held back.
+        rounds: how often units are moved until every subnet is within its limit; `round_steps` are between two moves,
+            or fewer if that is more than a third of all steps.
+        bfloat16: compute updates in bfloat16 where the processor has it.
+        seed: decides the order of the samples.
+        logits: name of the output that holds the class scores; None if only one can be meant.
+        bits: width that the weights of every step are quantized to, without samples; None leaves them float.
+    """
+
+    macs: tuple[float, ...] = (0.1, 0.3, 0.5, 0.85)
+    steps: int = 10_000
+    minutes: float = 20.0
+    batch: int = 128
+    rate: float = 3e-3
+    beta: float = 0.9
+    alpha: float = 0.0
+    augment: tuple[str, ...] = ()
+    held_back: float = 0.1
+    check_every: int = 100
+    rounds: int = 20
+    round_steps: int = 25
+    bfloat16: bool = True
+    seed: int = 0
+    logits: str | None = None
+    bits: int | None = None
+
+    def __post_init__(self) -> None:
+        rising = all(low < high for low, high in pairwise((0.0, *self.macs)))
+        _check(bool(self.macs) and rising and self.macs[-1] <= 1, "--macs", "rising shares up to 1", self.macs)
+        for name in ("steps", "batch", "check_every", "rounds"):
+            _check(getattr(self, name) > 0, name, "a number above 0", getattr(self, name))
+        _check(self.round_steps >= 0, "round_steps", "a number of at least 0", self.round_steps)
+        _check(0 < self.minutes < float("inf"), "--minutes", "a number above 0", self.minutes)
+        _check(0 < self.rate < 1, "--rate", "a number between 0 and 1", self.rate)
+        _check(0 < self.beta <= 1, "--beta", "a number above 0, up to 1", self.beta)
+        _check(0 <= self.alpha <= 1, "--alpha", "a number from 0 to 1", self.alpha)
+        for name in self.augment:
+            _check(name in AUGMENTATIONS, "--augment", _either(AUGMENTATIONS), name)
+        _check(0 < self.held_back < 1, "held_back", "a number between 0 and 1", self.held_back)
+        possible = self.bits is None or 2 <= self.bits <= MOST_BITS
+        _check(possible, "--quantize", f"2 to {MOST_BITS}", self.bits)
 
 
 @dataclass(frozen=True)

@@ -117,8 +117,10 @@ def progress_bars(*, quiet: bool) -> Iterator[ProgressHook]:
         tasks: dict[str, TaskID] = {}
 
         def update(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
+            # Behind a comma stands what changes: a loss, an accuracy.
+            name = stage.partition(",")[0]
+            if name not in tasks:
+                tasks[name] = bars.add_task(stage, total=total)
+            bars.update(tasks[name], description=stage, completed=done, total=total)
 
         yield update

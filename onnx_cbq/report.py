@@ -17,6 +17,7 @@ from onnx_cbq.emit.metadata import StoredPlan
 from onnx_cbq.quantize.schemes import GridStatistics
 from onnx_cbq.records import Evaluation, Layers, Scores
 from onnx_cbq.result import EvaluationResult, Result
+from onnx_cbq.subnets import Steps
 
 # Beyond this many classes only the worst are listed.
 LISTED_CLASSES = 20
@@ -97,6 +98,24 @@ def data_free_table(result: DataFreeResult, path: Path) -> RenderableType:
         *(Text(f"left float: {e.name} ({e.operator}): {e.reason}") for e in result.layers.left_float),
         *(Text(f"note: {note}") for note in result.notes),
     )
+
+
+def steps_table(result: Steps, folder: Path) -> RenderableType:
+    """Multiplications, accuracy, latency and bytes of every step, beside the model."""
+    table = _table("step", "million MACs", "MACs so far, %", "top-1, %", "latency, ms", "bytes")
+    record = result.record
+    for number, step in enumerate(record.steps, start=1):
+        figures = f"{step.macs / 1e6:,.3f}", f"{100 * step.share:.1f}", _percent(step.top1), f"{step.latency_ms:.3f}"
+        table.add_row(str(number), *figures, f"{step.bytes:,}")
+    figures = f"{record.model_macs / 1e6:,.3f}", "100", _percent(result.float_top1), f"{result.float_latency_ms:.3f}"
+    table.add_row("model", *figures, f"{result.float_bytes:,}")
+    stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds.items())
+    lines = [
+        f"{folder}: top-1 on {record.held_back:,} samples held back; latency of each step by itself at batch 1",
+        f"seconds: {stages}",
+        *(f"note: {note}" for note in result.notes),
+    ]
+    return Group(table, Text(), *(Text(line) for line in lines))
 
 
 def weights_table(found: Mapping[str, Mapping[str, GridStatistics]], bits: int) -> RenderableType:

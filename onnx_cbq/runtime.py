@@ -31,22 +31,30 @@ onnxruntime.set_default_logger_severity(_FATAL_ONLY)
 class Session:
     """A model ready to run on the CPU.
 
-    `model` is a `Model` record (its weights are handed over without being copied or serialised) or the path of a file.
+    `model` is a `Model` record (its weights are handed over without being copied or serialised), the path of a file, or
+    its content. With `float_weights`, weights stored as integers become float once, and not on every run.
     """
 
-    def __init__(self, model: Model | Path, optimization: Optimization = "all") -> None:
+    def __init__(
+        self, model: Model | Path | bytes, optimization: Optimization = "all", *, float_weights: bool = False
+    ) -> None:
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = _LEVELS[optimization]
         options.log_severity_level = _FATAL_ONLY
         # Threads that wait busily for the next run would slow down whatever else runs meanwhile, other sessions too.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if float_weights:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         self._weights = _ort_values(model.weights) if isinstance(model, Model) else {}
         if self._weights:
             options.add_external_initializers(list(self._weights), list(self._weights.values()))
-        source = model.skeleton.SerializeToString() if isinstance(model, Model) else str(model)
+        source: str | bytes = str(model) if isinstance(model, Path) else b""
+        if not isinstance(model, Path):
+            source = model.skeleton.SerializeToString() if isinstance(model, Model) else model
         # It would quantize float weights between quantized activations, by a grid of its own, where we look at ours.
         left_out = ["WeightBiasQuantization"] if isinstance(model, Model) else []
         self._session = _start(source, options, left_out)
+        self.inputs: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
         self.outputs: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:

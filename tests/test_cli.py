@@ -219,6 +219,17 @@ def test_every_long_stage_has_a_bar(tmp_path: Path, command: Command, monkeypatc
     assert "100%" in terminal.getvalue()
 
 
+def test_a_bar_whose_figures_change_stays_one_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training tells its loss with every step; a bar for each of them would fill the screen."""
+    terminal = io.StringIO()
+    monkeypatch.setattr(console, "ERR", Console(file=terminal, force_terminal=True, width=100, height=50))
+    with console.progress_bars(quiet=False) as progress:
+        for number in range(1, 30):
+            progress(f"train, loss {number / 100:.2f}", number, 29)
+    assert "train, loss 0.29" in terminal.getvalue()
+    assert max(frame.count("train") for frame in terminal.getvalue().split("\x1b[2K")) == 1
+
+
 def test_source_replaces_the_card_s(tmp_path: Path, command: Command) -> None:
     other = DIGITS_CARD.with_name("digits_test.npz")
     command("evaluate", DIGITS_MODEL, *DIGITS, "--source", other, "--json", tmp_path / "e.json")

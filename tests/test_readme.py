@@ -93,7 +93,13 @@ def test_ci_runs_the_test_command_and_the_checks() -> None:
 
 def test_every_benchmark_says_what_is_missing(tmp_path: Path) -> None:
     scripts = [c.removeprefix("python ") for c in commands(README) if c.startswith("python benchmarks/")]
-    assert {Path(script).name for script in scripts} == {"accuracy.py", "main_job.py", "scoring.py", "latency.py"}
+    assert {Path(script).name for script in scripts} == {
+        "accuracy.py",
+        "main_job.py",
+        "scoring.py",
+        "latency.py",
+        "stepping.py",
+    }
     environment = {**os.environ, "ONNX_CBQ_DATA": str(tmp_path)}
     for script in scripts:
         ran = subprocess.run(  # noqa: S603, a script of this project

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from re import Pattern
 
 import numpy as np
 import zstandard
@@ -68,6 +69,40 @@ def write_model(model: Model, path: Path) -> int:
         write_bytes(path, content)
         return len(content)
     return _write_with_data(model, path)
+
+
+def check_folder(path: Path, replaceable: Pattern[str]) -> None:
+    """Find out before the work begins whether the folder `path` can be made.
+
+    Raises:
+        OutputError: the folder above is missing or may not be written to; `path` is a file, or a folder that holds
+            something that is not `replaceable` by name.
+    """
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"{path}: is a file; give the name of a folder to make")
+    others = [entry.name for entry in path.iterdir() if not replaceable.fullmatch(entry.name)] if path.is_dir() else []
+    if others:
+        raise OutputError(f"{path}: holds other files ({sorted(others)[0]!r}); give the name of a new folder")
+    with _explained(path), tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=f".{path.name}."):
+        pass
+
+
+def write_folder(path: Path, files: Mapping[str, bytes], replaceable: Pattern[str]) -> None:
+    """Write a folder whole or not at all; an earlier one takes its leave once the new one is complete.
+
+    Raises:
+        OutputError: as `check_folder`, or the disk is full.
+    """
+    check_folder(path, replaceable)
+    parent = path.absolute().parent
+    with _explained(path), tempfile.TemporaryDirectory(dir=parent, prefix=f".{path.name}.") as temporary:
+        fresh, old = Path(temporary) / "new", Path(temporary) / "old"
+        fresh.mkdir()
+        for name, content in files.items():
+            _write_bytes(fresh / name, content)
+        if path.exists():
+            path.rename(old)
+        fresh.rename(path)
 
 
 def compressed_size(path: Path) -> int:

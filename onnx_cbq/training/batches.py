@@ -32,8 +32,8 @@ class Batches:
         samples: where they are read.
         indices: the samples to learn from.
         size: of a batch.
-        augment: "flip" (mirror every second image) and "shift" (move images by up to an eighth), for inputs
-            [samples, channels, height, width].
+        augment: "flip" (mirror every second image), "shift" (move images by up to an eighth) and "mix" (blend every
+            second image with another, which keeps the smaller part), for inputs [samples, channels, height, width].
         device: where the tensors go.
     """
 
@@ -83,4 +83,9 @@ class Batches:
             padded = functional.pad(images, (reach[1], reach[1], reach[0], reach[0]), mode="replicate")
             top, left = (int(random.integers(0, 2 * r + 1)) for r in reach)
             images = padded[:, :, top : top + height, left : left + width]
+        if "mix" in self.augment:
+            parts = np.where(random.random(len(images)) < 0.5, 0.0, random.uniform(0, 0.5, len(images)))
+            others = torch.from_numpy(random.permutation(len(images)))
+            part = torch.from_numpy(parts.astype(np.float32))[:, None, None, None]
+            images = (1 - part) * images + part * images[others]
         return images

@@ -7,22 +7,40 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from onnx_cbq.config import RefineConfig
 from onnx_cbq.progress import Progress, silent
 from onnx_cbq.records import Grouping
 from onnx_cbq.training.batches import Batches, TrainingBatch
 from onnx_cbq.training.checkpoint import Checkpoint
-from onnx_cbq.training.coded import REFRESH
-from onnx_cbq.training.records import Course, Held
+from onnx_cbq.training.coded import REFRESH, Charge
+from onnx_cbq.training.records import Course, Held, Schedule
 from onnx_cbq.training.student import Student, divergence
 
 # The first steps raise the learning rate from nothing.
 _WARM_UP = 20
+
+Net = TypeVar("Net", bound=nn.Module)
+_Read_contra = TypeVar("_Read_contra", bound=nn.Module, contravariant=True)
+
+
+class Goal(Protocol[_Read_contra]):
+    """What training lowers; samples count as their classes do in `class_weights`."""
+
+    @property
+    def class_weights(self) -> Tensor:
+        """[classes]."""
+
+    @property
+    def charge(self) -> Charge | None:
+        """What bits cost, if weights may take any; states that take too many are not kept."""
+
+    def __call__(self, student: _Read_contra, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+        """The mean loss, and the class scores [..., samples, classes]."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +50,7 @@ class Objective:
     alpha: float
     class_weights: Tensor
     groups: Grouping
+    charge: Charge | None = None
 
     def __call__(self, student: Student, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
         """The mean loss, and the scores of the student."""
@@ -48,11 +67,11 @@ class Objective:
 
 
 def train(
-    student: Student,
+    student: Net,
+    optimizer: torch.optim.Adam,
     batches: tuple[Batches, Batches],
-    objective: Objective,
-    config: RefineConfig,
-    seed: int,
+    objective: Goal[Net],
+    schedule: Schedule,
     checkpoint: Checkpoint | None = None,
     progress: Progress = silent,
 ) -> Course:
@@ -60,38 +79,38 @@ def train(
 
     Args:
         student: is trained in place.
+        optimizer: of its parameters, with the rates to start from.
         batches: to learn from, and held back.
         objective: what is lowered.
-        config: steps, minutes, rates.
-        seed: decides the order of the samples.
+        schedule: how long, and in which order.
         checkpoint: where the state is kept, and taken up from if it is there.
         progress: told of every step.
 
     Cost per step: a pass forward of the float net, one forward and one backward of the quantized net.
     """
     learned, held = batches
-    optimizer = torch.optim.Adam(student.groups((config.weight_rate, config.rate)), betas=(0.9, 0.999))
     rates = [group["lr"] for group in optimizer.param_groups]
     start = evaluate(student, held, objective)
-    if student.charge is not None:
-        student.charge.start(start.loss)
+    if objective.charge is not None:
+        objective.charge.start(start.loss)
     course, best = Course(start, start), copy.deepcopy(student.state_dict())
     if checkpoint is not None and checkpoint.resume:
         course, best = checkpoint.load(student, optimizer)
     begun, shown = time.monotonic() - course.seconds, 0.0
     try:
-        for batch in _until(course, config, learned.endless(seed, course.steps), begun):
-            share = _share(course, config, begun)
+        for batch in _until(course, schedule, learned.endless(schedule.seed, course.steps), begun):
+            share = _share(course, schedule, begun)
             warm = min(1.0, (course.steps + 1) / _WARM_UP)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * warm * (1 + math.cos(math.pi * share)) / 2
-            if student.charge is not None and course.steps % REFRESH == 0:
-                student.charge.follow()
+            if objective.charge is not None and course.steps % REFRESH == 0:
+                objective.charge.follow()
             loss = step(student, optimizer, objective, batch)
             course.steps, course.seconds = course.steps + 1, time.monotonic() - begun
             shown = loss if course.steps == 1 else 0.98 * shown + 0.02 * loss
-            progress(f"refine, loss {shown:.4f}, held back {course.best.top1:.2f} %", course.steps, config.steps)
-            if course.steps % config.check_every == 0:
+            told = f"{schedule.title}, loss {shown:.4f}, held back {course.best.top1:.2f} %"
+            progress(told, course.steps, schedule.steps)
+            if course.steps % schedule.check_every == 0:
                 best = _keep_better(student, held, objective, course, best)
                 if checkpoint is not None:
                     checkpoint.save(student, optimizer, course, best)
@@ -102,11 +121,11 @@ def train(
     return course
 
 
-def step(student: Student, optimizer: torch.optim.Optimizer, objective: Objective, batch: TrainingBatch) -> float:
+def step(student: Net, optimizer: torch.optim.Optimizer, objective: Goal[Net], batch: TrainingBatch) -> float:
     """One update; returns the loss before it, without what bits cost."""
     student.train()
     loss, _ = objective(student, batch)
-    charged = loss if student.charge is None else loss + student.charge()
+    charged = loss if objective.charge is None else loss + objective.charge()
     optimizer.zero_grad()
     charged.backward()
     optimizer.step()
@@ -114,48 +133,53 @@ def step(student: Student, optimizer: torch.optim.Optimizer, objective: Objectiv
 
 
 @torch.no_grad()
-def evaluate(student: Student, batches: Batches, objective: Objective) -> Held:
-    """The net as it will be written, in float32, on samples that it does not learn from."""
+def evaluate(student: Net, batches: Batches, objective: Goal[Net]) -> Held:
+    """The net as it will be written, in float32, on samples that it does not learn from; several scores count alike."""
     student.eval()
     loss = hits = weight = 0.0
     for batch in batches.in_order():
         mean, scores = objective(student, batch)
         weights = objective.class_weights[batch.labels]
         loss += float(mean * weights.sum())
-        hits += float((weights * (scores.argmax(dim=1) == batch.labels)).sum())
+        right = (scores.argmax(dim=-1) == batch.labels).float().reshape(-1, len(weights))
+        hits += float((weights * right.mean(dim=0)).sum())
         weight += float(weights.sum())
     return Held(loss / weight, 100 * hits / weight)
 
 
 def _until(
-    course: Course, config: RefineConfig, batches: Iterator[TrainingBatch], begun: float
+    course: Course, schedule: Schedule, batches: Iterator[TrainingBatch], begun: float
 ) -> Iterator[TrainingBatch]:
     """Batches until the steps or the minutes are over."""
     for batch in batches:
-        if course.steps >= config.steps:
+        if course.steps >= schedule.steps:
             return
-        if time.monotonic() - begun >= 60 * config.minutes:
+        if time.monotonic() - begun >= 60 * schedule.minutes:
             course.stopped = "time"
             return
         yield batch
 
 
-def _share(course: Course, config: RefineConfig, begun: float) -> float:
+def _share(course: Course, schedule: Schedule, begun: float) -> float:
     """How much of the training is over: by steps or by time, whichever runs out first."""
-    spent = (time.monotonic() - begun) / (60 * config.minutes)
-    by_steps = course.steps / config.steps
+    spent = (time.monotonic() - begun) / (60 * schedule.minutes)
+    by_steps = course.steps / schedule.steps
     # Time decides only if it would run out first; otherwise a repeated run does the same.
     runs_out = course.steps > _WARM_UP and spent > by_steps
     return min(spent if runs_out else by_steps, 1.0)
 
 
 def _keep_better(
-    student: Student, held: Batches, objective: Objective, course: Course, best: dict[str, Tensor]
+    student: Net,
+    held: Batches,
+    objective: Goal[Net],
+    course: Course,
+    best: dict[str, Tensor],
 ) -> dict[str, Tensor]:
     """The better of the state now and the best so far, if it spends no more bits than it may; tells the course."""
     found = evaluate(student, held, objective)
     course.losses.append(found.loss)
-    if found.loss >= course.best.loss or not (student.charge is None or student.charge.is_met()):
+    if found.loss >= course.best.loss or not (objective.charge is None or objective.charge.is_met()):
         return best
     course.best, course.best_step = found, course.steps
     return copy.deepcopy(student.state_dict())

@@ -75,6 +75,24 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Schedule:
+    """How long a training goes on.
+
+    Attributes:
+        steps, minutes: at most; whichever is over first.
+        check_every: steps between two looks at the samples held back.
+        seed: decides the order of the samples.
+        title: what the user sees.
+    """
+
+    steps: int
+    minutes: float
+    check_every: int
+    seed: int
+    title: str
+
+
+@dataclass(frozen=True)
 class Held:
     """What held-back samples say of a net: mean loss, and top-1 in percent."""
 

@@ -11,7 +11,7 @@ from onnx_cbq.torch_graph import choose_device, has_bfloat16
 from onnx_cbq.training.batches import Batches
 from onnx_cbq.training.checkpoint import Checkpoint
 from onnx_cbq.training.loop import Objective, train
-from onnx_cbq.training.records import Course, Quantized, Task
+from onnx_cbq.training.records import Course, Quantized, Schedule, Task
 from onnx_cbq.training.student import Student
 
 
@@ -33,7 +33,9 @@ def run_training(
         Batches(work.samples, indices, config.batch, config.augment, device) for indices in (task.learned, task.held)
     )
     weights = torch.tensor(np.asarray(task.class_weights, np.float32), device=device)
-    objective = Objective(config.alpha, weights, task.groups)
+    objective = Objective(config.alpha, weights, task.groups, student.charge)
     checkpoint = None if task.state is None else Checkpoint(task.state, task.key, task.resume)
-    course = train(student, (learned, held), objective, config, task.seed, checkpoint, progress)
+    optimizer = torch.optim.Adam(student.groups((config.weight_rate, config.rate)), betas=(0.9, 0.999))
+    schedule = Schedule(config.steps, config.minutes, config.check_every, task.seed, "refine")
+    course = train(student, optimizer, (learned, held), objective, schedule, checkpoint, progress)
     return (student.quantized() if course.best_step else start), course

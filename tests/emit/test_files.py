@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import onnx
 import pytest
 
 from onnx_cbq.emit import files
-from onnx_cbq.emit.files import check_writable, write_arrays, write_model, write_text
+from onnx_cbq.emit.files import check_folder, check_writable, write_arrays, write_folder, write_model, write_text
 from onnx_cbq.errors import OutputError
 from onnx_cbq.graph.load import load
 from onnx_cbq.model import Array, Model
@@ -162,3 +163,33 @@ def test_files_are_readable_as_others_are(write: Callable[[Path], object], tmp_p
     finally:
         os.umask(mask)
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o640
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, folder = re.compile(r"\w+\.bin"), tmp_path / "made"
+    write_folder(folder, {"a.bin": b"1", "b.bin": b"2"}, ours)
+    real = files._write_bytes
+
+    def full(path: Path, content: bytes) -> None:
+        if path.name == "d.bin":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, content)
+
+    monkeypatch.setattr(files, "_write_bytes", full)
+    with pytest.raises(OutputError, match="cannot be written: No space left on device; nothing was left behind"):
+        write_folder(folder, {"c.bin": b"3", "d.bin": b"4"}, ours)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"a.bin": b"1", "b.bin": b"2"}
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_a_folder_that_cannot_be_made_is_said_before_the_work_begins(tmp_path: Path) -> None:
+    ours = re.compile(r"\w+\.bin")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="is a file; give the name of a folder to make"):
+        check_folder(tmp_path / "file", ours)
+    with pytest.raises(OutputError, match="does not exist; create it first"):
+        check_folder(tmp_path / "missing" / "made", ours)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("x")
+    with pytest.raises(OutputError, match=r"holds other files \('notes.txt'\)"):
+        check_folder(tmp_path / "other", ours)

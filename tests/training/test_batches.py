@@ -73,3 +73,23 @@ def test_shift_moves_images_by_an_eighth_at_most_and_repeats_the_edge(batches: B
         assert len(fits) == 1
         moves |= set(fits)
     assert len(moves) > 8
+
+
+def test_mix_blends_half_of_the_images_with_a_smaller_part_of_another(batches: Batches) -> None:
+    """The rest stays as it is; every image is its own by more than half, so that its label still says what it is."""
+    plain = batches.endless(3)
+    shares = []
+    for batch, before in zip(islice(replace(batches, augment=("mix",)).endless(3), 20), plain, strict=False):
+        images, own = batch.feeds["x"].numpy(), before.feeds["x"].numpy()
+        for image, original in zip(images, own, strict=True):
+            others = (own - original).reshape(len(own), -1).astype(np.float64)
+            moved = (image - original).reshape(-1).astype(np.float64)
+            fits = [
+                o @ moved / (o @ o)
+                for o in others
+                if o.any() and np.allclose(o @ moved / (o @ o) * o, moved, atol=1e-4)
+            ]
+            shares.append(0.0 if not moved.any() else fits[0])
+    assert 0.35 < np.mean(np.array(shares) == 0) < 0.65
+    assert min(shares) > -1e-6
+    assert 0.3 < max(shares) < 0.5

@@ -65,7 +65,7 @@ def test_ctrl_c_keeps_the_best_so_far(solved: tuple[Setting, Solution], monkeypa
         calls.append(1)
         if len(calls) == 9:
             raise KeyboardInterrupt
-        return real(*arguments)  # type: ignore[arg-type]
+        return real(*arguments)  # type: ignore[arg-type,type-var]
 
     monkeypatch.setattr(loop, "step", interrupted)
     course = run_training(task, start, QUICK)[1]
@@ -80,7 +80,7 @@ def killed_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
         calls.append(1)
         if len(calls) > steps:
             raise SystemExit
-        return real(*arguments)  # type: ignore[arg-type]
+        return real(*arguments)  # type: ignore[arg-type,type-var]
 
     monkeypatch.setattr(loop, "step", killed)
 

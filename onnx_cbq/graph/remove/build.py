@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto
 
-from onnx_cbq.graph.remove.links import Flattened, Joined, Link, Opaque, Product, Same
+from onnx_cbq.graph.remove.links import Flattened, Joined, Link, Opaque, Product, Same, Widened
 from onnx_cbq.graph.shapes import Shapes
 from onnx_cbq.model import Array, Model, attributes
 from onnx_cbq.records import Layer, Layers, LayerWeights, Use
@@ -131,6 +131,7 @@ class _Builder:
             "Concat": self._joined,
             "Transpose": self._transposed,
             "Pad": self._padded,
+            "Slice": self._sliced,
         }
 
     def _product(self, node: NodeProto, layer: Layer, use: Use) -> Link | None:
@@ -173,12 +174,31 @@ class _Builder:
         return self._same(node, inputs)
 
     def _padded(self, node: NodeProto) -> Link | None:
-        """Pads that leave the channels alone."""
+        """Pads that leave the channels alone, or put zeros beside them."""
         pads = self._model.constant(node.input[1]) if len(node.input) in (2, 3) else None
         axis = self._axis[node.input[0]]
-        if pads is None or pads[axis] or pads[axis + len(pads) // 2]:
+        if pads is None:
             return None
+        before, after = int(pads[axis]), int(pads[axis + len(pads) // 2])
+        if before or after:
+            return self._widened(node, before, after)
         return self._same(node, [node.input[0]]) if all(map(self._is_single, filter(None, node.input[2:]))) else None
+
+    def _widened(self, node: NodeProto, before: int, after: int) -> Link | None:
+        source, output = node.input[0], node.output[0]
+        value = self._model.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        zeros = attributes(node).get("mode", "constant") == "constant" and (value is None or not value.any())
+        if min(before, after) < 0 or not zeros:
+            return None
+        self._axis[output] = self._axis[source]
+        return Widened(title(node), [source], [output], before=before, count=self._size(source))
+
+    def _sliced(self, node: NodeProto) -> Link | None:
+        """Parts of axes that are not those of the channels, named one by one."""
+        axes = self._model.constant(node.input[3]) if len(node.input) > 3 else None
+        if axes is None or self._axis[node.input[0]] in axes % len(self._shapes[node.input[0]]):
+            return None
+        return self._same(node, [node.input[0]]) if all(map(self._model.is_constant, node.input[1:])) else None
 
     def _same(self, node: NodeProto, inputs: list[str]) -> Link | None:
         self._axis[node.output[0]] = self._axis[inputs[0]]

@@ -82,6 +82,14 @@ class Opaque:
 
 
 @dataclass(frozen=True)
+class Widened(Opaque):
+    """A Pad that puts channels of zeros in front of the `count` channels of its input, and behind them."""
+
+    before: int = 0
+    count: int = 0
+
+
+@dataclass(frozen=True)
 class Same:
     """Channel c of the output is computed from channel c of each input."""
 

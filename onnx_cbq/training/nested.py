@@ -1,0 +1,260 @@
+"""Nested subnets in torch: all of them in one pass, since a larger one changes nothing in a smaller one.
+
+Because of the reuse rule the units of subnet k compute the same in every larger subnet, so one pass through the net
+gives what all subnets need, and only the heads differ. What subnet k changes in a weight of subnet i counts beta^(k-i).
+As that is beta^k / beta^i, each loss is multiplied by the first, and each gradient divided by the second:
+
+    damped gradient of w in subnet i = sum over k >= i of beta^(k-i) dL_k/dw = beta^-i d(sum_k beta^k L_k)/dw
+
+Exported nets have their batch normalization folded, and what is left is slow to train once most of its inputs are gone.
+So layers are normalized again while they train, beginning with the mean and the deviation that they have in the
+original, and folded again in the end. Since a unit computes the same in every subnet, one set of statistics will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from onnx_cbq.graph.remove.links import Product
+from onnx_cbq.graph.shapes import fixed_batch
+from onnx_cbq.model import Array
+from onnx_cbq.records import Grouping
+from onnx_cbq.stepping.masks import Nested, head_mask, owner, split_model, weight_mask
+from onnx_cbq.stepping.units import Units
+from onnx_cbq.torch_graph import TorchGraph, choose_device
+from onnx_cbq.training.batches import TrainingBatch
+from onnx_cbq.training.student import divergence
+
+_EPSILON = 1e-5
+_MOMENTUM = 0.1
+# With a smaller batch, that the model insists on, statistics say nothing.
+_LEAST_BATCH = 8
+
+
+class Normalization(nn.Module):
+    """Batch normalization of a layer's outputs [samples, channels, ...], which begins as no change at all.
+
+    y = scale (z - mean) / sqrt(variance + eps) + shift, with mean and variance of the batch while training, and of the
+    last batches otherwise.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, mean: Tensor, variance: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.clone())
+        self.register_buffer("variance", variance.clone())
+        self.scale = nn.Parameter((variance + _EPSILON).sqrt())
+        self.shift = nn.Parameter(mean.clone())
+        self.damping: Tensor | float = 1.0
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Normalize; keeps the statistics of the batch while training."""
+        scale, shift = (_scaled_gradient(value, self.damping) for value in (self.scale, self.shift))
+        return functional.batch_norm(z, self.mean, self.variance, scale, shift, self.training, _MOMENTUM, _EPSILON)
+
+    def folded(self, rows: Array, bias: Array) -> tuple[Array, Array]:
+        """A weight [channels, inputs] and a bias [channels] that give the same without it."""
+        mean, variance, scale, shift = (
+            value.detach().cpu().numpy().astype(np.float64)
+            for value in (self.mean, self.variance, self.scale, self.shift)
+        )
+        factor = scale / np.sqrt(variance + _EPSILON)
+        folded = rows * factor[:, None], (bias - mean) * factor + shift
+        return folded[0].astype(np.float32), folded[1].astype(np.float32)
+
+
+class NestedNet(nn.Module):
+    """The subnets of a net, which start as the whole of it.
+
+    Args:
+        units: of the net.
+        steps: how many subnets there are.
+        beta: how updates of larger subnets are damped.
+        feeds: samples that the first statistics are taken from.
+        bfloat16: compute in bfloat16 while training.
+    """
+
+    def __init__(self, units: Units, steps: int, beta: float, feeds: Mapping[str, Tensor], *, bfloat16: bool) -> None:
+        super().__init__()
+        self._units, self._steps, self._beta = units, steps, beta
+        self.device = choose_device()
+        self._exact = self._graphs(bfloat16=False)
+        self._fast = self._graphs(bfloat16=True) if bfloat16 else self._exact
+        self._weights = {product.layer.weight: product for product in (*units.hidden, units.head)}
+        uses = [use for product in units.hidden for use in product.layer.uses]
+        self._outputs = {use.bias: use.output for use in uses if use.bias is not None}
+        self._normalized = {p.use.output: p for p in units.hidden if _can_be_normalized(units, p)}
+        still = {product.use.bias for product in self._normalized.values()}
+        self._names = (*self._weights, *(name for name in self._outputs if name not in still))
+        self._norms = self._begin(feeds)
+        self.norms = nn.ModuleList(self._norms.values())
+        self.values = nn.ParameterList(nn.Parameter(self._tensor(units.model.weight(name))) for name in self._names)
+        bias = units.head.use.bias
+        self.biases = None if bias is None else nn.Parameter(self._tensor(units.model.weight(bias)).repeat(steps, 1))
+        self.assignment = np.ones(units.count, np.int64)
+        self.assign(self.assignment)
+
+    def assign(self, assignment: Array) -> None:
+        """Give every unit to a subnet."""
+        units, self.assignment = self._units, assignment
+        hidden = {name: product for name, product in self._weights.items() if product is not units.head}
+        self._masks = {name: self._tensor(weight_mask(units, assignment, product)) for name, product in hidden.items()}
+        self._head_masks = [self._tensor(head_mask(units, assignment, k)) for k in range(1, self._steps + 1)]
+        owners = {name: owner(units, assignment, product) for name, product in self._weights.items()}
+        owners |= {bias: assignment[units.of[output]] for bias, output in self._outputs.items()}
+        for output, norm in self._norms.items():
+            norm.damping = self._tensor(self._beta ** -assignment[units.of[output]].astype(np.float32))
+        self._damping = {name: self._tensor(self._beta ** -value.astype(np.float32)) for name, value in owners.items()}
+
+    @torch.no_grad()
+    def settle(self, batches: Iterable[TrainingBatch]) -> None:
+        """Take the statistics of the net as it is now."""
+        self.train()
+        for batch in batches:
+            self(batch.feeds)
+
+    def forward(self, feeds: Mapping[str, Tensor]) -> Tensor:
+        """Class scores of all subnets [subnets, samples, classes]; in float32 once `eval()` was called."""
+        return self.look(feeds, ())[0]
+
+    def look(self, feeds: Mapping[str, Tensor], tensors: tuple[str, ...]) -> tuple[Tensor, list[Tensor]]:
+        """Class scores of all subnets, and hidden tensors."""
+        body, head = self._fast if self.training else self._exact
+        values = dict(zip(self._names, self.values, strict=True))
+        weights = {
+            name: _scaled_gradient(value * self._masks.get(name, 1), self._damping[name])
+            for name, value in values.items()
+        }
+        last = weights.pop(self._units.head.layer.weight)
+        found = body(feeds, [self._units.features, *tensors], weights=weights, hooks=self._norms)
+        features = found[self._units.features]
+        scores = [self._scores(head, features, last * mask, k) for k, mask in enumerate(self._head_masks)]
+        return torch.stack(scores), [found[name] for name in tensors]
+
+    @torch.no_grad()
+    def teach(self, feeds: Mapping[str, Tensor]) -> Tensor:
+        """Class scores of the original net [samples, classes]."""
+        body, head = self._fast if self.training else self._exact
+        features = body(feeds, [self._units.features])[self._units.features]
+        return _flat(head(features)[self._units.logits.tensor])
+
+    def nested(self) -> Nested:
+        """The subnets as they are now."""
+        values = [value.detach().cpu().numpy().copy() for value in self.values]
+        constants = dict(zip(self._names, values, strict=True))
+        for output, norm in self._norms.items():
+            layer, bias = self._normalized[output].layer, str(self._normalized[output].use.bias)
+            rows = layer.rows(constants[layer.weight])
+            folded, constants[bias] = norm.folded(rows, self._units.model.weight(bias))
+            constants[layer.weight] = layer.unrows(folded)
+        biases = None if self.biases is None else self.biases.detach().cpu().numpy().copy()
+        return Nested(self.assignment, constants, biases, self._steps)
+
+    @torch.no_grad()
+    def _begin(self, feeds: Mapping[str, Tensor]) -> dict[str, Normalization]:
+        """Normalizations of layers' outputs that change nothing yet."""
+        found = self._exact[0](feeds, list(self._normalized))
+        rows = {name: value.movedim(1, 0).flatten(1) for name, value in found.items()}
+        return {name: Normalization(value.mean(dim=1), value.var(dim=1)) for name, value in rows.items()}
+
+    def _graphs(self, *, bfloat16: bool) -> tuple[TorchGraph, TorchGraph]:
+        body, head = (
+            TorchGraph(part, trained=(), device=self.device, channels_last=True, bfloat16=bfloat16)
+            for part in split_model(self._units)
+        )
+        return body, head
+
+    def _scores(self, head: TorchGraph, features: Tensor, weight: Tensor, subnet: int) -> Tensor:
+        replaced = {self._units.head.layer.weight: weight}
+        if self.biases is not None:
+            bias = _scaled_gradient(self.biases[subnet], self._beta ** -(subnet + 1))
+            replaced[str(self._units.head.use.bias)] = bias
+        return _flat(head(features, weights=replaced)[self._units.logits.tensor])
+
+    def _tensor(self, value: Array) -> Tensor:
+        return torch.tensor(value, device=self.device)
+
+
+@dataclass(frozen=True)
+class NestedObjective:
+    """sum_k beta^k ((1 - alpha) KL(original || subnet k) + alpha cross-entropy); their mean while evaluating."""
+
+    alpha: float
+    beta: float
+    class_weights: Tensor
+    groups: Grouping
+    charge: None = None
+
+    def __call__(self, student: NestedNet, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+        """The loss, and the scores of all subnets."""
+        scores = student(batch.feeds)
+        losses = self.losses(student.teach(batch.feeds), scores, batch.labels).mean(dim=1)
+        if not student.training:
+            return losses.mean(), scores
+        counts = torch.tensor([self.beta**k for k in range(1, len(losses) + 1)], device=losses.device)
+        return (counts * losses).sum() / counts.sum(), scores
+
+    def losses(self, taught: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+        """Of every subnet and sample, [subnets, samples]."""
+        found = []
+        for one in scores:
+            each = (1 - self.alpha) * divergence(taught, one, self.groups)
+            if self.alpha:
+                each = each + self.alpha * functional.cross_entropy(one, labels, reduction="none")
+            found.append(each)
+        return torch.stack(found)
+
+
+def importance(net: NestedNet, units: Units, batches: list[TrainingBatch], beta: float) -> Array:
+    """Of each unit for each subnet, [subnets, units]: what moving it out of subnet i costs this and larger ones.
+
+    I_i = sum over k >= i of beta^(k-i) mean over samples of (dL_k/dr)^2, with L the cross-entropy with the labels (the
+    divergence from the original net is 0, and flat, where the search begins) and r = 1 a multiplier on the unit's
+    outputs: dL/dr is the sum of output times gradient.
+    """
+    net.eval()
+    tensors = tuple(dict.fromkeys(use.output for product in units.hidden for use in product.layer.uses))
+    total: Array = np.zeros(0)
+    for batch in batches:
+        scores, outputs = net.look(batch.feeds, tensors)
+        found = []
+        for one in scores:
+            loss = functional.cross_entropy(one, batch.labels, reduction="sum")
+            gradients = torch.autograd.grad(loss, outputs, retain_graph=True)
+            per_unit = torch.zeros(len(batch.labels), units.count, device=net.device)
+            for name, value, gradient in zip(tensors, outputs, gradients, strict=True):
+                product = (value.detach() * gradient).movedim(units.axis[name], 1)
+                index = torch.tensor(units.of[name], device=net.device)
+                per_unit.index_add_(1, index, product.reshape(*product.shape[:2], -1).sum(dim=2).float())
+            found.append(per_unit.square().sum(dim=0).cpu().numpy())
+        total = total + np.stack(found) if total.size else np.stack(found)
+    for k in reversed(range(len(total) - 1)):
+        total[k] += beta * total[k + 1]
+    return total / sum(len(batch.labels) for batch in batches)
+
+
+def _can_be_normalized(units: Units, product: Product) -> bool:
+    """Whether statistics of a batch make sense, and can be folded into one weight and its bias."""
+    batch = fixed_batch(units.model)
+    folds = len(product.layer.uses) == 1 and product.use.bias is not None and units.axis[product.use.output] == 1
+    return folds and (batch is None or batch >= _LEAST_BATCH)
+
+
+def _scaled_gradient(value: Tensor, factor: Tensor | float) -> Tensor:
+    """`value`, with a gradient that is multiplied by `factor`."""
+    if value.requires_grad:
+        value = value.view_as(value)
+        value.register_hook(lambda gradient: gradient * factor)
+    return value
+
+
+def _flat(scores: Tensor) -> Tensor:
+    return scores.reshape(len(scores), -1)

@@ -1,0 +1,125 @@
+"""From a net to its nested subnets: units move from subnet to subnet between short trainings, then all are trained."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+import torch
+
+from onnx_cbq.calibration.samples import Indices, Samples
+from onnx_cbq.config import StepConfig
+from onnx_cbq.model import Array
+from onnx_cbq.progress import Progress, silent
+from onnx_cbq.records import Grouping
+from onnx_cbq.stepping.assignment import move_units
+from onnx_cbq.stepping.masks import Nested
+from onnx_cbq.stepping.units import Units
+from onnx_cbq.torch_graph import choose_device, has_bfloat16
+from onnx_cbq.training.batches import Batches
+from onnx_cbq.training.loop import step, train
+from onnx_cbq.training.nested import NestedNet, NestedObjective, importance
+from onnx_cbq.training.records import Course, Schedule
+
+# Batches that statistics are taken from once all units were moved.
+_SETTLING = 20
+# Batches that importance is taken from.
+_LOOKS = 2
+# Share of the minutes and of the steps that moving may take, with the training in between.
+_MOVING = 1 / 3
+
+
+@dataclass(frozen=True)
+class NestingTask:
+    """What nested subnets are made from.
+
+    Attributes:
+        units: of the net.
+        samples: `learned` are those to learn from, `held` those that decide what is kept.
+        class_names: in the order of the labels.
+    """
+
+    units: Units
+    samples: Samples
+    learned: Indices
+    held: Indices
+    class_names: Sequence[str]
+
+
+def run_nesting(task: NestingTask, config: StepConfig, progress: Progress = silent) -> tuple[Nested, Course]:
+    """Give every unit to a subnet, and train; returns the best state on the samples held back.
+
+    Ctrl-C ends training; units that are not moved yet then are, without training between.
+
+    Raises:
+        ConfigError: torch is not installed.
+        OnnxCbqError: an operator cannot be trained, or a subnet cannot be made small enough.
+    """
+    begun = time.monotonic()
+    device = choose_device()
+    torch.manual_seed(config.seed)
+    fast = config.bfloat16 and has_bfloat16(device)
+    learned, held = (
+        Batches(task.samples, indices, config.batch, config.augment, device) for indices in (task.learned, task.held)
+    )
+    first = next(learned.endless(config.seed)).feeds
+    net = NestedNet(task.units, len(config.macs), config.beta, first, bfloat16=fast)
+    even = torch.ones(len(task.class_names), device=device)
+    objective = NestedObjective(config.alpha, config.beta, even, Grouping.single(task.class_names))
+    steps, stopped = _move_all(net, task, learned, objective, config, begun, progress)
+    net.settle(islice(learned.endless(config.seed + 4), _SETTLING))
+    minutes = 0 if stopped else max(config.minutes - (time.monotonic() - begun) / 60, 0)
+    schedule = Schedule(max(config.steps - steps, 0), minutes, config.check_every, config.seed + 1, "train")
+    course = train(net, _optimizer(net, config), (learned, held), objective, schedule, None, progress)
+    course.steps, course.seconds = course.steps + steps, time.monotonic() - begun
+    if stopped:
+        course.stopped = "Ctrl-C"
+    return net.nested(), course
+
+
+def _move_all(
+    net: NestedNet,
+    task: NestingTask,
+    learned: Batches,
+    objective: NestedObjective,
+    config: StepConfig,
+    begun: float,
+    progress: Progress,
+) -> tuple[int, bool]:
+    """Move units until every subnet is within its limit, training in between.
+
+    Returns how many steps were trained, and whether Ctrl-C came.
+    """
+    units, optimizer, steps = task.units, _optimizer(net, config), 0
+    each = min(config.round_steps, int(_MOVING * config.steps / config.rounds))
+    found: Array = np.zeros((len(config.macs), units.count))
+    # Labels are those of images as they are.
+    seen, learning = replace(learned, augment=()).endless(config.seed + 2), learned.endless(config.seed + 3)
+    try:
+        for number in range(1, config.rounds + 1):
+            found = importance(net, units, list(islice(seen, _LOOKS)), config.beta)
+            net.assign(move_units(units, net.assignment, found, _limits(units, config, number)))
+            until = begun + 60 * config.minutes * _MOVING * number / config.rounds
+            for batch in islice(learning, each):
+                if time.monotonic() >= until:
+                    break
+                loss = step(net, optimizer, objective, batch)
+                steps += 1
+                progress(f"move units, loss {loss:.4f}", steps, config.rounds * each)
+    except KeyboardInterrupt:
+        net.assign(move_units(units, net.assignment, found, _limits(units, config, config.rounds)))
+        return steps, True
+    return steps, False
+
+
+def _limits(units: Units, config: StepConfig, number: int) -> list[float]:
+    """Multiplications of each subnet after a round: they fall evenly from those of the whole net."""
+    share = number / config.rounds
+    return [units.macs * (1 - share * (1 - limit)) for limit in config.macs]
+
+
+def _optimizer(net: NestedNet, config: StepConfig) -> torch.optim.Adam:
+    return torch.optim.Adam(net.parameters(), lr=config.rate)

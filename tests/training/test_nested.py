@@ -1,0 +1,247 @@
+"""Nested subnets in torch: they compute what the masks say, their gradients are damped, moves and training repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from onnx import ModelProto
+from torch.nn import functional
+
+from onnx_cbq.calibration import CalibrationSet
+from onnx_cbq.calibration.samples import draw
+from onnx_cbq.config import StepConfig
+from onnx_cbq.model import Array
+from onnx_cbq.records import Grouping
+from onnx_cbq.runtime import Session
+from onnx_cbq.stepping.assignment import subnet_macs
+from onnx_cbq.stepping.masks import Nested, subnet_model
+from onnx_cbq.stepping.units import Units
+from onnx_cbq.training import nesting
+from onnx_cbq.training.batches import TrainingBatch
+from onnx_cbq.training.nested import NestedNet, NestedObjective, importance
+from onnx_cbq.training.nesting import NestingTask, run_nesting
+from tests.stepping.nets import CLASSES, joined_net, padded_net, random_nested, units_of
+
+STEPS = 3
+QUICK = StepConfig(macs=(0.3, 0.5, 0.8), steps=12, batch=16, rounds=2, round_steps=2, check_every=4, bfloat16=False)
+BETA = 0.6
+
+
+def make_batch(units: Units, count: int = 8) -> TrainingBatch:
+    random = np.random.default_rng(0)
+    shape = (count, *units.shapes[units.model.inputs[0].name][1:])
+    x = torch.tensor(random.normal(0, 1, shape).astype(np.float32))
+    return TrainingBatch({units.model.inputs[0].name: x}, torch.arange(count) % CLASSES)
+
+
+def make_net(units: Units, nested: Nested) -> NestedNet:
+    net = NestedNet(units, nested.steps, BETA, make_batch(units, 40).feeds, bfloat16=False)
+    net.assign(nested.assignment)
+    assert net.biases is not None
+    with torch.no_grad():
+        net.biases.copy_(torch.tensor(nested.biases))
+    return net.eval()
+
+
+@pytest.mark.parametrize("make", [padded_net, joined_net])
+def test_one_pass_gives_the_scores_of_every_subnet(make: Callable[[], ModelProto]) -> None:
+    units, _ = units_of(make())
+    nested = random_nested(units, STEPS, 0)
+    net, batch = make_net(units, nested), make_batch(units)
+    feeds = {name: value.numpy() for name, value in batch.feeds.items()}
+    scores = net(batch.feeds).detach().numpy()
+    for k in range(1, STEPS + 1):
+        model = subnet_model(units, nested, k).with_graph(outputs=[units.logits.tensor])
+        expected = Session(model).run(feeds)[units.logits.tensor]
+        np.testing.assert_allclose(scores[k - 1], expected.reshape(scores[k - 1].shape), atol=1e-5)
+    original = Session(units.model.with_graph(outputs=[units.logits.tensor])).run(feeds)[units.logits.tensor]
+    np.testing.assert_allclose(net.teach(batch.feeds).numpy(), original.reshape(scores[0].shape), atol=1e-5)
+    np.testing.assert_array_equal(net.nested().assignment, nested.assignment)
+
+
+def test_what_was_normalized_is_folded_again() -> None:
+    """The subnets that are handed on give, as ONNX, what the net gives in torch once its statistics have moved."""
+    units, _ = units_of(padded_net())
+    random = random_nested(units, STEPS, 4)
+    net, batch = make_net(units, random), make_batch(units)
+    with torch.no_grad():
+        for norm in net._norms.values():
+            norm.scale.mul_(1.5).add_(0.1)
+            norm.shift.add_(0.2)
+    net.settle([make_batch(units, 20)] * 3)
+    scores = net.eval()(batch.feeds).detach().numpy()
+    feeds = {name: value.numpy() for name, value in batch.feeds.items()}
+    for k in range(1, STEPS + 1):
+        found = Session(subnet_model(units, net.nested(), k).with_graph(outputs=["z"])).run(feeds)["z"]
+        np.testing.assert_allclose(found, scores[k - 1], atol=1e-4)
+
+
+def test_a_model_with_a_batch_of_one_is_trained_without_normalization() -> None:
+    """Statistics of one sample would be the sample."""
+    proto = padded_net()
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    units, _ = units_of(proto)
+    random = np.random.default_rng(0)
+    data = CalibrationSet.from_arrays(random.normal(0, 1, (20, 3, 8, 8)).astype(np.float32), np.arange(20) % CLASSES)
+    samples = data.for_model(units.model.inputs)
+    nested, course = run_nesting(NestingTask(units, samples, np.arange(15), np.arange(15, 20), "abcde"), QUICK)
+    assert course.steps == 12
+    assert all(np.isfinite(value).all() for value in nested.constants.values())
+
+
+def test_what_a_larger_subnet_changes_is_damped() -> None:
+    """Against a gradient per subnet, each damped weight by weight as the paper has it: beta^(k-i)."""
+    units, _ = units_of(padded_net())
+    nested = random_nested(units, STEPS, 1)
+    batch = make_batch(units)
+    objective = NestedObjective(0.3, BETA, torch.ones(CLASSES), Grouping.single("abcde"))
+    net = make_net(units, nested).train()
+    objective(net, batch)[0].backward()
+    total = sum(BETA**k for k in range(1, STEPS + 1))
+    found = gradients(net)
+    expected = {name: torch.zeros_like(gradient) for name, gradient in found.items()}
+    for k in range(1, STEPS + 1):
+        plain = NestedNet(units, STEPS, 1.0, batch.feeds, bfloat16=False).train()
+        plain.load_state_dict(net.state_dict())
+        plain.assign(nested.assignment)
+        losses = objective.losses(plain.teach(batch.feeds), plain(batch.feeds), batch.labels).mean(dim=1)
+        losses[k - 1].backward()
+        for name, gradient in gradients(plain).items():
+            damped = BETA ** (k - owners(units, nested.assignment, name, tuple(gradient.shape)))
+            expected[name] = expected[name] + gradient * torch.tensor(damped.astype(np.float32)) / total
+    for name, gradient in found.items():
+        assert gradient.abs().max() > 0
+        np.testing.assert_allclose(gradient.numpy(), expected[name].numpy(), rtol=1e-3, atol=1e-6)
+
+
+def gradients(net: NestedNet) -> dict[str, torch.Tensor]:
+    """By the names of weights, of outputs that are normalized, and of the head's biases."""
+    named = dict(zip(net._names, net.values, strict=True))
+    found = {name: value.grad for name, value in named.items()}
+    for output, norm in net._norms.items():
+        found |= {output: norm.shift.grad, f"{output} scale": norm.scale.grad}
+    assert net.biases is not None
+    found["head"] = net.biases.grad
+    return {name: gradient for name, gradient in found.items() if gradient is not None}
+
+
+def owners(units: Units, assignment: Array, name: str, shape: tuple[int, ...]) -> Array:
+    """The subnet of each weight, by its place in the graph."""
+    outputs = {"w1": "c1", "w2": "c2", "w3": "c3", "w4": "c4"}
+    if name == "head":
+        return np.broadcast_to(np.arange(1, STEPS + 1)[:, None], shape)
+    if name == "w5":
+        return np.broadcast_to(assignment[units.of["f"]][:, None], shape)
+    own = assignment[units.of[outputs.get(name, name.removesuffix(" scale"))]]
+    return np.broadcast_to(own.reshape(-1, *(1,) * (len(shape) - 1)), shape)
+
+
+def test_weights_that_break_the_reuse_rule_never_matter() -> None:
+    units, _ = units_of(padded_net())
+    nested = random_nested(units, STEPS, 2)
+    net, batch = make_net(units, nested), make_batch(units)
+    before = net(batch.feeds).detach()
+    outputs, inputs = (nested.assignment[units.of[name]] for name in ("c2", "r1"))
+    forbidden = torch.tensor(inputs[None, :] > outputs[:, None])[:, :, None, None]
+    with torch.no_grad():
+        net.values[net._names.index("w2")].add_(forbidden * 9.0)
+    assert forbidden.any()
+    torch.testing.assert_close(net(batch.feeds), before, rtol=0, atol=0)
+
+
+def test_importance_is_what_a_multiplier_changes() -> None:
+    """Against finite differences with the layers' rows multiplied, one sample at a time."""
+    units, _ = units_of(padded_net())
+    nested = random_nested(units, STEPS, 3)
+    net, batch = make_net(units, nested), make_batch(units, 3)
+    net.double()
+    net._exact = net._exact[0].double(), net._exact[1].double()
+    batch = TrainingBatch({name: value.double() for name, value in batch.feeds.items()}, batch.labels)
+    net._masks = {name: mask.double() for name, mask in net._masks.items()}
+    found = importance(net, units, [batch], BETA)
+    single = np.zeros((STEPS, units.count))
+    for unit in range(1, units.count):
+        squares = np.zeros(STEPS)
+        for sample in range(3):
+            one = {name: value[sample : sample + 1] for name, value in batch.feeds.items()}
+            high, low = (
+                losses_with(net, units, unit, factor, one, batch.labels[sample : sample + 1])
+                for factor in (1 + 1e-5, 1 - 1e-5)
+            )
+            squares += ((high - low) / 2e-5) ** 2
+        single[:, unit] = squares / 3
+    for k in reversed(range(STEPS - 1)):
+        single[k] += BETA * single[k + 1]
+    np.testing.assert_allclose(found, single, rtol=2e-3, atol=1e-7)
+
+
+def losses_with(
+    net: NestedNet, units: Units, unit: int, factor: float, feeds: dict[str, torch.Tensor], label: torch.Tensor
+) -> Array:
+    """Cross-entropy of every subnet with all layers' outputs of a unit multiplied."""
+    saved = {name: value.clone() for name, value in net.state_dict().items()}
+    with torch.no_grad():
+        for output, norm in net._norms.items():
+            rows = torch.tensor(units.of[output] == unit)
+            for value in (norm.scale, norm.shift):
+                value[rows] *= factor
+        losses = [float(functional.cross_entropy(one, label)) for one in net(feeds)]
+    net.load_state_dict(saved)
+    return np.array(losses)
+
+
+@pytest.fixture(scope="module")
+def task() -> NestingTask:
+    """Random images that differ by class, so that there is something to learn."""
+    random = np.random.default_rng(1)
+    labels = np.arange(100) % CLASSES
+    x = random.normal(0, 1, (100, 3, 8, 8)) + random.normal(0, 1, (CLASSES, 3, 8, 8))[labels]
+    units, _ = units_of(padded_net())
+    samples = CalibrationSet.from_arrays(x.astype(np.float32), labels).for_model(units.model.inputs)
+    learned, held = draw(samples, "abcde", None, 0).split(0.2)
+    return NestingTask(units, samples, learned.indices, held.indices, "abcde")
+
+
+def test_training_makes_subnets_better_within_their_limits(task: NestingTask) -> None:
+    nested, course = run_nesting(task, replace(QUICK, steps=90, check_every=20, rate=3e-3))
+    assert course.best.loss < 0.8 * course.start.loss
+    limits = np.array(QUICK.macs) * task.units.macs
+    assert (subnet_macs(task.units, nested.assignment, STEPS) <= limits).all()
+    assert course.stopped == "steps"
+    assert course.steps == 90
+
+
+def test_a_repeated_run_gives_the_same(task: NestingTask) -> None:
+    config = replace(QUICK, augment=("flip",), alpha=0.2)
+    first, second = (run_nesting(task, config)[0] for _ in range(2))
+    np.testing.assert_array_equal(first.assignment, second.assignment)
+    for name, value in first.constants.items():
+        np.testing.assert_array_equal(value, second.constants[name])
+    other = run_nesting(task, replace(config, seed=1))[0]
+    assert any((value != other.constants[name]).any() for name, value in first.constants.items())
+
+
+def test_ctrl_c_while_units_move_still_gives_subnets_within_their_limits(
+    task: NestingTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(nesting, "step", interrupted)
+    nested, course = run_nesting(task, QUICK)
+    assert (course.stopped, course.steps) == ("Ctrl-C", 0)
+    assert (subnet_macs(task.units, nested.assignment, STEPS) <= np.array(QUICK.macs) * task.units.macs).all()
+
+
+def test_time_ends_moving_and_training(task: NestingTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that says a second went by at every look."""
+    ticks = iter(range(100_000))
+    monkeypatch.setattr("onnx_cbq.training.loop.time.monotonic", lambda: float(next(ticks)))
+    nested, course = run_nesting(task, replace(QUICK, steps=5000, round_steps=50, minutes=0.5))
+    assert course.stopped == "time"
+    assert course.steps < 40
+    assert (subnet_macs(task.units, nested.assignment, STEPS) <= np.array(QUICK.macs) * task.units.macs).all()
