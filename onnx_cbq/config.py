@@ -171,7 +171,8 @@ class RefineConfig:
             may give another file.
         batch: samples per update.
         weight_rate: learning rate of latent weights, in steps of their layer's grid.
-        rate: learning rate of biases and of logarithms of scales.
+        rate: learning rate of biases and of logarithms of scales. Both rise where training starts far from the float
+            model (`training.records.Schedule`).
         alpha: share of the cross-entropy with the labels in the loss; the rest is the divergence from the float model.
         augment: "flip", "shift" and "mix", for images.
         held_back: share of each class that no update sees, by which the best state is chosen.
@@ -182,8 +183,8 @@ class RefineConfig:
     steps: int = 1200
     minutes: float = 15.0
     batch: int = 128
-    weight_rate: float = 5e-3
-    rate: float = 3e-4
+    weight_rate: float = 4e-3
+    rate: float = 5e-4
     alpha: float = 0.0
     augment: tuple[str, ...] = ()
     held_back: float = 0.1

@@ -89,8 +89,8 @@ def train(
     Cost per step: a pass forward of the float net, one forward and one backward of the quantized net.
     """
     learned, held = batches
-    rates = [group["lr"] for group in optimizer.param_groups]
     start = evaluate(student, held, objective)
+    rates = [group["lr"] * schedule.rise(start.loss) for group in optimizer.param_groups]
     if objective.charge is not None:
         objective.charge.start(start.loss)
     course, best = Course(start, start), copy.deepcopy(student.state_dict())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -83,13 +85,24 @@ class Schedule:
         check_every: steps between two looks at the samples held back.
         seed: decides the order of the samples.
         title: what the user sees.
+        usual_loss: at which the learning rates are meant; with more they rise with its square root, up to `MOST_RISE`
+            times, since there is further to go. None for the same rates whatever the loss.
     """
+
+    MOST_RISE: ClassVar[float] = 4.0
 
     steps: int
     minutes: float
     check_every: int
     seed: int
     title: str
+    usual_loss: float | None = None
+
+    def rise(self, loss: float) -> float:
+        """What learning rates are multiplied by, at a loss before training."""
+        if self.usual_loss is None:
+            return 1.0
+        return min(max(math.sqrt(loss / self.usual_loss), 1.0), self.MOST_RISE)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,9 @@ from onnx_cbq.training.loop import Objective, train
 from onnx_cbq.training.records import Course, Quantized, Schedule, Task
 from onnx_cbq.training.student import Student
 
+# In nats: what about 2 bits a weight cost a net before it is trained.
+_USUAL_LOSS = 0.04
+
 
 def run_training(
     task: Task, start: Quantized, config: RefineConfig, progress: Progress = silent
@@ -36,6 +39,6 @@ def run_training(
     objective = Objective(config.alpha, weights, task.groups, student.charge)
     checkpoint = None if task.state is None else Checkpoint(task.state, task.key, task.resume)
     optimizer = torch.optim.Adam(student.groups((config.weight_rate, config.rate)), betas=(0.9, 0.999))
-    schedule = Schedule(config.steps, config.minutes, config.check_every, task.seed, "refine")
+    schedule = Schedule(config.steps, config.minutes, config.check_every, task.seed, "refine", _USUAL_LOSS)
     course = train(student, optimizer, (learned, held), objective, schedule, checkpoint, progress)
     return (student.quantized() if course.best_step else start), course
