@@ -1,0 +1,147 @@
+"""Settings of everything that trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from onnx_cbq.config.checks import AUGMENTATIONS, GRANULARITIES, MOST_BITS, check, either
+
+
+@dataclass(frozen=True)
+class DifferentiableConfig:
+    """How real-valued widths descend; they take the samples of the whole card.
+
+    Attributes:
+        granularity: a width for every "channel", or for every "layer".
+        steps: of the descent at most.
+        minutes: of the descent at most; where they run out first, a repeated run may give another file.
+        rate: bits that a width moves in a step, about.
+        headroom: bits above the budget that all widths start at.
+        falling: share of the descent over which the average allowed falls to the budget.
+        batch: samples per step.
+        alpha, augment: as in `RefineConfig`.
+        bfloat16: compute gradients in bfloat16 where the processor has it.
+    """
+
+    granularity: str = "channel"
+    steps: int = 200
+    minutes: float = 15.0
+    rate: float = 0.03
+    headroom: float = 1.0
+    falling: float = 0.6
+    batch: int = 128
+    alpha: float = 0.0
+    augment: tuple[str, ...] = ()
+    bfloat16: bool = True
+
+    def __post_init__(self) -> None:
+        check(self.granularity in GRANULARITIES, "--granularity", either(GRANULARITIES), self.granularity)
+        check(self.steps > 0, "--width-steps", "a number above 0", self.steps)
+        check(0 < self.minutes < float("inf"), "--width-minutes", "a number above 0", self.minutes)
+        check(self.batch > 0, "batch", "a number above 0", self.batch)
+        check(0 <= self.headroom <= MOST_BITS, "headroom", f"0 to {MOST_BITS} bits", self.headroom)
+        for name in ("rate", "falling"):
+            check(0 < getattr(self, name) < 1, name, "a number between 0 and 1", getattr(self, name))
+        check(0 <= self.alpha <= 1, "alpha", "a number from 0 to 1", self.alpha)
+        for name in self.augment:
+            check(name in AUGMENTATIONS, "augment", either(AUGMENTATIONS), name)
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """How weights, scales and biases are trained once the plan is fixed.
+
+    Attributes:
+        steps: updates at most.
+        minutes: of training at most; where they run out first, the learning rate falls by the time, and a repeated run
+            may give another file.
+        batch: samples per update.
+        weight_rate: learning rate of latent weights, in steps of their layer's grid.
+        rate: learning rate of biases and of logarithms of scales. Both rise where training starts far from the float
+            model (`training.records.Schedule`).
+        alpha: share of the cross-entropy with the labels in the loss; the rest is the divergence from the float model.
+        augment: "flip", "shift" and "mix", for images.
+        held_back: share of each class that no update sees, by which the best state is chosen.
+        check_every: steps between two looks at the samples held back.
+        bfloat16: compute updates in bfloat16 where the processor has it.
+    """
+
+    steps: int = 1200
+    minutes: float = 15.0
+    batch: int = 128
+    weight_rate: float = 4e-3
+    rate: float = 5e-4
+    alpha: float = 0.0
+    augment: tuple[str, ...] = ()
+    held_back: float = 0.1
+    check_every: int = 100
+    bfloat16: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "check_every"):
+            check(getattr(self, name) > 0, name, "a number above 0", getattr(self, name))
+        check(0 < self.minutes < float("inf"), "--refine-minutes", "a number above 0", self.minutes)
+        for name in ("weight_rate", "rate"):
+            check(0 <= getattr(self, name) < 1, name, "a number from 0 to 1", getattr(self, name))
+        check(0 <= self.alpha <= 1, "--alpha", "a number from 0 to 1", self.alpha)
+        for name in self.augment:
+            check(name in AUGMENTATIONS, "--augment", either(AUGMENTATIONS), name)
+        check(0 < self.held_back < 1, "held_back", "a number between 0 and 1", self.held_back)
+
+
+@dataclass(frozen=True)
+class StepConfig:
+    """How nested subnets are found and trained (Sun et al., SteppingNet, DATE 2023).
+
+    Attributes:
+        macs: share of the model's multiplications that each subnet may have, rising.
+        steps: updates at most, those between moves included.
+        minutes: of training at most; where they run out first, a repeated run may give other files.
+        batch: samples per update.
+        rate: learning rate at its highest.
+        beta: what a subnet changes in the weights of one j subnets smaller counts beta^j.
+        alpha: share of the cross-entropy with the labels in the loss; the rest is the divergence from the model.
+        augment: "flip", "shift" and "mix", for images.
+        held_back: share of each class that no update sees, by which the best state is chosen.
+        check_every: steps between two looks at the samples held back.
+        rounds: how often units are moved until every subnet is within its limit; `round_steps` are between two moves,
+            or fewer if that is more than a third of all steps.
+        bfloat16: compute updates in bfloat16 where the processor has it.
+        seed: decides the order of the samples.
+        logits: name of the output that holds the class scores; None if only one can be meant.
+        bits: width that the weights of every step are quantized to, without samples; None leaves them float.
+    """
+
+    macs: tuple[float, ...] = (0.1, 0.3, 0.5, 0.85)
+    steps: int = 10_000
+    minutes: float = 20.0
+    batch: int = 128
+    rate: float = 3e-3
+    beta: float = 0.9
+    alpha: float = 0.0
+    augment: tuple[str, ...] = ()
+    held_back: float = 0.1
+    check_every: int = 100
+    rounds: int = 20
+    round_steps: int = 25
+    bfloat16: bool = True
+    seed: int = 0
+    logits: str | None = None
+    bits: int | None = None
+
+    def __post_init__(self) -> None:
+        rising = all(low < high for low, high in pairwise((0.0, *self.macs)))
+        check(bool(self.macs) and rising and self.macs[-1] <= 1, "--macs", "rising shares up to 1", self.macs)
+        for name in ("steps", "batch", "check_every", "rounds"):
+            check(getattr(self, name) > 0, name, "a number above 0", getattr(self, name))
+        check(self.round_steps >= 0, "round_steps", "a number of at least 0", self.round_steps)
+        check(0 < self.minutes < float("inf"), "--minutes", "a number above 0", self.minutes)
+        check(0 < self.rate < 1, "--rate", "a number between 0 and 1", self.rate)
+        check(0 < self.beta <= 1, "--beta", "a number above 0, up to 1", self.beta)
+        check(0 <= self.alpha <= 1, "--alpha", "a number from 0 to 1", self.alpha)
+        for name in self.augment:
+            check(name in AUGMENTATIONS, "--augment", either(AUGMENTATIONS), name)
+        check(0 < self.held_back < 1, "held_back", "a number between 0 and 1", self.held_back)
+        possible = self.bits is None or 2 <= self.bits <= MOST_BITS
+        check(possible, "--quantize", f"2 to {MOST_BITS}", self.bits)

@@ -1,0 +1,29 @@
+"""The records that flow between the stages: frozen, arrays read-only, each can be saved and loaded.
+
+Words as in the README: a *layer* is one quantizable weight with the nodes that use it; a *channel* is one output
+filter or neuron; a *plan* gives every channel its bits.
+"""
+
+from onnx_cbq.records.classes import Evaluation, Grouping, LayerScores, Scores
+from onnx_cbq.records.layers import Layer, Layers, LeftFloat, Use, Windows
+from onnx_cbq.records.plans import ActivationGrid, KeptZero, LayerWeights, Plan, Removal, SearchReport, Seen, Written
+
+__all__ = [
+    "ActivationGrid",
+    "Evaluation",
+    "Grouping",
+    "KeptZero",
+    "Layer",
+    "LayerScores",
+    "LayerWeights",
+    "Layers",
+    "LeftFloat",
+    "Plan",
+    "Removal",
+    "Scores",
+    "SearchReport",
+    "Seen",
+    "Use",
+    "Windows",
+    "Written",
+]

@@ -1,0 +1,133 @@
+"""What is known of each class: scores of channels, groups of classes, accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from onnx_cbq.model import Array
+
+
+@dataclass(frozen=True)
+class LayerScores:
+    """What the samples of each class say about the channels of one layer; every array is [classes, channels].
+
+    Attributes:
+        beta: share of the class's samples for which the channel is critical, in [0, 1]: for a filter that of the
+            neuron of its feature map that is critical most often (CBQ, class score).
+        saliency: mean over samples and neurons of |z dPhi/dz|.
+        gradient_square: mean over samples of the sum over the channel's neurons of (dPhi/dz)^2.
+    """
+
+    layer: str
+    beta: Array
+    saliency: Array
+    gradient_square: Array
+
+    @property
+    def gamma(self) -> Array:
+        """How many classes need each channel, in [0, classes]: sum of beta over the classes (CBQ, importance)."""
+        return np.asarray(self.beta.sum(axis=0))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Class scores of every layer, from `samples[m]` samples of class m; `notes` say what fell short."""
+
+    layers: tuple[LayerScores, ...]
+    class_names: tuple[str, ...]
+    samples: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+
+    def arrays(self) -> dict[str, Array]:
+        """Named arrays for an `.npz`: `beta/LAYER` and so on [classes, channels], `gamma/LAYER` [channels]."""
+        named: dict[str, Array] = {"class_names": np.array(self.class_names), "samples": np.array(self.samples)}
+        for scores in self.layers:
+            for kind in ("beta", "gamma", "saliency", "gradient_square"):
+                named[f"{kind}/{scores.layer}"] = getattr(scores, kind)
+        return named
+
+    @cached_property
+    def by_layer(self) -> Mapping[str, LayerScores]:
+        """Layer name -> its scores."""
+        return {scores.layer: scores for scores in self.layers}
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Classes taken together: what counts is to tell the groups apart.
+
+    Attributes:
+        names: of the groups, the names of their classes with + between them.
+        of_class: the group of each class, [classes].
+    """
+
+    names: tuple[str, ...]
+    of_class: Array
+
+    @staticmethod
+    def single(names: Sequence[str]) -> Grouping:
+        """Every class a group of its own."""
+        return Grouping(tuple(names), np.arange(len(names)))
+
+    @staticmethod
+    def of(names: Sequence[str], of_class: Array) -> Grouping:
+        """Groups by the number of each class's group."""
+        members = [[names[m] for m in np.flatnonzero(of_class == g).tolist()] for g in range(int(of_class.max()) + 1)]
+        return Grouping(tuple("+".join(group) for group in members), of_class)
+
+    @property
+    def is_trivial(self) -> bool:
+        """Whether every class is a group of its own."""
+        return len(self.names) == len(self.of_class)
+
+    @cached_property
+    def members(self) -> Array:
+        """1 where a class belongs to a group, float64 [groups, classes]."""
+        return np.asarray(np.arange(len(self.names))[:, None] == self.of_class, np.float64)
+
+    def sums(self, per_class: Array) -> Array:
+        """Values per class, [..., classes] -> sums per group, [..., groups]."""
+        return np.asarray(per_class @ self.members.T)
+
+    def accuracy(self, confusion: Array) -> float:
+        """Share of samples, in percent, whose group is predicted, by a confusion matrix [classes, classes]."""
+        same = self.of_class[:, None] == self.of_class
+        return float(100 * confusion[same].sum() / max(confusion.sum(), 1))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model does on labelled samples. Accuracies are in percent.
+
+    Attributes:
+        top1: share of samples whose largest class score is that of their label.
+        top5: share whose label is among the five largest; None with 10 classes or fewer.
+        per_class: top-1 of each class; None for a class without samples.
+        confusion: samples by (label, prediction), int64 [classes, classes].
+        bytes: size of the model's file or files.
+        latency_ms: median milliseconds of a run at batch 1 (or at the batch that the model insists on).
+    """
+
+    top1: float
+    top5: float | None
+    per_class: tuple[float | None, ...]
+    confusion: Array
+    bytes: int
+    latency_ms: float
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return int(self.confusion.sum())
+
+    @property
+    def worst_class(self) -> int:
+        """The class of lowest accuracy."""
+        return min(
+            (m for m, accuracy in enumerate(self.per_class) if accuracy is not None),
+            key=lambda m: self.per_class[m] or 0.0,
+        )

@@ -1,0 +1,151 @@
+"""What a model consists of: layers, their channels, and where they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from onnx_cbq.model import Array
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows over `inputs` positions that make `outputs` positions, each field with one entry per spatial axis.
+
+    Output position o covers the input positions o stride + k dilation - before, k = 0 .. kernel - 1.
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    before: tuple[int, ...]
+
+    @property
+    def reach(self) -> tuple[int, ...]:
+        """Extent of a dilated kernel less one: (kernel - 1) dilation."""
+        return tuple((k - 1) * d for k, d in zip(self.kernel, self.dilations, strict=True))
+
+    @property
+    def after(self) -> tuple[int, ...]:
+        """Padding behind the input so that the last window just fits; negative where inputs are left over."""
+        sizes = zip(self.inputs, self.outputs, self.strides, self.reach, self.before, strict=True)
+        return tuple((o - 1) * s + r + 1 - n - p for n, o, s, r, p in sizes)
+
+
+@dataclass(frozen=True)
+class Use:
+    """One node that uses a layer's weight."""
+
+    output: str  # the tensor z that it computes
+    activation: str  # its other operand
+    weight_index: int  # which of its inputs is the weight
+    bias: str | None  # name of its constant bias
+    channel_axis: int  # of z
+    batch_axis: int  # of z
+    output_shape: tuple[int, ...]  # of z, measured
+    windows: Windows | None = None  # of a Conv or ConvTranspose
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One quantizable weight and the nodes that use it."""
+
+    name: str
+    operator: str
+    weight: str
+    weight_shape: tuple[int, ...]
+    weight_axis: int  # the axis of the weight along which the channels lie
+    groups: int
+    uses: tuple[Use, ...]
+    samples: int  # batch size at which the output shapes were measured
+
+    @property
+    def channels(self) -> int:
+        """Number of channels: units that get a bit width of their own."""
+        return self.weight_shape[self.weight_axis]
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return int(np.prod(self.weight_shape))
+
+    @property
+    def weights_per_channel(self) -> int:
+        """Number of weights of one channel."""
+        return self.size // self.channels
+
+    @property
+    def repeats(self) -> int:
+        """Output channels per channel; above 1 only in a grouped ConvTranspose, whose groups share their scales."""
+        use = self.uses[0]
+        return use.output_shape[use.channel_axis] // self.channels
+
+    @property
+    def macs(self) -> int:
+        """Multiplications with a weight for one sample, in all uses."""
+        return sum(self._macs_of(use) for use in self.uses)
+
+    def _macs_of(self, use: Use) -> int:
+        if use.windows is not None:
+            # Every weight is used once per window.
+            return self.size * int(np.prod(use.windows.outputs))
+        rank = len(self.weight_shape)
+        inputs = self.weight_shape[rank - 2 if self.weight_axis == rank - 1 else rank - 1]
+        return int(np.prod(use.output_shape)) * inputs // self.samples
+
+    def rows(self, weight: Array) -> Array:
+        """The weight as a matrix with one row per channel: weight_shape -> [channels, weights per channel]."""
+        return np.moveaxis(weight, self.weight_axis, 0).reshape(self.channels, -1)
+
+    def unrows(self, rows: Array) -> Array:
+        """The inverse of `rows`: [channels, weights per channel] -> weight_shape."""
+        shape = list(self.weight_shape)
+        channels = shape.pop(self.weight_axis)
+        return np.ascontiguousarray(np.moveaxis(rows.reshape(channels, *shape), 0, self.weight_axis))
+
+    def per_channel(self, values: Array) -> Array:
+        """Values per output channel -> [channels, repeats]."""
+        return np.moveaxis(values.reshape(*values.shape[:-1], self.repeats, self.channels), -1, -2)
+
+
+@dataclass(frozen=True)
+class LeftFloat:
+    """A node that could have been a layer, and why it stays float."""
+
+    name: str
+    operator: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Layers:
+    """All layers of a model, and what was left float."""
+
+    layers: tuple[Layer, ...]
+    left_float: tuple[LeftFloat, ...] = ()
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Layer]:
+        """Layer name -> layer."""
+        return {layer.name: layer for layer in self.layers}
+
+    @cached_property
+    def size(self) -> int:
+        """Number of weights in all layers."""
+        return sum(layer.size for layer in self.layers)
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiplications of all layers for one sample."""
+        return sum(layer.macs for layer in self.layers)

@@ -1,0 +1,139 @@
+"""Plans, the integers that they make of weights, and what is written of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_cbq.model import Array, Model
+from onnx_cbq.records.layers import Layers
+
+
+@dataclass(frozen=True)
+class ActivationGrid:
+    """How an activation is quantized: value = (code - zero_point) * scale, codes 0 .. 2^bits - 1."""
+
+    scale: float
+    zero_point: int
+    bits: int = 8
+
+    @property
+    def top(self) -> int:
+        """The largest code."""
+        return (1 << self.bits) - 1
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The lowest and the highest value."""
+        return -self.zero_point * self.scale, (self.top - self.zero_point) * self.scale
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The bit width of every channel: layer name -> int8 [channels]."""
+
+    bits: Mapping[str, Array]
+
+    def average_bits(self, layers: Layers) -> float:
+        """sum(bits x weights) / sum(weights) over all layers, first and last included."""
+        total = sum(int(self.bits[layer.name].sum(dtype=np.int64)) * layer.weights_per_channel for layer in layers)
+        return total / layers.size
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A model whose tensors are what layers see once those in front are quantized.
+
+    Attributes:
+        model: gives the tensors.
+        names: tensor of the float model -> the one that stands for it, where it has another name.
+    """
+
+    model: Model
+    names: Mapping[str, str]
+
+    def name(self, tensor: str) -> str:
+        """What stands for a tensor of the float model."""
+        return self.names.get(tensor, tensor)
+
+
+@dataclass(frozen=True)
+class SearchReport:
+    """How a rate-distortion plan was found; losses are mean divergences from the float model, in nats.
+
+    Attributes:
+        criterion: the prediction whose plan was best.
+        measured: the measured loss of each criterion's plan.
+        loss: that of the plan in the end, after layers have traded bits.
+        exchanges: trades that were accepted.
+        plans: how many plans were measured.
+    """
+
+    criterion: str
+    measured: Mapping[str, float]
+    loss: float
+    exchanges: int
+    plans: int
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """The integer weights of one layer, in the weight's own shape.
+
+    Attributes:
+        codes: int8, weight_shape; uint8 where they are positions in `levels`.
+        scale: float32 [channels].
+        bits: int8 [channels].
+        zero_point: int8 [channels]; None for 0.
+        levels: float32, a table that the codes look up; None for the codes themselves.
+        table: int8, rising, the only codes that occur, of which the file may hold positions in place of the codes; None
+            if any may occur. The bits are then those of a position.
+    """
+
+    codes: Array
+    scale: Array
+    bits: Array
+    zero_point: Array | None = None
+    levels: Array | None = None
+    table: Array | None = None
+
+    def bias_scale(self, activation_scale: float) -> Array:
+        """The scale s_x s_w of the int32 bias, float32 [channels]."""
+        return np.asarray(self.scale * np.float32(activation_scale), np.float32)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What is written: a graph with float weights, its layers, and the integers that stand for their weights."""
+
+    model: Model
+    layers: Layers
+    weights: Mapping[str, LayerWeights]
+
+
+@dataclass(frozen=True)
+class KeptZero:
+    """Channels of 0 bits that stay in a layer as zeros, and why."""
+
+    layer: str
+    channels: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Channels that were cut out of the layers.
+
+    Attributes:
+        removed: layer name -> which of its channels; layers that lost none are left out.
+        kept_zero: channels of 0 bits that are still there.
+        macs: multiplications of all layers for one sample, before and after.
+        notes: what a user should know.
+    """
+
+    removed: Mapping[str, tuple[int, ...]]
+    kept_zero: tuple[KeptZero, ...]
+    macs: tuple[int, int]
+    notes: tuple[str, ...] = ()
