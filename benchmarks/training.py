@@ -19,9 +19,9 @@ from common import CARDS, Requirements, data_file, print_table
 from onnx_cbq import CalibrationSet, QuantizeConfig, RefineConfig, evaluate, quantize
 
 RESNET, VGG, LENET = "resnet20_cifar10.onnx", "vgg_small_cifar10.onnx", "lenet_mnist.onnx"
-FIVE = RefineConfig(minutes=5, steps=10_000, augment=("flip", "shift"))
+FIVE = RefineConfig(minutes=5, steps=10_000, augment=("flip", "shift", "mix"))
 FIFTEEN = replace(FIVE, minutes=15)
-SHIFTED = replace(FIVE, augment=("shift",), steps=1500)
+SHIFTED = replace(FIVE, augment=("shift", "mix"), steps=1500)
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,17 @@ def main() -> int:
     parser.add_argument(
         "--rows", type=int, nargs="*", choices=range(len(ROWS)), help="some rows, from 0 (default: all)"
     )
-    chosen = parser.parse_args().rows or range(len(ROWS))
+    parser.add_argument("--only-trained", action="store_true", help="leave out what comes without training")
+    given = parser.parse_args()
+    chosen = given.rows or range(len(ROWS))
     table: list[list[str]] = []
     found: list[tuple[Row, float, float]] = []
 
     def measure(row: Row, title: str, config: QuantizeConfig) -> float:
-        before, _ = top1(row, replace(config, refine=None))
+        before = "" if given.only_trained else f"{top1(row, replace(config, refine=None))[0]:.2f}"
         after, seconds = top1(row, config)
-        table.append([title, f"{before:.2f}", f"{after:.2f}", f"{seconds:.0f}"])
+        table.append([title, before, f"{after:.2f}", f"{seconds:.0f}"])
+        print(*table[-1], sep=", ", file=sys.stderr, flush=True)
         return after
 
     for row in (ROWS[i] for i in chosen):
