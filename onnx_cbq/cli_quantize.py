@@ -10,7 +10,6 @@ import typer
 from onnx_cbq import pipeline, report
 from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.config import (
-    AUGMENTATIONS,
     CODEBOOKS,
     CODERS,
     CURVE,
@@ -26,6 +25,7 @@ from onnx_cbq.config import (
 )
 from onnx_cbq.console import (
     OUT,
+    Augment,
     Granularity,
     JsonPath,
     Logits,
@@ -179,14 +179,7 @@ def quantize(
     alpha: Annotated[
         float, typer.Option(metavar="0..1", help="--refine: share of the labels in what is learned; 0 needs none.")
     ] = 0.0,
-    augment: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="|".join(AUGMENTATIONS),
-            help="--refine: learn from mirrored, shifted or blended images too; repeatable.",
-            show_default="none",
-        ),
-    ] = None,
+    augment: Augment = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="--refine: go on where a killed run ended.", show_default="no")
     ] = False,

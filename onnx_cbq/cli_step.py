@@ -9,9 +9,10 @@ import typer
 
 from onnx_cbq import report
 from onnx_cbq.calibration import CalibrationSet
-from onnx_cbq.config import AUGMENTATIONS, StepConfig
+from onnx_cbq.config import StepConfig
 from onnx_cbq.console import (
     OUT,
+    Augment,
     CardPath,
     JsonPath,
     Logits,
@@ -47,14 +48,7 @@ def step(
     alpha: Annotated[
         float, typer.Option(metavar="0..1", help="Share of the labels in what is learned; 0 needs none.")
     ] = _DEFAULT.alpha,
-    augment: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="|".join(AUGMENTATIONS),
-            help="Learn from mirrored, shifted or blended images too; repeatable.",
-            show_default="none",
-        ),
-    ] = None,
+    augment: Augment = None,
     bits: Annotated[
         int | None,
         typer.Option(

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from onnx_cbq.clusters import read_groups
-from onnx_cbq.config import GRANULARITIES
+from onnx_cbq.config import AUGMENTATIONS, GRANULARITIES
 from onnx_cbq.emit.files import check_writable
 from onnx_cbq.errors import ConfigError, OutputError, StoppedError
 from onnx_cbq.progress import Progress as ProgressHook
@@ -51,6 +51,14 @@ Samples = Annotated[
 Seed = Annotated[int, typer.Option(metavar="N", help="Decides which samples are drawn.")]
 JsonPath = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to this file.", show_default="none")
+]
+Augment = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="|".join(AUGMENTATIONS),
+        help="Train on mirrored, shifted or blended images too; repeatable.",
+        show_default="none",
+    ),
 ]
 Granularity = Annotated[
     str,

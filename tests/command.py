@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,3 +32,18 @@ def run(arguments: tuple[object, ...], capfd: pytest.CaptureFixture[str], monkey
         cli.main()
     assert isinstance(stop.value.code, int)
     return Finished(stop.value.code, *capfd.readouterr())
+
+
+def refused_without_torch(*arguments: object) -> None:
+    """Run `onnx-cbq` where torch cannot be imported, and hold that one line says how to get it."""
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from onnx_cbq.cli import main\n"
+        f"sys.argv = {['onnx-cbq', *map(str, arguments)]!r}\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
+    assert done.returncode == 1
+    assert done.stderr.strip() == (
+        "onnx-cbq: training needs torch, which is not installed; install it with pip install 'onnx-cbq[torch]'"
+    )

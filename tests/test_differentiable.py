@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +19,7 @@ from onnx_cbq.progress import silent
 from onnx_cbq.records import Grouping
 from onnx_cbq.runtime import median_latency
 from onnx_cbq.workload import Workload, prepare
-from tests.command import Command
+from tests.command import Command, refused_without_torch
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 
 QUICK = DifferentiableConfig(steps=30, batch=32, rate=0.1, bfloat16=False)
@@ -160,15 +158,6 @@ def test_what_does_not_go_with_it_is_refused(command: Command, more: tuple[objec
 
 
 def test_without_torch_it_says_so_before_the_work_begins(tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.modules['torch'] = None\n"
-        "from onnx_cbq.cli import main\n"
-        f"sys.argv = ['onnx-cbq', 'quantize', 'missing.onnx', '--data', {str(DIGITS_CARD)!r}, "
-        f"'--output', {str(tmp_path / 'q.onnx')!r}, '--method', 'differentiable']\n"
-        "main()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
-    assert done.returncode == 1
-    assert done.stderr.strip() == (
-        "onnx-cbq: training needs torch, which is not installed; install it with pip install 'onnx-cbq[torch]'"
+    refused_without_torch(
+        "quantize", "missing.onnx", "--data", DIGITS_CARD, "--output", tmp_path / "q.onnx", "--method", "differentiable"
     )

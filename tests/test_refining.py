@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +16,7 @@ from onnx_cbq.refining import State, quantized_by, refine
 from onnx_cbq.runtime import median_latency
 from onnx_cbq.solving import emit_solution
 from onnx_cbq.training.student import Student
-from tests.command import Command
+from tests.command import Command, refused_without_torch
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 from tests.training.digits import COARSE, QUICK, make_solution
 
@@ -122,17 +120,8 @@ def test_shared_values_are_trained(command: Command, tmp_path: Path) -> None:
 
 
 def test_without_torch_it_says_so_before_the_work_begins(tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.modules['torch'] = None\n"
-        "from onnx_cbq.cli import main\n"
-        f"sys.argv = ['onnx-cbq', 'quantize', 'missing.onnx', '--data', {str(DIGITS_CARD)!r}, "
-        f"'--output', {str(tmp_path / 'q.onnx')!r}, '--refine']\n"
-        "main()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
-    assert done.returncode == 1
-    assert done.stderr.strip() == (
-        "onnx-cbq: training needs torch, which is not installed; install it with pip install 'onnx-cbq[torch]'"
+    refused_without_torch(
+        "quantize", "missing.onnx", "--data", DIGITS_CARD, "--output", tmp_path / "q.onnx", "--refine"
     )
 
 

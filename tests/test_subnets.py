@@ -22,7 +22,7 @@ from onnx_cbq.model import Array
 from onnx_cbq.runtime import median_latency
 from onnx_cbq.stepping.emit import emit_steps
 from onnx_cbq.stepping.record import StepRecord
-from tests.command import Command
+from tests.command import Command, refused_without_torch
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 
 CONFIG = StepConfig(macs=(0.2, 0.4, 0.7), steps=120, rounds=6, rate=3e-3, bfloat16=False, check_every=40)
@@ -180,16 +180,7 @@ def test_what_cannot_be_done_is_one_line(
 
 def test_without_torch_it_says_so_before_the_work_begins_and_sessions_run(folder: Path) -> None:
     hidden = "import sys; sys.modules['torch'] = None\n"
-    command = (
-        "from onnx_cbq.cli import main\n"
-        f"sys.argv = ['onnx-cbq', 'step', 'missing.onnx', '--data', {str(DIGITS_CARD)!r}, '-o', 's']\n"
-        "main()"
-    )
-    done = subprocess.run([sys.executable, "-c", hidden + command], capture_output=True, text=True, check=False)  # noqa: S603
-    assert done.returncode == 1
-    assert done.stderr.strip() == (
-        "onnx-cbq: training needs torch, which is not installed; install it with pip install 'onnx-cbq[torch]'"
-    )
+    refused_without_torch("step", "missing.onnx", "--data", DIGITS_CARD, "-o", "s")
     session = (
         "import onnx_cbq, numpy as np\n"
         f"found = list(onnx_cbq.SteppingSession({str(folder)!r}).steps(np.zeros((1, 1, 8, 8), np.float32)))\n"
