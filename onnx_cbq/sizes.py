@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 
 from onnx_cbq.config import MOST_BITS
 from onnx_cbq.errors import VerificationError
@@ -15,13 +16,12 @@ from onnx_cbq.solving import Setting, Solution, find_plan, make_solution, solve,
 TOLERANCE = 0.002
 # How often the budget is corrected by what a file came out at.
 CORRECTIONS = 6
-# Once a solution fits, it is worth few more to use the room that is left.
+# Once a solution fits well enough, it is worth few more to use the room that is left.
 FINE_CORRECTIONS = 2
+_WELL_ENOUGH = 0.015
 _LEAST_BITS = 0.1
-# An archive's size only shows once its codes have been chosen: it starts with this share of the bytes for codes, and is
-# near enough at a larger distance.
+# An archive's size only shows once its codes have been chosen: it starts with this share of the bytes for codes.
 _START_SHARE = 0.88
-_ARCHIVE_TOLERANCE = 0.015
 
 
 def meet_bytes(
@@ -47,17 +47,18 @@ def meet_bytes(
             break
         bits = _corrected(bits, size, limit, layers)
     best: tuple[int, Solution] | None = None
+    sizes: dict[float, int] = {}
     for attempt in range(CORRECTIONS):
         tried = with_bits(setting, bits, setting.class_weights)
         solution = solve(tried, clock, progress)
         size = size_of(tried, solution)
+        sizes[bits] = size
         if size <= limit and (best is None or size > best[0]):
             best = size, solution
-        if _near(size, limit, _ARCHIVE_TOLERANCE if archived else TOLERANCE) or (
-            best and (bits == MOST_BITS or attempt >= FINE_CORRECTIONS)
-        ):
+        enough = _WELL_ENOUGH if archived or attempt >= FINE_CORRECTIONS else TOLERANCE
+        if best and (bits == MOST_BITS or _near(best[0], limit, enough)):
             break
-        bits = _corrected(bits, size, limit, layers)
+        bits = _between(sizes, limit) or _corrected(bits, size, limit, layers)
     if best is None:
         raise VerificationError(_too_small(limit, size))
     found = best[1].plan.average_bits(layers)
@@ -79,6 +80,16 @@ def _corrected(bits: float, size: int, limit: int, layers: Layers) -> float:
     if found < _LEAST_BITS:
         raise VerificationError(_too_small(limit, round(size - bits * layers.size / 8)))
     return found
+
+
+def _between(sizes: Mapping[float, int], limit: int) -> float | None:
+    """The budget halfway between the largest that fits and the smallest that does not; None if one is missing.
+
+    Sizes rise in leaps, where a whole layer changes its width, so a straight line between them would stand still.
+    """
+    low = max((bits for bits, size in sizes.items() if size <= limit), default=math.inf)
+    high = min((bits for bits, size in sizes.items() if size > limit), default=-math.inf)
+    return (low + high) / 2 if low < high else None
 
 
 def _too_small(limit: int, rest: int) -> str:
