@@ -135,7 +135,7 @@ def test_training_lowers_the_loss_at_no_more_bits(archived: tuple[Setting, Solut
     """What learns without regard to bits soon needs more of them, and none of it can be kept."""
     task, start = make_task(*archived)
     assert start.rate is not None
-    config = replace(QUICK, steps=60, check_every=20, weight_rate=0.01)
+    config = replace(QUICK, steps=240, check_every=20, weight_rate=0.003)
     found, course = run_training(task, start, config)
     assert course.best.loss < 0.9 * course.start.loss
     assert spent_by(found) <= start.rate.bits
