@@ -40,6 +40,14 @@ def step(
     macs: Annotated[
         str, typer.Option(metavar="A,B,C", help="Share of the multiplications that each subnet may have, rising.")
     ] = _MACS,
+    width: Annotated[
+        float | None,
+        typer.Option(
+            metavar="1..2",
+            help="Times as wide a net that channels are taken from.",
+            show_default="as wide as --macs needs",
+        ),
+    ] = None,
     minutes: Annotated[float, typer.Option(metavar="M", help="Train so long at most.")] = _DEFAULT.minutes,
     steps: Annotated[int, typer.Option(metavar="N", help="Train so many steps at most.")] = _DEFAULT.steps,
     beta: Annotated[
@@ -64,6 +72,7 @@ def step(
     """Split MODEL into steps that give an answer early and better it without recomputing; needs torch."""
     config = StepConfig(
         macs=_shares(macs),
+        width=width,
         minutes=minutes,
         steps=steps,
         beta=beta,

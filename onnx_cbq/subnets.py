@@ -27,6 +27,7 @@ from onnx_cbq.stepping.masks import Nested, subnet_model
 from onnx_cbq.stepping.record import FORMAT, RECORD_NAME, SteppingRecord, StepRecord
 from onnx_cbq.stepping.session import StepRunner
 from onnx_cbq.stepping.units import Units, find_units
+from onnx_cbq.stepping.widening import needed_width, widen
 from onnx_cbq.training import check_torch
 from onnx_cbq.training.records import Course
 from onnx_cbq.verify import batch_size
@@ -101,13 +102,14 @@ def make_steps(
     config, clock = config or StepConfig(), Clock()
     with clock.stage("load"):
         work = prepare(model, data, config.logits)
-        units = find_units(work.model, work.shapes, work.logits)
-        limits = [share * units.macs for share in config.macs]
+        narrow = find_units(work.model, work.shapes, work.logits)
+        limits = tuple(share * narrow.macs for share in config.macs)
+        units = _widened(work, narrow, needed_width(config.macs) if config.width is None else config.width)
         # A limit that cannot be met is said before training, not after it.
         move_units(units, np.ones(units.count, np.int64), np.ones((len(limits), units.count)), limits)
     learned, held = draw(work.samples, work.class_names, None, config.seed).split(config.held_back)
     with clock.stage("train"):
-        nested, course = _train(work, units, (learned, held), config, progress)
+        nested, course = _train(work, units, limits, (learned, held), config, progress)
     with clock.stage("emit"):
         steps = emit_steps(units, nested)
         _check(work, units, nested, steps)
@@ -115,21 +117,46 @@ def make_steps(
             steps = tuple(_quantized(step, config.bits) for step in steps)
     with clock.stage("verify"):
         files = {f"step_{k}.onnx": step.model.to_proto().SerializeToString() for k, step in enumerate(steps, start=1)}
-        record = _record((work, _digest(model)), units, nested, steps, files)
+        record = _record((work, _digest(model)), (units, narrow.macs), nested, steps, files)
         record = _measured(work, held, replace(record, bits=config.bits), list(files.values()))
         top1, latency = _original(work, held)
-    notes = (*work.notes, _course_note(course, config), *_order_notes(record))
+    notes = (*work.notes, *_width_notes(narrow, units), _course_note(course, config), *_order_notes(record))
     return Steps(record, files, top1, latency, work.source_bytes, clock.seconds, notes, config)
 
 
+def _widened(work: Workload, units: Units, width: float) -> Units:
+    """The units of a net that is wider and computes the same.
+
+    Raises:
+        VerificationError: it does not.
+    """
+    if width == 1:
+        return units
+    model = widen(units, width)
+    for feeds in work.example.runs(units.model):
+        expected = Session(units.model).run(feeds)
+        found = Session(model).run(feeds, list(expected))
+        deviation = relative_error(list(found.values()), list(expected.values()))
+        if not deviation <= TOLERANCE:
+            raise VerificationError(
+                f"the wider net differs by {deviation:.1e} of its largest output; report this as a bug"
+            )
+    return find_units(model, work.example.shapes(model), units.logits)
+
+
 def _train(
-    work: Workload, units: Units, parts: tuple[Draw, Draw], config: StepConfig, progress: Progress
+    work: Workload,
+    units: Units,
+    limits: Sequence[float],
+    parts: tuple[Draw, Draw],
+    config: StepConfig,
+    progress: Progress,
 ) -> tuple[Nested, Course]:
     # Only here, so that everything else works without torch.
     from onnx_cbq.training.nesting import NestingTask, run_nesting  # noqa: PLC0415
 
     learned, held = (part.indices for part in parts)
-    return run_nesting(NestingTask(units, work.samples, learned, held, work.class_names), config, progress)
+    return run_nesting(NestingTask(units, limits, work.samples, learned, held, work.class_names), config, progress)
 
 
 def _check(work: Workload, units: Units, nested: Nested, steps: Sequence[StepModel]) -> None:
@@ -170,12 +197,12 @@ def _digest(model: ModelSource) -> str:
 
 def _record(
     source: tuple[Workload, str],
-    units: Units,
+    net: tuple[Units, int],
     nested: Nested,
     steps: Sequence[StepModel],
     files: Mapping[str, bytes],
 ) -> SteppingRecord:
-    work, digest = source
+    (work, digest), (units, model_macs) = source, net
     macs = step_macs(units, nested.assignment, nested.steps)
     records = (
         StepRecord(
@@ -185,7 +212,7 @@ def _record(
             inputs=step.inputs,
             outputs=step.outputs,
             macs=int(own),
-            share=float(total / units.macs),
+            share=float(total / model_macs),
             top1=0.0,
             latency_ms=0.0,
         )
@@ -194,7 +221,7 @@ def _record(
     return SteppingRecord(
         format=FORMAT,
         model_sha256=digest,
-        model_macs=units.macs,
+        model_macs=model_macs,
         inputs=tuple(spec.name for spec in units.model.inputs),
         output=units.logits.output,
         logits=units.logits.tensor,
@@ -230,6 +257,14 @@ def _original(work: Workload, held: Draw) -> tuple[float, float]:
         hits += int((scores.reshape(len(scores), -1)[: batch.count].argmax(axis=1) == batch.labels).sum())
     one = work.samples.read(held.indices[: work.samples.fixed_batch or 1])
     return 100 * hits / len(held.indices), 1e3 * median_latency([session], one)[0]
+
+
+def _width_notes(narrow: Units, units: Units) -> tuple[str, ...]:
+    """What was widened, if anything was."""
+    if units.count == narrow.count:
+        return ()
+    found = f"{units.count - 1:,} units instead of {narrow.count - 1:,}"
+    return (f"--width: subnets are taken from a net of {found}, {units.macs / narrow.macs:.2f} times the MACs",)
 
 
 def _course_note(course: Course, config: StepConfig) -> str:

@@ -96,12 +96,14 @@ class StepConfig:
 
     Attributes:
         macs: share of the model's multiplications that each subnet may have, rising.
+        width: how many times as wide the net is that subnets are taken from, 1 to 2; None is as wide as `macs` need.
         steps: updates at most, those between moves included.
         minutes: of training at most; where they run out first, a repeated run may give other files.
         batch: samples per update.
         rate: learning rate at its highest.
         beta: what a subnet changes in the weights of one j subnets smaller counts beta^j.
         alpha: share of the cross-entropy with the labels in the loss; the rest is the divergence from the model.
+        gamma: what the distance of layers from those of the model counts beside that.
         augment: "flip", "shift" and "mix", for images.
         held_back: share of each class that no update sees, by which the best state is chosen.
         check_every: steps between two looks at the samples held back.
@@ -114,12 +116,14 @@ class StepConfig:
     """
 
     macs: tuple[float, ...] = (0.1, 0.3, 0.5, 0.85)
+    width: float | None = None
     steps: int = 10_000
     minutes: float = 20.0
     batch: int = 128
     rate: float = 3e-3
     beta: float = 0.9
     alpha: float = 0.0
+    gamma: float = 2.0
     augment: tuple[str, ...] = ()
     held_back: float = 0.1
     check_every: int = 100
@@ -133,6 +137,7 @@ class StepConfig:
     def __post_init__(self) -> None:
         rising = all(low < high for low, high in pairwise((0.0, *self.macs)))
         check(bool(self.macs) and rising and self.macs[-1] <= 1, "--macs", "rising shares up to 1", self.macs)
+        check(self.width is None or 1 <= self.width <= 2, "--width", "1 to 2", self.width)
         for name in ("steps", "batch", "check_every", "rounds"):
             check(getattr(self, name) > 0, name, "a number above 0", getattr(self, name))
         check(self.round_steps >= 0, "round_steps", "a number of at least 0", self.round_steps)
@@ -140,6 +145,7 @@ class StepConfig:
         check(0 < self.rate < 1, "--rate", "a number between 0 and 1", self.rate)
         check(0 < self.beta <= 1, "--beta", "a number above 0, up to 1", self.beta)
         check(0 <= self.alpha <= 1, "--alpha", "a number from 0 to 1", self.alpha)
+        check(0 <= self.gamma < float("inf"), "gamma", "a number of at least 0", self.gamma)
         for name in self.augment:
             check(name in AUGMENTATIONS, "--augment", either(AUGMENTATIONS), name)
         check(0 < self.held_back < 1, "held_back", "a number between 0 and 1", self.held_back)

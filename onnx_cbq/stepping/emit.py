@@ -36,11 +36,11 @@ class StepModel:
 
 def emit_steps(units: Units, nested: Nested) -> tuple[StepModel, ...]:
     """The models of all steps, in order."""
-    groups = _Groups(units, nested)
-    return tuple(_Writer(units, nested, groups, step).write() for step in range(1, nested.steps + 1))
+    groups = Groups(units, nested)
+    return tuple(Writer(units, nested, groups, step).write() for step in range(1, nested.steps + 1))
 
 
-class _Groups:
+class Groups:
     """Which channels of a tensor each step makes, and what it is called."""
 
     def __init__(self, units: Units, nested: Nested) -> None:
@@ -99,10 +99,10 @@ class _Groups:
         ]
 
 
-class _Writer:
+class Writer:
     """Writes the model of one step."""
 
-    def __init__(self, units: Units, nested: Nested, groups: _Groups, step: int) -> None:
+    def __init__(self, units: Units, nested: Nested, groups: Groups, step: int) -> None:
         self._units, self._nested, self._groups, self._step = units, nested, groups, step
         self._fresh = FreshNames((*units.of, *(name for node in units.model.nodes for name in node.output)))
         self._nodes: list[NodeProto] = []
@@ -114,6 +114,7 @@ class _Writer:
         self._zero: set[str] = set()
 
     def write(self) -> StepModel:
+        """The model of the step."""
         for node, link in self._units.links:
             if any(name and self._groups.size(name, self._step) for name in node.output):
                 self._node(node, link)
@@ -170,7 +171,7 @@ class _Writer:
         else:
             source = self._joined(use.activation)
             columns = self._groups.up_to(use.activation, self._step)
-            weight = weight.take(rows, layer.weight_axis).take(columns, 1 - layer.weight_axis)
+            weight = self._taken(product, rows, columns)
         inputs = [source, self._store(layer.weight, weight)]
         if use.bias is not None:
             inputs.append(self._store(use.bias, self._value(use.bias)[rows]))
@@ -179,6 +180,11 @@ class _Writer:
             if attribute.name == "group" and layer.groups > 1:
                 size = len(self._units.of[use.activation]) // layer.groups
                 attribute.i = self._groups.size(use.activation, self._step) // size
+
+    def _taken(self, product: Product, rows: Array, columns: Array) -> Array:
+        """The weights of some outputs for some inputs."""
+        axis = product.layer.weight_axis
+        return self._value(product.layer.weight).take(rows, axis).take(columns, 1 - axis)
 
     def _same(self, node: NodeProto, link: Same, own: Array) -> None:
         """An elementwise operator, pooling and the like, with constants that have the channels too."""
@@ -224,11 +230,14 @@ class _Writer:
             bias = self._nested.biases[self._step - 1]
             bias = bias.reshape(-1, *(1,) * (len(self._units.shapes[use.output]) - 1 - use.channel_axis))
             self._nodes.append(helper.make_node("Add", [total, self._store(str(use.bias), bias)], [use.output]))
+        self._tail()
+        goes_on = self._step < self._nested.steps and total not in self._inputs
+        return [total] if goes_on else []
+
+    def _tail(self) -> None:
         for node in self._units.tail:
             inputs = [self._constant(name) if self._units.model.is_constant(name) else name for name in node.input]
             self._copy(node, inputs, list(node.output))
-        goes_on = self._step < self._nested.steps and total not in self._inputs
-        return [total] if goes_on else []
 
     def _sum(self) -> str:
         """s_k: what the head gives for the groups up to this step, without its bias."""

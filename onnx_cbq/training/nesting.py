@@ -38,11 +38,13 @@ class NestingTask:
 
     Attributes:
         units: of the net.
+        limits: multiplications that each subnet may have, rising.
         samples: `learned` are those to learn from, `held` those that decide what is kept.
         class_names: in the order of the labels.
     """
 
     units: Units
+    limits: Sequence[float]
     samples: Samples
     learned: Indices
     held: Indices
@@ -68,7 +70,8 @@ def run_nesting(task: NestingTask, config: StepConfig, progress: Progress = sile
     first = next(learned.endless(config.seed)).feeds
     net = NestedNet(task.units, len(config.macs), config.beta, first, bfloat16=fast)
     even = torch.ones(len(task.class_names), device=device)
-    objective = NestedObjective(config.alpha, config.beta, even, Grouping.single(task.class_names))
+    groups = Grouping.single(task.class_names)
+    objective = NestedObjective(config.alpha, config.beta, even, groups, config.gamma)
     steps, stopped = _move_all(net, task, learned, objective, config, begun, progress)
     net.settle(islice(learned.endless(config.seed + 4), _SETTLING))
     minutes = 0 if stopped else max(config.minutes - (time.monotonic() - begun) / 60, 0)
@@ -101,7 +104,7 @@ def _move_all(
     try:
         for number in range(1, config.rounds + 1):
             found = importance(net, units, list(islice(seen, _LOOKS)), config.beta)
-            net.assign(move_units(units, net.assignment, found, _limits(units, config, number)))
+            net.assign(move_units(units, net.assignment, found, _limits(task, number / config.rounds)))
             until = begun + 60 * config.minutes * _MOVING * number / config.rounds
             for batch in islice(learning, each):
                 if time.monotonic() >= until:
@@ -110,15 +113,14 @@ def _move_all(
                 steps += 1
                 progress(f"move units, loss {loss:.4f}", steps, config.rounds * each)
     except KeyboardInterrupt:
-        net.assign(move_units(units, net.assignment, found, _limits(units, config, config.rounds)))
+        net.assign(move_units(units, net.assignment, found, task.limits))
         return steps, True
     return steps, False
 
 
-def _limits(units: Units, config: StepConfig, number: int) -> list[float]:
-    """Multiplications of each subnet after a round: they fall evenly from those of the whole net."""
-    share = number / config.rounds
-    return [units.macs * (1 - share * (1 - limit)) for limit in config.macs]
+def _limits(task: NestingTask, share: float) -> list[float]:
+    """Multiplications of each subnet after a share of the rounds: they fall evenly from those of the whole net."""
+    return [(1 - share) * task.units.macs + share * limit for limit in task.limits]
 
 
 def _optimizer(net: NestedNet, config: StepConfig) -> torch.optim.Adam:

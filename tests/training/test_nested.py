@@ -31,6 +31,10 @@ QUICK = StepConfig(macs=(0.3, 0.5, 0.8), steps=12, batch=16, rounds=2, round_ste
 BETA = 0.6
 
 
+def shares_of(units: Units) -> list[float]:
+    return [share * units.macs for share in QUICK.macs]
+
+
 def make_batch(units: Units, count: int = 8) -> TrainingBatch:
     random = np.random.default_rng(0)
     shape = (count, *units.shapes[units.model.inputs[0].name][1:])
@@ -88,9 +92,41 @@ def test_a_model_with_a_batch_of_one_is_trained_without_normalization() -> None:
     random = np.random.default_rng(0)
     data = CalibrationSet.from_arrays(random.normal(0, 1, (20, 3, 8, 8)).astype(np.float32), np.arange(20) % CLASSES)
     samples = data.for_model(units.model.inputs)
-    nested, course = run_nesting(NestingTask(units, samples, np.arange(15), np.arange(15, 20), "abcde"), QUICK)
+    nested, course = run_nesting(
+        NestingTask(units, shares_of(units), samples, np.arange(15), np.arange(15, 20), "abcde"), QUICK
+    )
     assert course.steps == 12
     assert all(np.isfinite(value).all() for value in nested.constants.values())
+
+
+def test_layers_that_are_as_in_the_original_are_at_no_distance() -> None:
+    units, _ = units_of(padded_net())
+    batch = make_batch(units)
+    net = NestedNet(units, STEPS, BETA, batch.feeds, bfloat16=False).train()
+    # Deviations begin as those of samples, and are those of the batch: of n values they differ by 1 / 2n of them.
+    fewest = 8 * 4 * 4
+    assert float(net.compare(batch.feeds)[2].detach()) < (1 / (2 * fewest)) ** 2
+
+
+def test_the_distance_of_layers_counts_channels_by_their_subnet() -> None:
+    """Against the tensors themselves; of 8 samples 2 are compared."""
+    units, _ = units_of(padded_net())
+    nested = random_nested(units, STEPS, 2)
+    batch = make_batch(units)
+    net = make_net(units, nested).eval()
+    taught, scores, apart = net.compare(batch.feeds)
+    np.testing.assert_array_equal(taught.numpy(), net.teach(batch.feeds).numpy())
+    outputs = tuple(product.use.output for product in units.hidden)
+    again, found = net.look(batch.feeds, outputs)
+    np.testing.assert_array_equal(scores.detach().numpy(), again.detach().numpy())
+    feeds = {name: value.numpy() for name, value in batch.feeds.items()}
+    wanted = Session(units.model.with_graph(outputs=list(outputs))).run(feeds)
+    expected = []
+    for name, value in zip(outputs, found, strict=True):
+        aim, counts = wanted[name][:2], BETA ** nested.assignment[units.of[name]].astype(float)
+        squares = ((value.detach().numpy()[:2] - aim) ** 2).mean(axis=(0, 2, 3))
+        expected.append((counts * squares).mean() / aim.var(ddof=1))
+    assert float(apart.detach()) == pytest.approx(np.mean(expected), rel=1e-4)
 
 
 def test_what_a_larger_subnet_changes_is_damped() -> None:
@@ -203,7 +239,7 @@ def task() -> NestingTask:
     units, _ = units_of(padded_net())
     samples = CalibrationSet.from_arrays(x.astype(np.float32), labels).for_model(units.model.inputs)
     learned, held = draw(samples, "abcde", None, 0).split(0.2)
-    return NestingTask(units, samples, learned.indices, held.indices, "abcde")
+    return NestingTask(units, shares_of(units), samples, learned.indices, held.indices, "abcde")
 
 
 def test_training_makes_subnets_better_within_their_limits(task: NestingTask) -> None:

@@ -1,0 +1,122 @@
+"""A wider net that computes the same: some units are there twice, and what reads them shares the weights out.
+
+It is Net2WiderNet (Chen et al., ICLR 2016, arXiv 1511.05641). The reuse rule takes weights from a net: where subnet k
+has the share p_k of every layer's channels, outputs of group k read the inputs of groups 1 .. k, so that
+
+    MACs of subnet k:   m_k = m_(k-1) + (p_k - p_(k-1)) p_k
+
+and a net of its own width ends far below its own MACs. SteppingNet therefore starts from a wider one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnx_cbq.graph.remove.links import Flattened, Joined, Product, Same
+from onnx_cbq.model import Array, Model
+from onnx_cbq.stepping.assignment import find_spaces
+from onnx_cbq.stepping.emit import Groups, Writer
+from onnx_cbq.stepping.masks import Nested
+from onnx_cbq.stepping.units import Units
+
+# What the first of two units that are alike keeps of the weights that read them. Were they halved, the two would be
+# equally important, and would learn the same.
+_KEPT = 2 / 3
+
+
+def needed_width(macs: Sequence[float]) -> float:
+    """How many times as wide a net must be for its last subnet to have its share of the MACs, at least 1.
+
+    The positive root of (p_k - p_(k-1)) p_k = m_k - m_(k-1), from p_0 = m_0 = 0 on.
+    """
+    width = before = 0.0
+    for share in macs:
+        width = (width + math.sqrt(width**2 + 4 * (share - before))) / 2
+        before = share
+    return max(width, 1.0)
+
+
+def widen(units: Units, width: float) -> Model:
+    """The same function with `width` times as many hidden channels, `width` 1 to 2.
+
+    Channels of groups that a convolution takes together stay as they are.
+    """
+    copies = _Copies(units, _count(units, width))
+    return _WideWriter(units, copies).write().model
+
+
+def _count(units: Units, width: float) -> Array:
+    """How often each unit is there, int64 [units]: twice for some of every space, evenly spread."""
+    found = np.ones(units.count, np.int64)
+    for space in find_spaces(units):
+        more = round((width - 1) * len(space))
+        found[space[np.linspace(0, len(space), more, endpoint=False).astype(np.int64)]] = 2
+    for product in units.hidden:
+        if len(product.reads) > 1 and product.reads[0].size > 1:
+            for name in (product.use.activation, product.use.output):
+                found[units.of[name]] = 1
+    return found
+
+
+class _Copies(Groups):
+    """All channels as one group, some of them twice."""
+
+    def __init__(self, units: Units, copies: Array) -> None:
+        self._members = {name: np.repeat(np.arange(len(of)), copies[of]) for name, of in units.of.items()}
+        for _, link in units.links:
+            match link:
+                case Flattened():
+                    columns = np.arange(math.prod(link.shape)).reshape(link.shape)
+                    self._members[link.output] = columns.take(self._members[link.input], link.axis).reshape(-1)
+                case Same():
+                    self._members[link.output] = self._members[link.inputs[0]]
+                case Joined():
+                    starts = np.cumsum([0, *(len(units.of[name]) for name in link.inputs)])
+                    parts = [self._members[name] + start for name, start in zip(link.inputs, starts, strict=False)]
+                    self._members[link.output] = np.concatenate(parts)
+                case _:
+                    continue
+        super().__init__(units, Nested(np.ones(units.count, np.int64), {}, None, 1))
+
+    def members(self, tensor: str, step: int) -> Array:
+        """The channels of the original that the channels of the wider net stand for, in order."""
+        return self._members[tensor] if step == 1 else self._members[tensor][:0]
+
+    def size(self, tensor: str, step: int) -> int:
+        """How many channels the tensor has."""
+        return len(self.members(tensor, step))
+
+    def shares(self, tensor: str) -> Array:
+        """Which part of the weights that read a channel each of those has that stand for it, float32."""
+        members = self._members[tensor]
+        _, first, inverse, counts = np.unique(members, return_index=True, return_inverse=True, return_counts=True)
+        found = np.where(counts == 1, 1.0, 1 - _KEPT)[inverse]
+        found[first[counts > 1]] = _KEPT
+        return found.astype(np.float32)
+
+
+class _WideWriter(Writer):
+    """Writes the whole net at once."""
+
+    def __init__(self, units: Units, copies: _Copies) -> None:
+        super().__init__(units, Nested(np.ones(units.count, np.int64), {}, None, 1), copies, 1)
+        self._copies = copies
+
+    def _taken(self, product: Product, rows: Array, columns: Array) -> Array:
+        weight, axis = super()._taken(product, rows, columns), 1 - product.layer.weight_axis
+        shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
+        return np.asarray(weight * self._copies.shares(product.use.activation).reshape(shape))
+
+    def _head(self) -> list[str]:
+        """The head with its bias, and what lies behind it."""
+        head = self._units.head
+        rows, columns = np.arange(head.layer.channels), self._groups.members(self._units.features, 1)
+        inputs = [self._read(self._units.features), self._store(head.layer.weight, self._taken(head, rows, columns))]
+        if head.use.bias is not None:
+            inputs.append(self._store(head.use.bias, self._value(head.use.bias)))
+        self._copy(self._units.model.producers[head.use.output], inputs, [head.use.output])
+        self._tail()
+        return []

@@ -1,0 +1,95 @@
+"""A wider net beside the original, and the width that subnets need beside MACs counted layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from onnx_cbq.stepping.assignment import find_spaces, subnet_macs
+from onnx_cbq.stepping.masks import owner
+from onnx_cbq.stepping.units import Units, find_units
+from onnx_cbq.stepping.widening import needed_width, widen
+from tests.stepping.nets import joined_net, padded_net, units_of
+
+NETS: dict[str, Callable[[], onnx.ModelProto]] = {"padded": padded_net, "joined": joined_net}
+
+
+def widened(proto: onnx.ModelProto, width: float) -> tuple[Units, Units, onnx.ModelProto]:
+    units, example = units_of(proto)
+    model = widen(units, width)
+    return units, find_units(model, example.shapes(model), units.logits), model.to_proto()
+
+
+@pytest.mark.parametrize("width", [1.0, 1.3, 2.0])
+@pytest.mark.parametrize("name", NETS)
+def test_a_wider_net_computes_the_same(name: str, width: float) -> None:
+    """Weights that are shared out unevenly, columns in the order of the channels and not of the flattened ones."""
+    proto = NETS[name]()
+    _, _, wide = widened(proto, width)
+    onnx.checker.check_model(wide, full_check=True)
+    shape = [3, *(axis.dim_value for axis in proto.graph.input[0].type.tensor_type.shape.dim[1:])]
+    feeds = {"x": np.random.default_rng(5).normal(0, 1, shape).astype(np.float32)}
+    expected, found = (
+        onnxruntime.InferenceSession(model.SerializeToString()).run(["y"], feeds)[0] for model in (proto, wide)
+    )
+    # Sums in another order.
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6)
+
+
+def test_every_space_is_wider() -> None:
+    units, wide, _ = widened(padded_net(), 1.5)
+    before, after = ({len(space) for space in find_spaces(one)} for one in (units, wide))
+    # The 6 channels of the shortcut go on into 10, of which 4 are new.
+    assert (before, after) == ({4, 6}, {6, 9})
+    # By 1.5 where inputs or class scores stay as many, and in the depthwise filters; by its square elsewhere.
+    once, twice = 6 * 3 * 9 * 64 + 10 * 9 * 16 + 160 * 5, 10 * 6 * 9 * 16 + 10 * 10 * 16
+    assert (units.macs, wide.macs) == (once + twice, 1.5 * once + 2.25 * twice)
+
+
+def test_channels_of_a_group_stay_as_they_are() -> None:
+    """Two of a pair would come between its channels."""
+    units, wide, _ = widened(joined_net(), 2.0)
+    assert wide.count == units.count
+
+
+def test_two_that_are_alike_are_not_equally_important() -> None:
+    """If they were, they would always move together and learn the same."""
+    _, wide, _ = widened(padded_net(), 2.0)
+    read = {p.use.activation: p.layer.rows(wide.model.weight(p.layer.weight)) for p in wide.hidden}
+    first = next(p for p in wide.hidden if p.use.activation != "x")
+    norms = np.linalg.norm(read[first.use.activation].reshape(first.layer.channels, 12, -1), axis=(0, 2))
+    np.testing.assert_allclose(norms[0::2], 2 * norms[1::2], rtol=1e-5)
+
+
+@pytest.mark.parametrize("macs", [(0.1, 0.3, 0.5, 0.85), (0.25, 0.5, 0.75, 1.0), (0.2, 0.4, 0.7)])
+def test_the_needed_width_gives_the_macs(macs: tuple[float, ...]) -> None:
+    """Counted for a layer of many channels whose groups have the widths that shorter lists of shares need."""
+    outputs = inputs = 1000
+    total, before = 0.0, 0.0
+    for k in range(1, len(macs) + 1):
+        width = _unclipped(macs[:k])
+        total += (width - before) * outputs * width * inputs
+        before = width
+        assert total / (outputs * inputs) == pytest.approx(macs[k - 1])
+    assert needed_width(macs) == pytest.approx(max(width, 1))
+
+
+def _unclipped(macs: tuple[float, ...]) -> float:
+    """Of shares that need less than the whole width too: MACs scale with the square of it."""
+    return needed_width(tuple(100 * share for share in macs)) / 10
+
+
+def test_one_subnet_needs_the_net_as_it_is() -> None:
+    assert needed_width((1.0,)) == 1
+    assert needed_width((0.5,)) == 1
+
+
+def test_macs_of_a_wider_net_are_counted_on_it() -> None:
+    _, wide, _ = widened(padded_net(), 1.5)
+    assignment = np.ones(wide.count, np.int64)
+    assert subnet_macs(wide, assignment, 2).tolist() == [wide.macs, wide.macs]
+    assert all((owner(wide, assignment, product) == 1).all() for product in wide.hidden)
