@@ -103,7 +103,6 @@ class StepConfig:
         rate: learning rate at its highest.
         beta: what a subnet changes in the weights of one j subnets smaller counts beta^j.
         alpha: share of the cross-entropy with the labels in the loss; the rest is the divergence from the model.
-        gamma: what the distance of layers from those of the model counts beside that.
         augment: "flip", "shift" and "mix", for images.
         held_back: share of each class that no update sees, by which the best state is chosen.
         check_every: steps between two looks at the samples held back.
@@ -123,7 +122,6 @@ class StepConfig:
     rate: float = 3e-3
     beta: float = 0.9
     alpha: float = 0.0
-    gamma: float = 2.0
     augment: tuple[str, ...] = ()
     held_back: float = 0.1
     check_every: int = 100
@@ -145,7 +143,6 @@ class StepConfig:
         check(0 < self.rate < 1, "--rate", "a number between 0 and 1", self.rate)
         check(0 < self.beta <= 1, "--beta", "a number above 0, up to 1", self.beta)
         check(0 <= self.alpha <= 1, "--alpha", "a number from 0 to 1", self.alpha)
-        check(0 <= self.gamma < float("inf"), "gamma", "a number of at least 0", self.gamma)
         for name in self.augment:
             check(name in AUGMENTATIONS, "--augment", either(AUGMENTATIONS), name)
         check(0 < self.held_back < 1, "held_back", "a number between 0 and 1", self.held_back)

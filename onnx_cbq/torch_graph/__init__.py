@@ -19,6 +19,6 @@ except ModuleNotFoundError as error:
         "training needs torch, which is not installed; install it with pip install 'onnx-cbq[torch]'"
     ) from None
 
-from onnx_cbq.torch_graph.module import Hook, TorchGraph, choose_device, has_bfloat16
+from onnx_cbq.torch_graph.module import TorchGraph, choose_device, has_bfloat16
 
-__all__ = ["Hook", "TorchGraph", "choose_device", "has_bfloat16"]
+__all__ = ["TorchGraph", "choose_device", "has_bfloat16"]

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -28,14 +27,12 @@ from onnx_cbq.model import Array
 from onnx_cbq.records import Grouping
 from onnx_cbq.stepping.masks import Nested, head_mask, owner, split_model, weight_mask
 from onnx_cbq.stepping.units import Units
-from onnx_cbq.torch_graph import Hook, TorchGraph, choose_device
+from onnx_cbq.torch_graph import TorchGraph, choose_device
 from onnx_cbq.training.batches import TrainingBatch
 from onnx_cbq.training.student import divergence
 
 _EPSILON = 1e-5
 _MOMENTUM = 0.1
-# Layers are compared on one of so many samples of a batch.
-_COMPARED = 4
 # With a smaller batch, that the model insists on, statistics say nothing.
 _LEAST_BATCH = 8
 
@@ -115,10 +112,6 @@ class NestedNet(nn.Module):
         owners |= {bias: assignment[units.of[output]] for bias, output in self._outputs.items()}
         for output, norm in self._norms.items():
             norm.damping = self._tensor(self._beta ** -assignment[units.of[output]].astype(np.float32))
-        self._counted = {
-            name: self._tensor(self._beta ** assignment[units.of[name]].astype(np.float32))
-            for name in (product.use.output for product in units.hidden)
-        }
         self._damping = {name: self._tensor(self._beta ** -value.astype(np.float32)) for name, value in owners.items()}
 
     @torch.no_grad()
@@ -132,9 +125,7 @@ class NestedNet(nn.Module):
         """Class scores of all subnets [subnets, samples, classes]; in float32 once `eval()` was called."""
         return self.look(feeds, ())[0]
 
-    def look(
-        self, feeds: Mapping[str, Tensor], tensors: tuple[str, ...], hooks: Mapping[str, Hook] | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
+    def look(self, feeds: Mapping[str, Tensor], tensors: tuple[str, ...]) -> tuple[Tensor, list[Tensor]]:
         """Class scores of all subnets, and hidden tensors."""
         body, head = self._fast if self.training else self._exact
         values = dict(zip(self._names, self.values, strict=True))
@@ -143,43 +134,16 @@ class NestedNet(nn.Module):
             for name, value in values.items()
         }
         last = weights.pop(self._units.head.layer.weight)
-        found = body(feeds, [self._units.features, *tensors], weights=weights, hooks=hooks or self._norms)
+        found = body(feeds, [self._units.features, *tensors], weights=weights, hooks=self._norms)
         features = found[self._units.features]
         scores = [self._scores(head, features, last * mask, k) for k, mask in enumerate(self._head_masks)]
         return torch.stack(scores), [found[name] for name in tensors]
 
-    def compare(self, feeds: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Class scores of the original, those of all subnets, and how far layers are from those of the original.
-
-        That is the mean over layers and their channels of beta^i (z - z')^2 / var z', with z' what the layer gives in
-        the original and i the subnet of the channel. Cost: some ten passes over a quarter of what the layers give.
-        """
-        wanted: dict[str, Tensor] = {}
-        found: list[Tensor] = []
-        outputs = [product.use.output for product in self._units.hidden]
-
-        def keep(name: str, value: Tensor) -> Tensor:
-            wanted[name] = value[: _compared(value)]
-            return value
-
-        def match(name: str, value: Tensor) -> Tensor:
-            value = self._norms[name](value) if name in self._norms else value
-            aim = wanted.pop(name)
-            axes = [axis for axis in range(value.ndim) if axis != self._units.axis[name]]
-            apart = (value[: _compared(value)] - aim).square().mean(dim=axes, dtype=torch.float32)
-            found.append((self._counted[name] * apart).mean() / aim.float().var().clamp_min(_EPSILON))
-            return value
-
-        taught = self.teach(feeds, {name: partial(keep, name) for name in outputs})
-
-        scores = self.look(feeds, (), {name: partial(match, name) for name in outputs})[0]
-        return taught, scores, torch.stack(found).mean()
-
     @torch.no_grad()
-    def teach(self, feeds: Mapping[str, Tensor], hooks: Mapping[str, Hook] | None = None) -> Tensor:
+    def teach(self, feeds: Mapping[str, Tensor]) -> Tensor:
         """Class scores of the original net [samples, classes]."""
         body, head = self._fast if self.training else self._exact
-        features = body(feeds, [self._units.features], hooks=hooks)[self._units.features]
+        features = body(feeds, [self._units.features])[self._units.features]
         return _flat(head(features)[self._units.logits.tensor])
 
     def nested(self) -> Nested:
@@ -221,29 +185,22 @@ class NestedNet(nn.Module):
 
 @dataclass(frozen=True)
 class NestedObjective:
-    """sum_k beta^k ((1 - alpha) KL(original || subnet k) + alpha cross-entropy) / sum_k beta^k + gamma * distance.
-
-    The distance is that of layers from those of the original (Romero et al., FitNets, ICLR 2015, arXiv 1412.6550):
-    class scores of images that the original was trained on tell little of what it knows. While evaluating, the loss is
-    the plain mean over subnets, without distance.
-    """
+    """sum_k beta^k ((1 - alpha) KL(original || subnet k) + alpha cross-entropy); their mean while evaluating."""
 
     alpha: float
     beta: float
     class_weights: Tensor
     groups: Grouping
-    gamma: float = 0.0
     charge: None = None
 
     def __call__(self, student: NestedNet, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
         """The loss, and the scores of all subnets."""
+        scores = student(batch.feeds)
+        losses = self.losses(student.teach(batch.feeds), scores, batch.labels).mean(dim=1)
         if not student.training:
-            scores = student(batch.feeds)
-            return self.losses(student.teach(batch.feeds), scores, batch.labels).mean(), scores
-        taught, scores, apart = student.compare(batch.feeds)
-        losses = self.losses(taught, scores, batch.labels).mean(dim=1)
+            return losses.mean(), scores
         counts = torch.tensor([self.beta**k for k in range(1, len(losses) + 1)], device=losses.device)
-        return (counts * losses).sum() / counts.sum() + self.gamma * apart, scores
+        return (counts * losses).sum() / counts.sum(), scores
 
     def losses(self, taught: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
         """Of every subnet and sample, [subnets, samples]."""
@@ -297,11 +254,6 @@ def _scaled_gradient(value: Tensor, factor: Tensor | float) -> Tensor:
         value = value.view_as(value)
         value.register_hook(lambda gradient: gradient * factor)
     return value
-
-
-def _compared(value: Tensor) -> int:
-    """How many of the samples layers are compared on."""
-    return -(-len(value) // _COMPARED)
 
 
 def _flat(scores: Tensor) -> Tensor:

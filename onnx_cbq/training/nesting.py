@@ -70,8 +70,7 @@ def run_nesting(task: NestingTask, config: StepConfig, progress: Progress = sile
     first = next(learned.endless(config.seed)).feeds
     net = NestedNet(task.units, len(config.macs), config.beta, first, bfloat16=fast)
     even = torch.ones(len(task.class_names), device=device)
-    groups = Grouping.single(task.class_names)
-    objective = NestedObjective(config.alpha, config.beta, even, groups, config.gamma)
+    objective = NestedObjective(config.alpha, config.beta, even, Grouping.single(task.class_names))
     steps, stopped = _move_all(net, task, learned, objective, config, begun, progress)
     net.settle(islice(learned.endless(config.seed + 4), _SETTLING))
     minutes = 0 if stopped else max(config.minutes - (time.monotonic() - begun) / 60, 0)

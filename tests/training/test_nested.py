@@ -99,36 +99,6 @@ def test_a_model_with_a_batch_of_one_is_trained_without_normalization() -> None:
     assert all(np.isfinite(value).all() for value in nested.constants.values())
 
 
-def test_layers_that_are_as_in_the_original_are_at_no_distance() -> None:
-    units, _ = units_of(padded_net())
-    batch = make_batch(units)
-    net = NestedNet(units, STEPS, BETA, batch.feeds, bfloat16=False).train()
-    # Deviations begin as those of samples, and are those of the batch: of n values they differ by 1 / 2n of them.
-    fewest = 8 * 4 * 4
-    assert float(net.compare(batch.feeds)[2].detach()) < (1 / (2 * fewest)) ** 2
-
-
-def test_the_distance_of_layers_counts_channels_by_their_subnet() -> None:
-    """Against the tensors themselves; of 8 samples 2 are compared."""
-    units, _ = units_of(padded_net())
-    nested = random_nested(units, STEPS, 2)
-    batch = make_batch(units)
-    net = make_net(units, nested).eval()
-    taught, scores, apart = net.compare(batch.feeds)
-    np.testing.assert_array_equal(taught.numpy(), net.teach(batch.feeds).numpy())
-    outputs = tuple(product.use.output for product in units.hidden)
-    again, found = net.look(batch.feeds, outputs)
-    np.testing.assert_array_equal(scores.detach().numpy(), again.detach().numpy())
-    feeds = {name: value.numpy() for name, value in batch.feeds.items()}
-    wanted = Session(units.model.with_graph(outputs=list(outputs))).run(feeds)
-    expected = []
-    for name, value in zip(outputs, found, strict=True):
-        aim, counts = wanted[name][:2], BETA ** nested.assignment[units.of[name]].astype(float)
-        squares = ((value.detach().numpy()[:2] - aim) ** 2).mean(axis=(0, 2, 3))
-        expected.append((counts * squares).mean() / aim.var(ddof=1))
-    assert float(apart.detach()) == pytest.approx(np.mean(expected), rel=1e-4)
-
-
 def test_what_a_larger_subnet_changes_is_damped() -> None:
     """Against a gradient per subnet, each damped weight by weight as the paper has it: beta^(k-i)."""
     units, _ = units_of(padded_net())
