@@ -190,7 +190,7 @@ def test_with_many_channels_the_average_is_within_a_twentieth_bit_of_the_budget(
     """The last channel of 160 gives up at most 8 bits: 8 / 160 = 0.05 of the average."""
     importance = np.random.default_rng(seed).uniform(0, 10, count).tolist()
     found = search(importance, budget, lambda _: 1.0)
-    assert budget - 0.05 < found.bits.mean() <= budget
+    assert budget - 0.05 - 1e-9 <= found.bits.mean() <= budget
 
 
 @settings(max_examples=30, deadline=None)
