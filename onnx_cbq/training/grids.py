@@ -159,7 +159,10 @@ class _Fixed(torch.autograd.Function):
 
 
 class _Learned(torch.autograd.Function):
-    """The same with the gradients above, for x and s."""
+    """The same with the gradients above, for x and s; within is what rounds to a code without being clamped.
+
+    The sum of g (q - u) within and g q beyond is that of g q less that of dx u. Four passes forward, five backward.
+    """
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
@@ -172,9 +175,11 @@ class _Learned(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (units, codes), (low, high) = ctx.saved_tensors, ctx.ends
-        inside = (units >= low) & (units <= high)
-        slope = codes - units * inside
-        return gradients[0] * inside, (gradients[0] * slope).sum(dtype=torch.float32), None, None
+        passed = torch.ops.aten.hardtanh_backward(gradients[0], units, low - 0.5, high + 0.5)
+        each = (gradients[0] * codes).addcmul_(passed, units, value=-1)
+        # By samples first: within one, sums are made in float32 anyway, and the tensor need not be copied for it.
+        slope = each.sum(dim=tuple(range(1, each.dim()))) if each.dim() > 1 else each
+        return passed, slope.sum(dtype=torch.float32), None, None
 
 
 def _is_mid_rise(codes: Array, bits: Array) -> Array:
