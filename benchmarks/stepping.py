@@ -19,7 +19,6 @@ import numpy as np
 from common import CARDS, Requirements, data_file, print_table
 
 from onnx_cbq import CalibrationSet, StepConfig, SteppingSession, make_steps
-from onnx_cbq.config import AUGMENTATIONS
 from onnx_cbq.graph.load import load
 
 MODEL = "resnet20_cifar10.onnx"
@@ -47,7 +46,7 @@ def main() -> int:
     given = parser.parse_args()
     model = data_file(MODEL)
     data = CalibrationSet.from_card(CARDS / "cifar10.toml", data_file("cifar10_calibration.npz"))
-    config = StepConfig(macs=MACS, minutes=given.minutes, augment=AUGMENTATIONS, bits=given.quantize)
+    config = StepConfig(macs=MACS, minutes=given.minutes, augment=("flip", "shift", "mix"), bits=given.quantize)
     with tempfile.TemporaryDirectory() as folder:
         made = make_steps(model, data, config)
         made.save(Path(folder) / "steps")

@@ -56,7 +56,7 @@ Augment = Annotated[
     list[str] | None,
     typer.Option(
         metavar="|".join(AUGMENTATIONS),
-        help="Train on mirrored, shifted or blended images too; repeatable.",
+        help="Train on mirrored, shifted, blended or pieced images too; repeatable.",
         show_default="none",
     ),
 ]

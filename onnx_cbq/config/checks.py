@@ -14,7 +14,7 @@ STORAGES = ("int8", "packed", "archive")
 CODERS = ("ans", "huffman")
 CODEBOOKS = ("uniform", "kmeans", "hessian-kmeans", "ecsq")
 SCOPES = ("layer", "net")
-AUGMENTATIONS = ("flip", "shift", "mix")
+AUGMENTATIONS = ("flip", "shift", "mix", "cut")
 MOST_BITS = 8
 
 

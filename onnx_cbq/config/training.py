@@ -61,7 +61,7 @@ class RefineConfig:
         rate: learning rate of biases and of logarithms of scales. Both rise where training starts far from the float
             model (`training.records.Schedule`).
         alpha: share of the cross-entropy with the labels in the loss; the rest is the divergence from the float model.
-        augment: "flip", "shift" and "mix", for images.
+        augment: "flip", "shift", "mix" and "cut", for images.
         held_back: share of each class that no update sees, by which the best state is chosen.
         check_every: steps between two looks at the samples held back.
         bfloat16: compute updates in bfloat16 where the processor has it.
@@ -103,7 +103,7 @@ class StepConfig:
         rate: learning rate at its highest.
         beta: what a subnet changes in the weights of one j subnets smaller counts beta^j.
         alpha: share of the cross-entropy with the labels in the loss; the rest is the divergence from the model.
-        augment: "flip", "shift" and "mix", for images.
+        augment: "flip", "shift", "mix" and "cut", for images.
         held_back: share of each class that no update sees, by which the best state is chosen.
         check_every: steps between two looks at the samples held back.
         rounds: how often units are moved until every subnet is within its limit; `round_steps` are between two moves,

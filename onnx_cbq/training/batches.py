@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from onnx_cbq.calibration.samples import Indices, Samples
+from onnx_cbq.model import Array
 
 # Images are shifted by at most this share of their height and width.
 _SHIFT = 1 / 8
@@ -32,8 +33,9 @@ class Batches:
         samples: where they are read.
         indices: the samples to learn from.
         size: of a batch.
-        augment: "flip" (mirror every second image), "shift" (move images by up to an eighth) and "mix" (blend every
-            second image with another, which keeps the smaller part), for inputs [samples, channels, height, width].
+        augment: "flip" (mirror every second image), "shift" (move images by up to an eighth), "mix" (blend every second
+            image with another, which keeps the smaller part) and "cut" (paste a box of another, at most half as large,
+            into every second image; Yun et al., CutMix, ICCV 2019), for inputs [samples, channels, height, width].
         device: where the tensors go.
     """
 
@@ -88,4 +90,19 @@ class Batches:
             others = torch.from_numpy(random.permutation(len(images)))
             part = torch.from_numpy(parts.astype(np.float32))[:, None, None, None]
             images = (1 - part) * images + part * images[others]
+        if "cut" in self.augment:
+            boxes = torch.from_numpy(_boxes(images.shape[0], images.shape[2], images.shape[3], random))
+            others = torch.from_numpy(random.permutation(len(images)))
+            images = torch.where(boxes[:, None], images[others], images)
         return images
+
+
+def _boxes(count: int, height: int, width: int, random: np.random.Generator) -> Array:
+    """A box of the image's shape in every second one, bool [count, height, width], of at most half its area."""
+    side = np.sqrt(np.where(random.random(count) < 0.5, 0.0, random.uniform(0, 0.5, count)))
+    inside = []
+    for size in (height, width):
+        extent = np.floor(side * size)
+        start = np.floor(random.random(count) * (size - extent + 1))[:, None]
+        inside.append((np.arange(size) >= start) & (np.arange(size) < start + extent[:, None]))
+    return np.asarray(inside[0][:, :, None] & inside[1][:, None, :])

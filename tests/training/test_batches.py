@@ -75,6 +75,24 @@ def test_shift_moves_images_by_an_eighth_at_most_and_repeats_the_edge(batches: B
     assert len(moves) > 8
 
 
+def test_cut_pastes_a_box_of_another_image_into_every_second_one(batches: Batches) -> None:
+    """What is pasted comes from the same place, and is the smaller part."""
+    areas = []
+    for batch, before in zip(
+        islice(replace(batches, augment=("cut",)).endless(3), 20), batches.endless(3), strict=False
+    ):
+        images, own = batch.feeds["x"].numpy(), before.feeds["x"].numpy()
+        for image, original in zip(images, own, strict=True):
+            changed = (image != original).any(axis=0)
+            rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
+            assert changed.sum() == len(rows) * len(columns)
+            assert any((image[:, changed] == other[:, changed]).all() for other in own)
+            assert all((np.diff(ends) == 1).all() for ends in (rows, columns))
+            areas.append(changed.mean())
+    assert 0.35 < np.mean(np.array(areas) == 0) < 0.75
+    assert 0.2 < max(areas) <= 0.5
+
+
 def test_mix_blends_half_of_the_images_with_a_smaller_part_of_another(batches: Batches) -> None:
     """The rest stays as it is; every image is its own by more than half, so that its label still says what it is."""
     plain = batches.endless(3)
