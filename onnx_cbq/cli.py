@@ -83,7 +83,13 @@ def score(
     source: SourcePath = None,
     output: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.npz", help="Write beta and gamma of every layer to this file.", show_default="none"),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE.npz",
+            help="Write beta and gamma of every layer to this file.",
+            show_default="none",
+        ),
     ] = None,
     samples: Samples = 1000,
     seed: Seed = 0,

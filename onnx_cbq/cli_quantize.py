@@ -65,6 +65,8 @@ def quantize(
     output: Annotated[
         Path | None,
         typer.Option(
+            "--output",
+            "-o",
             metavar="OUT.onnx",
             help="File to write.",
             show_default="MODEL with the ending .quantized.onnx/.cbqz",

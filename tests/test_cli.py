@@ -130,7 +130,7 @@ def test_ranges_of_activations_are_told_apart(tmp_path: Path, command: Command) 
 
 
 def test_average_bits_count_every_weight_of_every_layer(tmp_path: Path, command: Command) -> None:
-    command("quantize", DIGITS_MODEL, *DIGITS, "--output", tmp_path / "q.onnx", "--json", tmp_path / "q.json")
+    command("quantize", DIGITS_MODEL, *DIGITS, "-o", tmp_path / "q.onnx", "--json", tmp_path / "q.json")
     found = read(tmp_path / "q.json")
     graph = onnx.load(DIGITS_MODEL).graph
     weights = {t.name: numpy_helper.to_array(t) for t in graph.initializer}

@@ -144,13 +144,13 @@ def test_earlier_steps_are_replaced_as_a_whole(folder: Path, made: Steps) -> Non
 
 def test_the_command_writes_and_shows_the_steps(command: Command, tmp_path: Path) -> None:
     output, report = tmp_path / "steps", tmp_path / "report.json"
-    done = command(
-        "step", DIGITS_MODEL, "--data", DIGITS_CARD, "--macs", "0.3,0.6", "--steps", 6, "-o", output, "--json", report
-    )
+    shape = ("--macs", "0.3,0.6", "--width", 1.5)
+    done = command("step", DIGITS_MODEL, "--data", DIGITS_CARD, *shape, "--steps", 6, "-o", output, "--json", report)
     assert done.code == 0, done.err
     assert not done.err
     assert "MACs so far, %" in done.out
     assert "training: all 6 steps" in done.out
+    assert "units instead of" in done.out
     written = json.loads(report.read_text())
     assert len(written["stepping"]["steps"]) == 2
     assert set(written["stepping"]["steps"][0]) == set(StepRecord.__dataclass_fields__)
