@@ -22,7 +22,7 @@ RESNET, VGG, LENET = "resnet20_cifar10.onnx", "vgg_small_cifar10.onnx", "lenet_m
 FIVE = RefineConfig(minutes=5, steps=10_000, augment=("flip", "shift", "mix"))
 FIFTEEN = replace(FIVE, minutes=15)
 # Images with a box of another pasted in as well.
-PIECED = (*FIVE.augment, "cut")
+PIECED = replace(FIVE, augment=(*FIVE.augment, "cut"))
 SHIFTED = replace(FIVE, augment=("shift", "mix"), steps=1500)
 
 
@@ -50,16 +50,11 @@ ROWS = (
     Row(
         "2 bits, 2-bit activations, 15 minutes", RESNET, QuantizeConfig(bits=2, activation_bits=2, refine=FIFTEEN), 82.0
     ),
-    Row(
-        "4 bits, 4-bit activations",
-        RESNET,
-        QuantizeConfig(bits=4, activation_bits=4, refine=replace(FIVE, augment=PIECED)),
-        87.7,
-    ),
+    Row("4 bits, 4-bit activations", RESNET, QuantizeConfig(bits=4, activation_bits=4, refine=PIECED), 87.7),
     Row(
         "VGG-small, cbq, 2 bits, 2-bit activations, 15 minutes",
         VGG,
-        QuantizeConfig(bits=2, method="cbq", activation_bits=2, refine=replace(FIFTEEN, augment=PIECED)),
+        QuantizeConfig(bits=2, method="cbq", activation_bits=2, refine=FIFTEEN),
         81.5,
     ),
     Row("archive of 52,000 bytes", RESNET, replace(ARCHIVE, bytes=52_000, refine=FIVE), 87.6),
