@@ -132,12 +132,15 @@ def archived() -> tuple[Setting, Solution]:
 
 
 def test_training_lowers_the_loss_at_no_more_bits(archived: tuple[Setting, Solution]) -> None:
-    """What learns without regard to bits soon needs more of them, and none of it can be kept."""
+    """What learns without regard to bits soon needs more of them, and none of it can be kept.
+
+    How much is won depends on the last digits, and so on the processor: 12 to 16 % with those tried.
+    """
     task, start = make_task(*archived)
     assert start.rate is not None
-    config = replace(QUICK, steps=240, check_every=20, weight_rate=0.003)
+    config = replace(QUICK, steps=480, check_every=10, weight_rate=0.001)
     found, course = run_training(task, start, config)
-    assert course.best.loss < 0.9 * course.start.loss
+    assert course.best.loss < 0.95 * course.start.loss
     assert spent_by(found) <= start.rate.bits
     assert spent_by(found) > 0.8 * start.rate.bits
 
