@@ -19,7 +19,11 @@ _CHANNEL_AXIS = {"NCHW": 0, "NHWC": 2}
 
 @dataclass(frozen=True)
 class Preparation:
-    """How raw samples of one shape become one model input."""
+    """How raw samples of one shape become one model input.
+
+    Attributes:
+        channel_axis: that of the channels in a prepared sample, 0 or 2; None if it is no image.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
@@ -27,6 +31,7 @@ class Preparation:
     mean: Array  # broadcasts against a raw sample
     std: Array
     permutation: tuple[int, ...] | None
+    channel_axis: int | None
 
     def apply(self, raw: Array, indices: Sequence[int] | npt.NDArray[np.int64], label: str) -> Array:
         """A raw batch [n, ...] as the model's input: (x scale - mean) / std, then the model's layout.
@@ -53,8 +58,8 @@ class Preparation:
         return np.ascontiguousarray(values, self.dtype)
 
 
-def fit(card: Card, spec: InputSpec, sample: Array, label: str) -> Preparation:
-    """How samples like `sample` become the input `spec`.
+def fit(card: Card, spec: InputSpec, sample: Array, label: str, *, from_images: bool = False) -> Preparation:
+    """How samples like `sample`, perhaps decoded from image files, become the input `spec`.
 
     Raises:
         CalibrationError: they cannot; the message says what the card gives, what the model wants, which key to change.
@@ -62,8 +67,8 @@ def fit(card: Card, spec: InputSpec, sample: Array, label: str) -> Preparation:
     accepted = "biuf" if np.issubdtype(spec.dtype, np.floating) else "biu"
     if sample.dtype.kind not in accepted or spec.dtype.kind not in "biuf":
         raise CalibrationError(f"{label}: samples are {sample.dtype}, model input {spec.name!r} wants {spec.dtype}")
-    layout = card.layout or ("NHWC" if card.source.is_dir() else None)
-    permutation = _permutation(layout, spec, sample.shape, label, from_images=card.source.is_dir())
+    layout = card.layout or ("NHWC" if from_images else None)
+    permutation = _permutation(layout, spec, sample.shape, label, from_images=from_images)
     axis = _channel_axis(layout, spec, sample.shape)
     mean, std = (card.mean, card.std) if np.issubdtype(spec.dtype, np.floating) else ((0.0,), (1.0,))
     return Preparation(
@@ -73,6 +78,7 @@ def fit(card: Card, spec: InputSpec, sample: Array, label: str) -> Preparation:
         mean=_per_channel(mean, sample.shape, axis, f"{label}: mean"),
         std=_per_channel(std, sample.shape, axis, f"{label}: std"),
         permutation=permutation,
+        channel_axis=None if len(sample.shape) != 3 else axis if permutation is None else 2 - axis,
     )
 
 

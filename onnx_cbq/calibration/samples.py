@@ -84,8 +84,10 @@ class CalibrationSet:
         names = _match_inputs(self.source, inputs)
         fixed = next((spec.shape[0] for spec in inputs if spec.shape), None)
         source = self.source.decoded_to(1 if any(wants_grey(spec) for spec in inputs) else 3)
+        images = isinstance(source, ImageSource)
         preparations = {
-            spec.name: fit(self.card, spec, source.read(names[spec.name], [0])[0], source.label) for spec in inputs
+            spec.name: fit(self.card, spec, source.read(names[spec.name], [0])[0], source.label, from_images=images)
+            for spec in inputs
         }
         return Samples(replace(self, source=source), names, preparations, fixed)
 
@@ -103,6 +105,24 @@ class Samples:
     def labels(self) -> Indices:
         """The label of every sample, [n]."""
         return self.data.labels
+
+    @property
+    def image_axes(self) -> dict[str, int]:
+        """The axis of the channels of every input that is an image [samples, ...]."""
+        parts = self.preparations.items()
+        return {name: part.channel_axis + 1 for name, part in parts if part.channel_axis is not None}
+
+    def check_images(self, augment: Sequence[str]) -> None:
+        """Refuse changes of images if there are none.
+
+        Raises:
+            CalibrationError: no input is an image.
+        """
+        if augment and not self.image_axes:
+            shapes = ", ".join(f"{name!r} {part.shape}" for name, part in self.preparations.items())
+            raise CalibrationError(
+                f"{self.data.source.label}: --augment {augment[0]} is for images, samples are {shapes}; leave it out"
+            )
 
     def check_labels(self, classes: int, *, every_class: bool) -> tuple[str, ...]:
         """Hold the labels against the model's number of classes; returns a name for every class.

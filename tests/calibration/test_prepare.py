@@ -130,7 +130,7 @@ def test_mismatch_is_explained(
 
 def test_images_of_the_wrong_size_ask_for_resize_and_crop(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="set resize and crop in the card"):
-        fit(Card(tmp_path), spec(3, 32, 32), PIXELS[0], "images")
+        fit(Card(tmp_path), spec(3, 32, 32), PIXELS[0], "images", from_images=True)
 
 
 @pytest.mark.parametrize(

@@ -250,3 +250,38 @@ def test_next_item_is_made_while_the_last_is_used() -> None:
     assert next(made) == 1
     assert second.wait(5)
     assert list(made) == [2]
+
+
+def test_arrays_stay_as_they_are_where_the_model_leaves_every_size_open() -> None:
+    """They are given as the model takes them, and do not become images of the folder that one happens to be in."""
+    x = np.random.default_rng(0).normal(size=(3, 3, 8, 6)).astype(np.float32)
+    found = CalibrationSet.from_arrays(x, [0, 1, 2]).for_model([spec("input", None, None, None)])
+    np.testing.assert_array_equal(found.read([0, 1, 2])["input"], x)
+
+
+@pytest.mark.parametrize(
+    ("layout", "stored", "wanted", "axis"),
+    [
+        ("NHWC", (8, 6, 3), (3, 8, 6), 1),
+        ("NHWC", (8, 6, 3), (8, 6, 3), 3),
+        ("NCHW", (3, 8, 6), (8, 6, 3), 3),
+        ("NCHW", (3, 8, 6), (3, 8, 6), 1),
+        (None, (3, 8, 6), (3, 8, 6), 1),
+        (None, (8, 6, 3), (8, 6, 3), 3),
+    ],
+)
+def test_channels_of_images_are_where_the_model_takes_them(
+    layout: str | None, stored: tuple[int, ...], wanted: tuple[int, ...], axis: int
+) -> None:
+    """Else an image that is mirrored has its colours mirrored instead."""
+    source = CalibrationSet.from_arrays(np.zeros((4, *stored), np.float32), [0, 1, 2, 0]).source
+    found = CalibrationSet(source, Card(Path(), layout=layout)).for_model([spec("input", *wanted)])
+    assert found.image_axes == {"input": axis}
+    found.check_images(["flip"])
+
+
+def test_samples_that_are_no_images_are_not_left_unchanged_in_silence() -> None:
+    assert samples([0, 1, 2]).image_axes == {}
+    samples([0, 1, 2]).check_images([])
+    with pytest.raises(CalibrationError, match=r"--augment flip is for images, samples are 'input' \(2,\); leave it"):
+        samples([0, 1, 2]).check_images(["flip"])
