@@ -35,6 +35,7 @@ from onnx_cbq.console import (
     Seed,
     SkipUnreadable,
     SourcePath,
+    Views,
     WidthMinutes,
     WidthSteps,
     check_outputs,
@@ -49,7 +50,7 @@ from onnx_cbq.refining import State
 _WITHOUT_DATA = {"model", "output", "bits", "data_free", "scheme", "per_tensor", "storage", "json", "quiet"}
 _ONLY_WITHOUT_DATA = {"scheme", "per_tensor"}
 _ONLY_DIFFERENTIABLE = {"granularity", "width_steps", "width_minutes"}
-_ONLY_REFINING = {"refine_minutes", "refine_steps", "alpha", "augment", "resume"}
+_ONLY_REFINING = {"refine_minutes", "refine_steps", "alpha", "augment", "views", "resume"}
 
 
 def quantize(
@@ -182,6 +183,7 @@ def quantize(
         float, typer.Option(metavar="0..1", help="--refine: share of the labels in what is learned; 0 needs none.")
     ] = 0.0,
     augment: Augment = None,
+    views: Views = 1,
     resume: Annotated[
         bool, typer.Option("--resume", help="--refine: go on where a killed run ended.", show_default="no")
     ] = False,
@@ -233,7 +235,7 @@ def quantize(
         samples=samples or None,
         seed=seed,
         logits=logits,
-        refine=RefineConfig(refine_steps, refine_minutes, alpha=alpha, augment=tuple(augment or ()))
+        refine=RefineConfig(refine_steps, refine_minutes, alpha=alpha, augment=tuple(augment or ()), views=views)
         if refine
         else None,
     )

@@ -21,6 +21,7 @@ from onnx_cbq.console import (
     Seed,
     SkipUnreadable,
     SourcePath,
+    Views,
     check_outputs,
     progress_bars,
 )
@@ -57,6 +58,7 @@ def step(
         float, typer.Option(metavar="0..1", help="Share of the labels in what is learned; 0 needs none.")
     ] = _DEFAULT.alpha,
     augment: Augment = None,
+    views: Views = 1,
     bits: Annotated[
         int | None,
         typer.Option(
@@ -78,6 +80,7 @@ def step(
         beta=beta,
         alpha=alpha,
         augment=tuple(augment or ()),
+        views=views,
         bits=bits,
         seed=seed,
         logits=logits,

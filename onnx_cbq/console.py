@@ -60,6 +60,13 @@ Augment = Annotated[
         show_default="none",
     ),
 ]
+Views = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        help="Learn the float model's answers averaged over N views: mirrored with --augment flip, moved with shift.",
+    ),
+]
 Granularity = Annotated[
     str,
     typer.Option(metavar="|".join(GRANULARITIES), help="--method differentiable: what has a width of its own."),

@@ -72,6 +72,8 @@ def quantize(
         check_training(state)
     with clock.stage("load"):
         work = prepare(model, data, config.logits)
+    if config.refine is not None:
+        work.samples.check_images(config.refine.augment)
     if config.equalize and config.activation_bits:
         with clock.stage("equalize"):
             work = equalize(work, config, progress)

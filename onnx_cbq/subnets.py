@@ -102,6 +102,7 @@ def make_steps(
     config, clock = config or StepConfig(), Clock()
     with clock.stage("load"):
         work = prepare(model, data, config.logits)
+        work.samples.check_images(config.augment)
         narrow = find_units(work.model, work.shapes, work.logits)
         limits = tuple(share * narrow.macs for share in config.macs)
         units = _widened(work, narrow, needed_width(config.macs) if config.width is None else config.width)

@@ -98,6 +98,7 @@ OPTIONS: dict[tuple[str, ...], dict[str, Any]] = {
     ("--refine", "--refine-minutes", "2", "--alpha", "0.5", "--augment", "flip", "--augment", "shift"): {
         "refine": RefineConfig(minutes=2.0, alpha=0.5, augment=("flip", "shift"))
     },
+    ("--refine", "--augment", "shift", "--views", "5"): {"refine": RefineConfig(augment=("shift",), views=5)},
     ("--samples", "0", "--seed", "7", "--logits", "y"): {"samples": None, "seed": 7, "logits": "y"},
 }
 

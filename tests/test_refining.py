@@ -83,7 +83,15 @@ def test_there_must_be_a_state_to_go_on_from(command: Command, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "option", [("--refine-minutes", 1), ("--refine-steps", 9), ("--alpha", 0.5), ("--augment", "flip"), ("--resume",)]
+    "option",
+    [
+        ("--refine-minutes", 1),
+        ("--refine-steps", 9),
+        ("--alpha", 0.5),
+        ("--augment", "flip"),
+        ("--views", 2),
+        ("--resume",),
+    ],
 )
 def test_an_option_of_the_training_needs_the_training(command: Command, option: tuple[object, ...]) -> None:
     done = command("quantize", DIGITS_MODEL, "--data", DIGITS_CARD, *option)
@@ -92,7 +100,7 @@ def test_an_option_of_the_training_needs_the_training(command: Command, option: 
 
 
 def test_settings_out_of_range_are_named(command: Command) -> None:
-    for option, value in (("--refine-minutes", 0), ("--alpha", 1.5), ("--augment", "rotate")):
+    for option, value in (("--refine-minutes", 0), ("--alpha", 1.5), ("--augment", "rotate"), ("--views", 2)):
         done = command("quantize", DIGITS_MODEL, "--data", DIGITS_CARD, "--refine", option, value)
         assert done.code == 1
         assert option in done.err

@@ -166,6 +166,7 @@ def test_the_command_writes_and_shows_the_steps(command: Command, tmp_path: Path
         (("--minutes", 0), 1, "--minutes"),
         (("--quantize", 9), 1, "--quantize: expected 2 to 8, got 9"),
         (("--augment", "rotate"), 1, "--augment"),
+        (("--views", 2), 1, "--views: expected 1 without --augment flip or shift, got 2"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(

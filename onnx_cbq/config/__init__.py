@@ -12,6 +12,7 @@ from onnx_cbq.config.checks import (
     ROUNDINGS,
     SCOPES,
     STORAGES,
+    most_views,
 )
 from onnx_cbq.config.planning import CbqConfig, RateDistortionConfig, RoundingConfig, ScoringConfig
 from onnx_cbq.config.quantize import DataFreeConfig, QuantizeConfig
@@ -38,4 +39,5 @@ __all__ = [
     "RoundingConfig",
     "ScoringConfig",
     "StepConfig",
+    "most_views",
 ]

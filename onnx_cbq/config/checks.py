@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from onnx_cbq.errors import ConfigError
 
 METHODS = ("rate-distortion", "cbq", "differentiable", "uniform")
@@ -15,6 +17,8 @@ CODERS = ("ans", "huffman")
 CODEBOOKS = ("uniform", "kmeans", "hessian-kmeans", "ecsq")
 SCOPES = ("layer", "net")
 AUGMENTATIONS = ("flip", "shift", "mix", "cut")
+# How many views of an image these allow: mirrored or not, and moved along a diagonal or not.
+_VIEWS = {"flip": 2, "shift": 5}
 MOST_BITS = 8
 
 
@@ -26,6 +30,24 @@ def check(holds: bool, name: str, expected: str, value: object) -> None:  # noqa
     """
     if not holds:
         raise ConfigError(f"{name}: expected {expected}, got {value}")
+
+
+def most_views(augment: tuple[str, ...]) -> int:
+    """How many views of an image a net can be asked for, if these changes leave what it shows."""
+    return math.prod(_VIEWS.get(name, 1) for name in set(augment))
+
+
+def check_augmentation(augment: tuple[str, ...], views: int) -> None:
+    """Refuse unknown changes of images, and more views than they allow.
+
+    Raises:
+        ConfigError: with what was expected and what it is.
+    """
+    for name in augment:
+        check(name in AUGMENTATIONS, "--augment", either(AUGMENTATIONS), name)
+    most, given = most_views(augment), " and ".join(f"--augment {name}" for name in augment if name in _VIEWS)
+    expected = f"1 to {most} with {given}" if given else "1 without --augment flip or shift"
+    check(1 <= views <= most, "--views", expected, views)
 
 
 def either(names: tuple[str, ...]) -> str:

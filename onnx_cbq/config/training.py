@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from onnx_cbq.config.checks import AUGMENTATIONS, GRANULARITIES, MOST_BITS, check, either
+from onnx_cbq.config.checks import GRANULARITIES, MOST_BITS, check, check_augmentation, either
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,7 @@ class DifferentiableConfig:
         for name in ("rate", "falling"):
             check(0 < getattr(self, name) < 1, name, "a number between 0 and 1", getattr(self, name))
         check(0 <= self.alpha <= 1, "alpha", "a number from 0 to 1", self.alpha)
-        for name in self.augment:
-            check(name in AUGMENTATIONS, "augment", either(AUGMENTATIONS), name)
+        check_augmentation(self.augment, 1)
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,7 @@ class RefineConfig:
             model (`training.records.Schedule`).
         alpha: share of the cross-entropy with the labels in the loss; the rest is the divergence from the float model.
         augment: "flip", "shift", "mix" and "cut", for images.
+        views: of an image whose answers by the float model are averaged: mirrored with "flip", moved with "shift".
         held_back: share of each class that no update sees, by which the best state is chosen.
         check_every: steps between two looks at the samples held back.
         bfloat16: compute updates in bfloat16 where the processor has it.
@@ -74,6 +74,7 @@ class RefineConfig:
     rate: float = 5e-4
     alpha: float = 0.0
     augment: tuple[str, ...] = ()
+    views: int = 1
     held_back: float = 0.1
     check_every: int = 100
     bfloat16: bool = True
@@ -85,8 +86,7 @@ class RefineConfig:
         for name in ("weight_rate", "rate"):
             check(0 <= getattr(self, name) < 1, name, "a number from 0 to 1", getattr(self, name))
         check(0 <= self.alpha <= 1, "--alpha", "a number from 0 to 1", self.alpha)
-        for name in self.augment:
-            check(name in AUGMENTATIONS, "--augment", either(AUGMENTATIONS), name)
+        check_augmentation(self.augment, self.views)
         check(0 < self.held_back < 1, "held_back", "a number between 0 and 1", self.held_back)
 
 
@@ -104,6 +104,7 @@ class StepConfig:
         beta: what a subnet changes in the weights of one j subnets smaller counts beta^j.
         alpha: share of the cross-entropy with the labels in the loss; the rest is the divergence from the model.
         augment: "flip", "shift", "mix" and "cut", for images.
+        views: of an image whose answers by the float model are averaged: mirrored with "flip", moved with "shift".
         held_back: share of each class that no update sees, by which the best state is chosen.
         check_every: steps between two looks at the samples held back.
         rounds: how often units are moved until every subnet is within its limit; `round_steps` are between two moves,
@@ -123,6 +124,7 @@ class StepConfig:
     beta: float = 0.9
     alpha: float = 0.0
     augment: tuple[str, ...] = ()
+    views: int = 1
     held_back: float = 0.1
     check_every: int = 100
     rounds: int = 20
@@ -143,8 +145,7 @@ class StepConfig:
         check(0 < self.rate < 1, "--rate", "a number between 0 and 1", self.rate)
         check(0 < self.beta <= 1, "--beta", "a number above 0, up to 1", self.beta)
         check(0 <= self.alpha <= 1, "--alpha", "a number from 0 to 1", self.alpha)
-        for name in self.augment:
-            check(name in AUGMENTATIONS, "--augment", either(AUGMENTATIONS), name)
+        check_augmentation(self.augment, self.views)
         check(0 < self.held_back < 1, "held_back", "a number between 0 and 1", self.held_back)
         possible = self.bits is None or 2 <= self.bits <= MOST_BITS
         check(possible, "--quantize", f"2 to {MOST_BITS}", self.bits)

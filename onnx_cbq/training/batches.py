@@ -1,28 +1,43 @@
-"""What a net learns from: the card's samples, perhaps mirrored or shifted."""
+"""What a net learns from: the card's samples, perhaps changed at random, and what the float net answers to them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from onnx_cbq.calibration.samples import Indices, Samples
-from onnx_cbq.model import Array
-
-# Images are shifted by at most this share of their height and width.
-_SHIFT = 1 / 8
+from onnx_cbq.training.images import View, augmented, views_of
 
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """Inputs by name, and labels [samples]."""
+    """Inputs by name, and labels [samples].
+
+    Attributes:
+        views: those that the float net answers.
+        axes: of the channels, for inputs that are images.
+    """
 
     feeds: Mapping[str, Tensor]
     labels: Tensor
+    views: tuple[View, ...] = (View(),)
+    axes: Mapping[str, int] = field(default_factory=dict)
+
+    def taught(self, teach: Callable[[Mapping[str, Tensor]], Tensor]) -> Tensor:
+        """The class scores that are learned, [samples, classes]: the mean of a net's over the views.
+
+        Cost: a pass forward for each of them.
+        """
+        return torch.stack([teach(self._seen(view)) for view in self.views]).mean(dim=0)
+
+    def _seen(self, view: View) -> dict[str, Tensor]:
+        return {
+            name: view(value, self.axes[name]) if name in self.axes else value for name, value in self.feeds.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -35,7 +50,9 @@ class Batches:
         size: of a batch.
         augment: "flip" (mirror every second image), "shift" (move images by up to an eighth), "mix" (blend every second
             image with another, which keeps the smaller part) and "cut" (paste a box of another, at most half as large,
-            into every second image; Yun et al., CutMix, ICCV 2019), for inputs [samples, channels, height, width].
+            into every second image; Yun et al., CutMix, ICCV 2019).
+        views: of an image that the float net answers: mirrored with "flip", moved by a little with "shift". What the
+            image shows is the same, and the mean of the answers is right more often than a single one.
         device: where the tensors go.
     """
 
@@ -43,6 +60,7 @@ class Batches:
     indices: Indices
     size: int
     augment: tuple[str, ...]
+    views: int
     device: torch.device
 
     def endless(self, seed: int, start: int = 0) -> Iterator[TrainingBatch]:
@@ -67,42 +85,14 @@ class Batches:
             yield self._batch(chosen, None)
 
     def _batch(self, chosen: Indices, random: np.random.Generator | None) -> TrainingBatch:
+        axes = self.samples.image_axes
         feeds = {name: torch.from_numpy(value) for name, value in self.samples.read(chosen).items()}
         if random is not None:
-            feeds = {name: self._augmented(value, random) for name, value in feeds.items()}
+            feeds |= {name: augmented(feeds[name], self.augment, axis, random) for name, axis in axes.items()}
         labels = torch.from_numpy(np.asarray(self.samples.labels[chosen], np.int64))
-        return TrainingBatch({name: value.to(self.device) for name, value in feeds.items()}, labels.to(self.device))
-
-    def _augmented(self, images: Tensor, random: np.random.Generator) -> Tensor:
-        if images.dim() != 4:
-            return images
-        if "flip" in self.augment:
-            mirrored = torch.from_numpy(random.random(len(images)) < 0.5)
-            images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-        if "shift" in self.augment:
-            height, width = images.shape[2:]
-            reach = round(height * _SHIFT), round(width * _SHIFT)
-            padded = functional.pad(images, (reach[1], reach[1], reach[0], reach[0]), mode="replicate")
-            top, left = (int(random.integers(0, 2 * r + 1)) for r in reach)
-            images = padded[:, :, top : top + height, left : left + width]
-        if "mix" in self.augment:
-            parts = np.where(random.random(len(images)) < 0.5, 0.0, random.uniform(0, 0.5, len(images)))
-            others = torch.from_numpy(random.permutation(len(images)))
-            part = torch.from_numpy(parts.astype(np.float32))[:, None, None, None]
-            images = (1 - part) * images + part * images[others]
-        if "cut" in self.augment:
-            boxes = torch.from_numpy(_boxes(images.shape[0], images.shape[2], images.shape[3], random))
-            others = torch.from_numpy(random.permutation(len(images)))
-            images = torch.where(boxes[:, None], images[others], images)
-        return images
-
-
-def _boxes(count: int, height: int, width: int, random: np.random.Generator) -> Array:
-    """A box of the image's shape in every second one, bool [count, height, width], of at most half its area."""
-    side = np.sqrt(np.where(random.random(count) < 0.5, 0.0, random.uniform(0, 0.5, count)))
-    inside = []
-    for size in (height, width):
-        extent = np.floor(side * size)
-        start = np.floor(random.random(count) * (size - extent + 1))[:, None]
-        inside.append((np.arange(size) >= start) & (np.arange(size) < start + extent[:, None]))
-    return np.asarray(inside[0][:, :, None] & inside[1][:, None, :])
+        return TrainingBatch(
+            {name: value.to(self.device) for name, value in feeds.items()},
+            labels.to(self.device),
+            views_of(self.augment, self.views),
+            axes,
+        )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from onnx_cbq.progress import Progress, silent
@@ -19,13 +19,13 @@ from onnx_cbq.training.batches import Batches, TrainingBatch
 from onnx_cbq.training.checkpoint import Checkpoint
 from onnx_cbq.training.coded import REFRESH, Charge
 from onnx_cbq.training.records import Course, Held, Schedule
-from onnx_cbq.training.student import Student, divergence
+from onnx_cbq.training.student import Pupil, Student, divergence
 
 # The first steps raise the learning rate from nothing.
 _WARM_UP = 20
 
-Net = TypeVar("Net", bound=nn.Module)
-_Read_contra = TypeVar("_Read_contra", bound=nn.Module, contravariant=True)
+Net = TypeVar("Net", bound=Pupil)
+_Read_contra = TypeVar("_Read_contra", bound=Pupil, contravariant=True)
 
 
 class Goal(Protocol[_Read_contra]):
@@ -39,8 +39,8 @@ class Goal(Protocol[_Read_contra]):
     def charge(self) -> Charge | None:
         """What bits cost, if weights may take any; states that take too many are not kept."""
 
-    def __call__(self, student: _Read_contra, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
-        """The mean loss, and the class scores [..., samples, classes]."""
+    def __call__(self, student: _Read_contra, batch: TrainingBatch, taught: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean loss beside what is taught [samples, classes], and the class scores [..., samples, classes]."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class Objective:
     groups: Grouping
     charge: Charge | None = None
 
-    def __call__(self, student: Student, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+    def __call__(self, student: Student, batch: TrainingBatch, taught: Tensor) -> tuple[Tensor, Tensor]:
         """The mean loss, and the scores of the student."""
         scores = student(batch.feeds)
-        return self.loss(student.teach(batch.feeds), scores, batch.labels), scores
+        return self.loss(taught, scores, batch.labels), scores
 
     def loss(self, taught: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
         """The mean loss of scores [samples, classes] beside those of the float net."""
@@ -86,10 +86,11 @@ def train(
         checkpoint: where the state is kept, and taken up from if it is there.
         progress: told of every step.
 
-    Cost per step: a pass forward of the float net, one forward and one backward of the quantized net.
+    Cost per step: a pass forward of the float net for every view, one forward and one backward of the quantized net.
     """
     learned, held = batches
-    start = evaluate(student, held, objective)
+    answers = _expected(student, held)
+    start = evaluate(student, held, answers, objective)
     rates = [group["lr"] * schedule.rise(start.loss) for group in optimizer.param_groups]
     if objective.charge is not None:
         objective.charge.start(start.loss)
@@ -111,12 +112,12 @@ def train(
             told = f"{schedule.title}, loss {shown:.4f}, held back {course.best.top1:.2f} %"
             progress(told, course.steps, schedule.steps)
             if course.steps % schedule.check_every == 0:
-                best = _keep_better(student, held, objective, course, best)
+                best = _keep_better(student, evaluate(student, held, answers, objective), objective, course, best)
                 if checkpoint is not None:
                     checkpoint.save(student, optimizer, course, best)
     except KeyboardInterrupt:
         course.stopped = "Ctrl-C"
-    best = _keep_better(student, held, objective, course, best)
+    best = _keep_better(student, evaluate(student, held, answers, objective), objective, course, best)
     student.load_state_dict(best)
     return course
 
@@ -124,7 +125,7 @@ def train(
 def step(student: Net, optimizer: torch.optim.Optimizer, objective: Goal[Net], batch: TrainingBatch) -> float:
     """One update; returns the loss before it, without what bits cost."""
     student.train()
-    loss, _ = objective(student, batch)
+    loss, _ = objective(student, batch, batch.taught(student.teach))
     charged = loss if objective.charge is None else loss + objective.charge()
     optimizer.zero_grad()
     charged.backward()
@@ -132,13 +133,19 @@ def step(student: Net, optimizer: torch.optim.Optimizer, objective: Goal[Net], b
     return float(loss.detach())
 
 
+def _expected(student: Pupil, batches: Batches) -> list[Tensor]:
+    """What is to be answered to batches in order, in float32: it stays the same however far training is."""
+    student.eval()
+    return [batch.taught(student.teach) for batch in batches.in_order()]
+
+
 @torch.no_grad()
-def evaluate(student: Net, batches: Batches, objective: Goal[Net]) -> Held:
+def evaluate(student: Net, batches: Batches, answers: Sequence[Tensor], objective: Goal[Net]) -> Held:
     """The net as it will be written, in float32, on samples that it does not learn from; several scores count alike."""
     student.eval()
     loss = hits = weight = 0.0
-    for batch in batches.in_order():
-        mean, scores = objective(student, batch)
+    for batch, answer in zip(batches.in_order(), answers, strict=True):
+        mean, scores = objective(student, batch, answer)
         weights = objective.class_weights[batch.labels]
         loss += float(mean * weights.sum())
         right = (scores.argmax(dim=-1) == batch.labels).float().reshape(-1, len(weights))
@@ -171,13 +178,12 @@ def _share(course: Course, schedule: Schedule, begun: float) -> float:
 
 def _keep_better(
     student: Net,
-    held: Batches,
+    found: Held,
     objective: Goal[Net],
     course: Course,
     best: dict[str, Tensor],
 ) -> dict[str, Tensor]:
     """The better of the state now and the best so far, if it spends no more bits than it may; tells the course."""
-    found = evaluate(student, held, objective)
     course.losses.append(found.loss)
     if found.loss >= course.best.loss or not (objective.charge is None or objective.charge.is_met()):
         return best

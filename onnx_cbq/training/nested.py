@@ -29,7 +29,7 @@ from onnx_cbq.stepping.masks import Nested, head_mask, owner, split_model, weigh
 from onnx_cbq.stepping.units import Units
 from onnx_cbq.torch_graph import TorchGraph, choose_device
 from onnx_cbq.training.batches import TrainingBatch
-from onnx_cbq.training.student import divergence
+from onnx_cbq.training.student import Pupil, divergence
 
 _EPSILON = 1e-5
 _MOMENTUM = 0.1
@@ -71,7 +71,7 @@ class Normalization(nn.Module):
         return folded[0].astype(np.float32), folded[1].astype(np.float32)
 
 
-class NestedNet(nn.Module):
+class NestedNet(Pupil):
     """The subnets of a net, which start as the whole of it.
 
     Args:
@@ -193,10 +193,10 @@ class NestedObjective:
     groups: Grouping
     charge: None = None
 
-    def __call__(self, student: NestedNet, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+    def __call__(self, student: NestedNet, batch: TrainingBatch, taught: Tensor) -> tuple[Tensor, Tensor]:
         """The loss, and the scores of all subnets."""
         scores = student(batch.feeds)
-        losses = self.losses(student.teach(batch.feeds), scores, batch.labels).mean(dim=1)
+        losses = self.losses(taught, scores, batch.labels).mean(dim=1)
         if not student.training:
             return losses.mean(), scores
         counts = torch.tensor([self.beta**k for k in range(1, len(losses) + 1)], device=losses.device)

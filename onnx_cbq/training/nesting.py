@@ -65,7 +65,8 @@ def run_nesting(task: NestingTask, config: StepConfig, progress: Progress = sile
     torch.manual_seed(config.seed)
     fast = config.bfloat16 and has_bfloat16(device)
     learned, held = (
-        Batches(task.samples, indices, config.batch, config.augment, device) for indices in (task.learned, task.held)
+        Batches(task.samples, indices, config.batch, config.augment, config.views, device)
+        for indices in (task.learned, task.held)
     )
     first = next(learned.endless(config.seed)).feeds
     net = NestedNet(task.units, len(config.macs), config.beta, first, bfloat16=fast)
@@ -99,7 +100,7 @@ def _move_all(
     each = min(config.round_steps, int(_MOVING * config.steps / config.rounds))
     found: Array = np.zeros((len(config.macs), units.count))
     # Labels are those of images as they are.
-    seen, learning = replace(learned, augment=()).endless(config.seed + 2), learned.endless(config.seed + 3)
+    seen, learning = replace(learned, augment=(), views=1).endless(config.seed + 2), learned.endless(config.seed + 3)
     try:
         for number in range(1, config.rounds + 1):
             found = importance(net, units, list(islice(seen, _LOOKS)), config.beta)

@@ -33,7 +33,8 @@ def run_training(
     fast = config.bfloat16 and has_bfloat16(device)
     student = Student(work.model, work.layers, start, work.logits.tensor, bfloat16=fast)
     learned, held = (
-        Batches(work.samples, indices, config.batch, config.augment, device) for indices in (task.learned, task.held)
+        Batches(work.samples, indices, config.batch, config.augment, config.views, device)
+        for indices in (task.learned, task.held)
     )
     weights = torch.tensor(np.asarray(task.class_weights, np.float32), device=device)
     objective = Objective(config.alpha, weights, task.groups, student.charge)

@@ -20,7 +20,15 @@ from onnx_cbq.training.shared import SharedWeight, Values
 _FIXED_BITS = 8
 
 
-class Student(nn.Module):
+class Pupil(nn.Module):
+    """A net that learns from another."""
+
+    def teach(self, feeds: Mapping[str, Tensor]) -> Tensor:
+        """Class scores of the net that it learns from, [samples, classes]."""
+        raise NotImplementedError
+
+
+class Student(Pupil):
     """A quantized net in torch.
 
     Args:

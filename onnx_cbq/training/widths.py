@@ -24,6 +24,7 @@ from onnx_cbq.torch_graph import TorchGraph, choose_device, has_bfloat16
 from onnx_cbq.training.batches import Batches, TrainingBatch
 from onnx_cbq.training.loop import Objective
 from onnx_cbq.training.records import Levels
+from onnx_cbq.training.student import Pupil
 from onnx_cbq.workload import Workload
 
 
@@ -75,7 +76,7 @@ class BetweenWidths(nn.Module):
         return rows.reshape(channels, *shape).movedim(0, self._layer.weight_axis)
 
 
-class WidthNet(nn.Module):
+class WidthNet(Pupil):
     """The float graph with every layer between two widths, beside the float graph itself.
 
     Args:
@@ -145,7 +146,7 @@ class WidthLoss:
         device = choose_device()
         fast = config.bfloat16 and has_bfloat16(device)
         net = WidthNet(work.model, work.layers, levels, work.logits.tensor, bfloat16=fast)
-        batches = Batches(work.samples, learned, config.batch, config.augment, device)
+        batches = Batches(work.samples, learned, config.batch, config.augment, 1, device)
         weights = torch.tensor(np.asarray(counted[0], np.float32), device=device)
         return WidthLoss(net, batches.endless(seed), Objective(config.alpha, weights, counted[1]))
 
@@ -155,7 +156,7 @@ class WidthLoss:
         device = batch.labels.device
         at = {name: torch.tensor(part, dtype=torch.float32, device=device) for name, part in widths.items()}
         leaves = [tensor.requires_grad_() for tensor in at.values()]
-        loss = self._objective.loss(self._net.teach(batch.feeds), self._net(batch.feeds, at), batch.labels)
+        loss = self._objective.loss(batch.taught(self._net.teach), self._net(batch.feeds, at), batch.labels)
         gradients = torch.autograd.grad(loss, leaves)
         found = {name: g.cpu().numpy().astype(np.float64) for name, g in zip(at, gradients, strict=True)}
         return float(loss.detach()), found

@@ -106,7 +106,7 @@ def test_what_a_larger_subnet_changes_is_damped() -> None:
     batch = make_batch(units)
     objective = NestedObjective(0.3, BETA, torch.ones(CLASSES), Grouping.single("abcde"))
     net = make_net(units, nested).train()
-    objective(net, batch)[0].backward()
+    objective(net, batch, batch.taught(net.teach))[0].backward()
     total = sum(BETA**k for k in range(1, STEPS + 1))
     found = gradients(net)
     expected = {name: torch.zeros_like(gradient) for name, gradient in found.items()}

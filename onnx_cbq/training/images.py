@@ -1,0 +1,92 @@
+"""What is done to images before a net learns from them, and the views that the float net answers.
+
+Images are tensors of four axes, samples first; `axis` is that of their channels, 1 or 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onnx_cbq.config import most_views
+from onnx_cbq.model import Array
+
+# Images to learn from are shifted by at most this share of their height and width, views by this much.
+_SHIFT, _STEP = 1 / 8, 1 / 32
+# Along both diagonals, those nearest to the middle first.
+_MOVES = ((0, 0), (1, 1), (-1, -1), (1, -1), (-1, 1))
+
+
+@dataclass(frozen=True)
+class View:
+    """An image as it might have been taken as well: mirrored, and moved by so many thirty-seconds of its size."""
+
+    mirrored: bool = False
+    down: int = 0
+    right: int = 0
+
+    def __call__(self, images: Tensor, axis: int) -> Tensor:
+        """The images in this view."""
+        height, width = _spatial(axis)
+        if self.mirrored:
+            images = images.flip(width)
+        for along, steps in ((height, self.down), (width, self.right)):
+            if steps:
+                images = _moved(images, along, steps * max(round(images.shape[along] * _STEP), 1))
+        return images
+
+
+def views_of(augment: tuple[str, ...], count: int) -> tuple[View, ...]:
+    """The first views that "flip" and "shift" allow; the first one is the image as it is."""
+    assert count <= most_views(augment)
+    moves = _MOVES if "shift" in augment else _MOVES[:1]
+    mirrored = (False, True) if "flip" in augment else (False,)
+    return tuple(View(m, *move) for move, m in product(moves, mirrored))[:count]
+
+
+def augmented(images: Tensor, augment: tuple[str, ...], axis: int, random: np.random.Generator) -> Tensor:
+    """Images mirrored, shifted, blended and pieced together at random, as `augment` says, in this order."""
+    count, (height, width) = len(images), _spatial(axis)
+    if "flip" in augment:
+        mirrored = torch.from_numpy(random.random(count) < 0.5)
+        images = torch.where(mirrored[:, None, None, None], images.flip(width), images)
+    if "shift" in augment:
+        for along in (height, width):
+            reach = round(images.shape[along] * _SHIFT)
+            images = _moved(images, along, int(random.integers(0, 2 * reach + 1)) - reach)
+    if "mix" in augment:
+        parts = np.where(random.random(count) < 0.5, 0.0, random.uniform(0, 0.5, count))
+        others = torch.from_numpy(random.permutation(count))
+        part = torch.from_numpy(parts.astype(np.float32))[:, None, None, None]
+        images = (1 - part) * images + part * images[others]
+    if "cut" in augment:
+        boxes = torch.from_numpy(_boxes(count, images.shape[height], images.shape[width], random))
+        others = torch.from_numpy(random.permutation(count))
+        images = torch.where(boxes.unsqueeze(axis), images[others], images)
+    return images
+
+
+def _spatial(axis: int) -> tuple[int, int]:
+    """The axes of height and width."""
+    return (2, 3) if axis == 1 else (1, 2)
+
+
+def _moved(images: Tensor, along: int, by: int) -> Tensor:
+    """Images moved along an axis against its direction; what comes in repeats the edge."""
+    size = images.shape[along]
+    return images.index_select(along, (torch.arange(size, device=images.device) + by).clamp(0, size - 1))
+
+
+def _boxes(count: int, height: int, width: int, random: np.random.Generator) -> Array:
+    """A box of the image's shape in every second one, bool [count, height, width], of at most half its area."""
+    side = np.sqrt(np.where(random.random(count) < 0.5, 0.0, random.uniform(0, 0.5, count)))
+    inside = []
+    for size in (height, width):
+        extent = np.floor(side * size)
+        start = np.floor(random.random(count) * (size - extent + 1))[:, None]
+        inside.append((np.arange(size) >= start) & (np.arange(size) < start + extent[:, None]))
+    return np.asarray(inside[0][:, :, None] & inside[1][:, None, :])
