@@ -46,7 +46,9 @@ def main() -> int:
     given = parser.parse_args()
     model = data_file(MODEL)
     data = CalibrationSet.from_card(CARDS / "cifar10.toml", data_file("cifar10_calibration.npz"))
-    config = StepConfig(macs=MACS, minutes=given.minutes, augment=("flip", "shift", "mix"), bits=given.quantize)
+    config = StepConfig(
+        macs=MACS, minutes=given.minutes, augment=("flip", "shift", "mix"), views=2, bits=given.quantize
+    )
     with tempfile.TemporaryDirectory() as folder:
         made = make_steps(model, data, config)
         made.save(Path(folder) / "steps")

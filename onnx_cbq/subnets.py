@@ -17,7 +17,7 @@ from onnx_cbq.data_free import quantize_data_free
 from onnx_cbq.emit.files import write_folder
 from onnx_cbq.errors import ModelError, VerificationError
 from onnx_cbq.graph.normalise import TOLERANCE, relative_error
-from onnx_cbq.model import Array
+from onnx_cbq.model import Array, Model
 from onnx_cbq.progress import Clock, Progress, silent
 from onnx_cbq.result import to_json_text
 from onnx_cbq.runtime import Session, median_latency, versions
@@ -110,7 +110,7 @@ def make_steps(
         move_units(units, np.ones(units.count, np.int64), np.ones((len(limits), units.count)), limits)
     learned, held = draw(work.samples, work.class_names, None, config.seed).split(config.held_back)
     with clock.stage("train"):
-        nested, course = _train(work, units, limits, (learned, held), config, progress)
+        nested, course = _train(work, units, narrow.model, limits, (learned, held), config, progress)
     with clock.stage("emit"):
         steps = emit_steps(units, nested)
         _check(work, units, nested, steps)
@@ -148,6 +148,7 @@ def _widened(work: Workload, units: Units, width: float) -> Units:
 def _train(
     work: Workload,
     units: Units,
+    original: Model,
     limits: Sequence[float],
     parts: tuple[Draw, Draw],
     config: StepConfig,
@@ -157,7 +158,8 @@ def _train(
     from onnx_cbq.training.nesting import NestingTask, run_nesting  # noqa: PLC0415
 
     learned, held = (part.indices for part in parts)
-    return run_nesting(NestingTask(units, limits, work.samples, learned, held, work.class_names), config, progress)
+    task = NestingTask(units, original, limits, work.samples, learned, held, work.class_names)
+    return run_nesting(task, config, progress)
 
 
 def _check(work: Workload, units: Units, nested: Nested, steps: Sequence[StepModel]) -> None:

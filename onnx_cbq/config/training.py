@@ -61,7 +61,8 @@ class RefineConfig:
             model (`training.records.Schedule`).
         alpha: share of the cross-entropy with the labels in the loss; the rest is the divergence from the float model.
         augment: "flip", "shift", "mix" and "cut", for images.
-        views: of an image whose answers by the float model are averaged: mirrored with "flip", moved with "shift".
+        views: of an image, drawn anew for each update, in which the float model answers; the mean of the answers is
+            learned. Mirrored with "flip", moved with "shift".
         held_back: share of each class that no update sees, by which the best state is chosen.
         check_every: steps between two looks at the samples held back.
         bfloat16: compute updates in bfloat16 where the processor has it.
@@ -104,7 +105,8 @@ class StepConfig:
         beta: what a subnet changes in the weights of one j subnets smaller counts beta^j.
         alpha: share of the cross-entropy with the labels in the loss; the rest is the divergence from the model.
         augment: "flip", "shift", "mix" and "cut", for images.
-        views: of an image whose answers by the float model are averaged: mirrored with "flip", moved with "shift".
+        views: of an image, drawn anew for each update, in which the float model answers; the mean of the answers is
+            learned. Mirrored with "flip", moved with "shift".
         held_back: share of each class that no update sees, by which the best state is chosen.
         check_every: steps between two looks at the samples held back.
         rounds: how often units are moved until every subnet is within its limit; `round_steps` are between two moves,

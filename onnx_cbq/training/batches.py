@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from onnx_cbq.calibration.samples import Indices, Samples
-from onnx_cbq.training.images import View, augmented, views_of
+from onnx_cbq.training.images import View, augmented, draw_views, views_of
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,9 @@ class Batches:
         augment: "flip" (mirror every second image), "shift" (move images by up to an eighth), "mix" (blend every second
             image with another, which keeps the smaller part) and "cut" (paste a box of another, at most half as large,
             into every second image; Yun et al., CutMix, ICCV 2019).
-        views: of an image that the float net answers: mirrored with "flip", moved by a little with "shift". What the
-            image shows is the same, and the mean of the answers is right more often than a single one.
+        views: of an image that the float net answers in a batch, drawn anew for each: mirrored with "flip", moved by a
+            little with "shift". What the image shows is the same, and the mean of the answers is right more often than
+            a single one. With more than one, batches in order have all of them.
         device: where the tensors go.
     """
 
@@ -72,27 +73,32 @@ class Batches:
             epoch, position = divmod(step, per_epoch)
             order = np.random.default_rng((seed, epoch)).permutation(self.indices)
             chosen = np.resize(order[position * size : (position + 1) * size], size)
-            yield self._batch(chosen, np.random.default_rng((seed, epoch, position)))
+            random = np.random.default_rng((seed, epoch, position))
+            yield self._batch(chosen, random, draw_views(self.augment, self.views, random))
             step += 1
 
     def in_order(self) -> Iterator[TrainingBatch]:
-        """Every sample once, as it is; with a fixed batch the last one is filled up and counts double."""
+        """Every sample once, changed in the same way each time; a fixed batch is filled up with some that count double.
+
+        A float net knows the images that it was trained on by heart, and what learns from it forgets them. On images as
+        they are that would look like a loss, where nothing is lost on others.
+        """
+        views = views_of(self.augment) if self.views > 1 else (View(),)
         size = self.samples.fixed_batch or self.size
         for start in range(0, len(self.indices), size):
             chosen = self.indices[start : start + size]
             if self.samples.fixed_batch:
                 chosen = np.resize(chosen, size)
-            yield self._batch(chosen, None)
+            yield self._batch(chosen, np.random.default_rng(start), views)
 
-    def _batch(self, chosen: Indices, random: np.random.Generator | None) -> TrainingBatch:
+    def _batch(self, chosen: Indices, random: np.random.Generator, views: tuple[View, ...]) -> TrainingBatch:
         axes = self.samples.image_axes
         feeds = {name: torch.from_numpy(value) for name, value in self.samples.read(chosen).items()}
-        if random is not None:
-            feeds |= {name: augmented(feeds[name], self.augment, axis, random) for name, axis in axes.items()}
+        feeds |= {name: augmented(feeds[name], self.augment, axis, random) for name, axis in axes.items()}
         labels = torch.from_numpy(np.asarray(self.samples.labels[chosen], np.int64))
         return TrainingBatch(
             {name: value.to(self.device) for name, value in feeds.items()},
             labels.to(self.device),
-            views_of(self.augment, self.views),
+            views,
             axes,
         )

@@ -6,13 +6,11 @@ Images are tensors of four axes, samples first; `axis` is that of their channels
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from onnx_cbq.config import most_views
 from onnx_cbq.model import Array
 
 # Images to learn from are shifted by at most this share of their height and width, views by this much.
@@ -23,11 +21,11 @@ _MOVES = ((0, 0), (1, 1), (-1, -1), (1, -1), (-1, 1))
 
 @dataclass(frozen=True)
 class View:
-    """An image as it might have been taken as well: mirrored, and moved by so many thirty-seconds of its size."""
+    """An image as it might have been taken as well: moved by so many thirty-seconds of its size, perhaps mirrored."""
 
-    mirrored: bool = False
     down: int = 0
     right: int = 0
+    mirrored: bool = False
 
     def __call__(self, images: Tensor, axis: int) -> Tensor:
         """The images in this view."""
@@ -40,12 +38,22 @@ class View:
         return images
 
 
-def views_of(augment: tuple[str, ...], count: int) -> tuple[View, ...]:
-    """The first views that "flip" and "shift" allow; the first one is the image as it is."""
-    assert count <= most_views(augment)
+def views_of(augment: tuple[str, ...]) -> tuple[View, ...]:
+    """All views that "flip" and "shift" allow; the first one is the image as it is."""
     moves = _MOVES if "shift" in augment else _MOVES[:1]
-    mirrored = (False, True) if "flip" in augment else (False,)
-    return tuple(View(m, *move) for move, m in product(moves, mirrored))[:count]
+    sides = (False, True) if "flip" in augment else (False,)
+    return tuple(View(*move, mirrored=side) for side in sides for move in moves)
+
+
+def draw_views(augment: tuple[str, ...], count: int, random: np.random.Generator) -> tuple[View, ...]:
+    """Some of them, as many mirrored as not; a single one is the image as it is."""
+    views = views_of(augment)
+    if count == 1:
+        return views[:1]
+    shuffled = [views[i] for i in random.permutation(len(views))]
+    sides = [[view for view in shuffled if view.mirrored is side] for side in (False, True)]
+    taken = (count + 1) // 2 if sides[1] else count
+    return (*sides[0][:taken], *sides[1][: count - taken])
 
 
 def augmented(images: Tensor, augment: tuple[str, ...], axis: int, random: np.random.Generator) -> Tensor:

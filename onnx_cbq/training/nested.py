@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from onnx_cbq.graph.remove.links import Product
 from onnx_cbq.graph.shapes import fixed_batch
-from onnx_cbq.model import Array
+from onnx_cbq.model import Array, Model
 from onnx_cbq.records import Grouping
 from onnx_cbq.stepping.masks import Nested, head_mask, owner, split_model, weight_mask
 from onnx_cbq.stepping.units import Units
@@ -76,18 +76,31 @@ class NestedNet(Pupil):
 
     Args:
         units: of the net.
+        original: the model that it learns from; of the same inputs and class scores, and no wider.
         steps: how many subnets there are.
         beta: how updates of larger subnets are damped.
         feeds: samples that the first statistics are taken from.
         bfloat16: compute in bfloat16 while training.
     """
 
-    def __init__(self, units: Units, steps: int, beta: float, feeds: Mapping[str, Tensor], *, bfloat16: bool) -> None:
+    def __init__(
+        self,
+        units: Units,
+        original: Model,
+        steps: int,
+        beta: float,
+        feeds: Mapping[str, Tensor],
+        *,
+        bfloat16: bool,
+    ) -> None:
         super().__init__()
         self._units, self._steps, self._beta = units, steps, beta
         self.device = choose_device()
-        self._exact = self._graphs(bfloat16=False)
-        self._fast = self._graphs(bfloat16=True) if bfloat16 else self._exact
+        self._exact = self._graphs(*split_model(units), bfloat16=False)
+        self._fast = self._graphs(*split_model(units), bfloat16=True) if bfloat16 else self._exact
+        self._taught = {
+            training: self._graphs(original, bfloat16=bfloat16 and training)[0] for training in (False, True)
+        }
         self._weights = {product.layer.weight: product for product in (*units.hidden, units.head)}
         uses = [use for product in units.hidden for use in product.layer.uses]
         self._outputs = {use.bias: use.output for use in uses if use.bias is not None}
@@ -142,9 +155,8 @@ class NestedNet(Pupil):
     @torch.no_grad()
     def teach(self, feeds: Mapping[str, Tensor]) -> Tensor:
         """Class scores of the original net [samples, classes]."""
-        body, head = self._fast if self.training else self._exact
-        features = body(feeds, [self._units.features])[self._units.features]
-        return _flat(head(features)[self._units.logits.tensor])
+        scores = self._units.logits.tensor
+        return _flat(self._taught[self.training](feeds, [scores])[scores])
 
     def nested(self) -> Nested:
         """The subnets as they are now."""
@@ -165,12 +177,10 @@ class NestedNet(Pupil):
         rows = {name: value.movedim(1, 0).flatten(1) for name, value in found.items()}
         return {name: Normalization(value.mean(dim=1), value.var(dim=1)) for name, value in rows.items()}
 
-    def _graphs(self, *, bfloat16: bool) -> tuple[TorchGraph, TorchGraph]:
-        body, head = (
-            TorchGraph(part, trained=(), device=self.device, channels_last=True, bfloat16=bfloat16)
-            for part in split_model(self._units)
-        )
-        return body, head
+    def _graphs(self, *models: Model, bfloat16: bool) -> list[TorchGraph]:
+        return [
+            TorchGraph(model, trained=(), device=self.device, channels_last=True, bfloat16=bfloat16) for model in models
+        ]
 
     def _scores(self, head: TorchGraph, features: Tensor, weight: Tensor, subnet: int) -> Tensor:
         replaced = {self._units.head.layer.weight: weight}

@@ -12,7 +12,7 @@ import torch
 
 from onnx_cbq.calibration.samples import Indices, Samples
 from onnx_cbq.config import StepConfig
-from onnx_cbq.model import Array
+from onnx_cbq.model import Array, Model
 from onnx_cbq.progress import Progress, silent
 from onnx_cbq.records import Grouping
 from onnx_cbq.stepping.assignment import move_units
@@ -38,12 +38,14 @@ class NestingTask:
 
     Attributes:
         units: of the net.
+        original: the model that they learn from, which computes the same as the net, perhaps with fewer channels.
         limits: multiplications that each subnet may have, rising.
         samples: `learned` are those to learn from, `held` those that decide what is kept.
         class_names: in the order of the labels.
     """
 
     units: Units
+    original: Model
     limits: Sequence[float]
     samples: Samples
     learned: Indices
@@ -69,7 +71,7 @@ def run_nesting(task: NestingTask, config: StepConfig, progress: Progress = sile
         for indices in (task.learned, task.held)
     )
     first = next(learned.endless(config.seed)).feeds
-    net = NestedNet(task.units, len(config.macs), config.beta, first, bfloat16=fast)
+    net = NestedNet(task.units, task.original, len(config.macs), config.beta, first, bfloat16=fast)
     even = torch.ones(len(task.class_names), device=device)
     objective = NestedObjective(config.alpha, config.beta, even, Grouping.single(task.class_names))
     steps, stopped = _move_all(net, task, learned, objective, config, begun, progress)

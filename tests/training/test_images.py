@@ -10,7 +10,7 @@ import torch
 
 from onnx_cbq.config import AUGMENTATIONS, most_views
 from onnx_cbq.model import Array
-from onnx_cbq.training.images import View, augmented, views_of
+from onnx_cbq.training.images import View, augmented, draw_views, views_of
 
 IMAGES = np.random.default_rng(0).normal(size=(10, 2, 16, 8)).astype(np.float32)
 
@@ -92,14 +92,24 @@ def test_a_view_is_mirrored_and_moved_by_a_thirty_second(*, mirrored: bool, down
     padded = np.pad(images[..., ::-1] if mirrored else images, ((0, 0), (0, 0), (2, 2), (1, 1)), mode="edge")
     expected = padded[:, :, 2 + 2 * down : 66 + 2 * down, 1 + right : 9 + right]
     given = torch.from_numpy(images).movedim(1, axis)
-    np.testing.assert_array_equal(View(mirrored, down, right)(given, axis).movedim(axis, 1).numpy(), expected)
+    np.testing.assert_array_equal(View(down, right, mirrored=mirrored)(given, axis).movedim(axis, 1).numpy(), expected)
 
 
 @pytest.mark.parametrize("augment", [(), ("mix",), ("flip",), ("shift", "cut"), ("flip", "shift", "mix")])
 def test_views_differ_and_begin_with_the_image_as_it_is(augment: tuple[str, ...]) -> None:
-    found = views_of(augment, most_views(augment))
+    found = views_of(augment)
     assert found[0] == View()
     assert len(set(found)) == len(found) == most_views(augment)
     assert any(view.mirrored for view in found) == ("flip" in augment)
     assert any(view.down for view in found) == ("shift" in augment)
-    assert views_of(augment, 1) == (View(),)
+
+
+@pytest.mark.parametrize("augment", [(), ("flip",), ("shift",), ("flip", "shift")])
+def test_drawn_views_differ_and_are_as_often_mirrored_as_not(augment: tuple[str, ...]) -> None:
+    random = np.random.default_rng(4)
+    for count in range(1, most_views(augment) + 1):
+        found = draw_views(augment, count, random)
+        assert len(set(found)) == len(found) == count
+        assert set(found) <= set(views_of(augment))
+        if "flip" in augment:
+            assert sum(view.mirrored for view in found) == count // 2

@@ -43,7 +43,7 @@ def make_batch(units: Units, count: int = 8) -> TrainingBatch:
 
 
 def make_net(units: Units, nested: Nested) -> NestedNet:
-    net = NestedNet(units, nested.steps, BETA, make_batch(units, 40).feeds, bfloat16=False)
+    net = NestedNet(units, units.model, nested.steps, BETA, make_batch(units, 40).feeds, bfloat16=False)
     net.assign(nested.assignment)
     assert net.biases is not None
     with torch.no_grad():
@@ -93,7 +93,7 @@ def test_a_model_with_a_batch_of_one_is_trained_without_normalization() -> None:
     data = CalibrationSet.from_arrays(random.normal(0, 1, (20, 3, 8, 8)).astype(np.float32), np.arange(20) % CLASSES)
     samples = data.for_model(units.model.inputs)
     nested, course = run_nesting(
-        NestingTask(units, shares_of(units), samples, np.arange(15), np.arange(15, 20), "abcde"), QUICK
+        NestingTask(units, units.model, shares_of(units), samples, np.arange(15), np.arange(15, 20), "abcde"), QUICK
     )
     assert course.steps == 12
     assert all(np.isfinite(value).all() for value in nested.constants.values())
@@ -111,7 +111,7 @@ def test_what_a_larger_subnet_changes_is_damped() -> None:
     found = gradients(net)
     expected = {name: torch.zeros_like(gradient) for name, gradient in found.items()}
     for k in range(1, STEPS + 1):
-        plain = NestedNet(units, STEPS, 1.0, batch.feeds, bfloat16=False).train()
+        plain = NestedNet(units, units.model, STEPS, 1.0, batch.feeds, bfloat16=False).train()
         plain.load_state_dict(net.state_dict())
         plain.assign(nested.assignment)
         losses = objective.losses(plain.teach(batch.feeds), plain(batch.feeds), batch.labels).mean(dim=1)
@@ -165,7 +165,7 @@ def test_importance_is_what_a_multiplier_changes() -> None:
     nested = random_nested(units, STEPS, 3)
     net, batch = make_net(units, nested), make_batch(units, 3)
     net.double()
-    net._exact = net._exact[0].double(), net._exact[1].double()
+    net._exact = [part.double() for part in net._exact]
     batch = TrainingBatch({name: value.double() for name, value in batch.feeds.items()}, batch.labels)
     net._masks = {name: mask.double() for name, mask in net._masks.items()}
     found = importance(net, units, [batch], BETA)
@@ -209,7 +209,7 @@ def task() -> NestingTask:
     units, _ = units_of(padded_net())
     samples = CalibrationSet.from_arrays(x.astype(np.float32), labels).for_model(units.model.inputs)
     learned, held = draw(samples, "abcde", None, 0).split(0.2)
-    return NestingTask(units, shares_of(units), samples, learned.indices, held.indices, "abcde")
+    return NestingTask(units, units.model, shares_of(units), samples, learned.indices, held.indices, "abcde")
 
 
 def test_training_makes_subnets_better_within_their_limits(task: NestingTask) -> None:
