@@ -587,7 +587,8 @@ def test_signals_stop_a_real_process_without_leaving_anything(out: Path, number:
     temporary = out.parent / "temporary"
     arguments: list[str | Path] = [
         "-c",
-        "from onnx_cbq.cli import main; main()",
+        # A shell's background job, as the tests may be, hands down that Ctrl-C is ignored.
+        "from signal import *; signal(SIGINT, default_int_handler); from onnx_cbq.cli import main; main()",
         "quantize",
         DIGITS_MODEL,
         "--data",
