@@ -1,7 +1,8 @@
 """Straight-through training of a plan's weights, scales and biases: what `--refine` runs.
 
-`grids.py` are the quantizers, `student.py` the net that holds them, `batches.py` what it learns from, `loop.py` how it
-learns, `checkpoint.py` what a killed run goes on from, `run.py` one training from its task to its result.
+`grids.py` are the quantizers, `student.py` the net that holds them, `batches.py` what it learns from, `images.py` how
+images are changed and seen, `loop.py` how it learns, `checkpoint.py` what a killed run goes on from, `run.py` one
+training from its task to its result.
 """
 
 

@@ -98,9 +98,8 @@ class NestedNet(Pupil):
         self.device = choose_device()
         self._exact = self._graphs(*split_model(units), bfloat16=False)
         self._fast = self._graphs(*split_model(units), bfloat16=True) if bfloat16 else self._exact
-        self._taught = {
-            training: self._graphs(original, bfloat16=bfloat16 and training)[0] for training in (False, True)
-        }
+        (teacher,) = self._graphs(original, bfloat16=False)
+        self._teachers = teacher, *(self._graphs(original, bfloat16=True) if bfloat16 else [teacher])
         self._weights = {product.layer.weight: product for product in (*units.hidden, units.head)}
         uses = [use for product in units.hidden for use in product.layer.uses]
         self._outputs = {use.bias: use.output for use in uses if use.bias is not None}
@@ -156,7 +155,7 @@ class NestedNet(Pupil):
     def teach(self, feeds: Mapping[str, Tensor]) -> Tensor:
         """Class scores of the original net [samples, classes]."""
         scores = self._units.logits.tensor
-        return _flat(self._taught[self.training](feeds, [scores])[scores])
+        return _flat(self._teachers[self.training](feeds, [scores])[scores])
 
     def nested(self) -> Nested:
         """The subnets as they are now."""
