@@ -1,1 +1,5 @@
-"""From integer weights to an ONNX model."""
+"""From integer weights to an ONNX model.
+
+To add a storage format, write its nodes here beside `qdq.py` and `packed.py`, name it in `STORAGES`
+(`config/checks.py`), and choose it in `solving.emit_solution`; verification then runs it like any other.
+"""
