@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from common import CARDS, Requirements, data_file, print_table
 
-from onnx_cbq import CalibrationSet, QuantizeConfig, RefineConfig, evaluate, quantize
+from onnx_cbq import CalibrationSet, DifferentiableConfig, QuantizeConfig, RefineConfig, evaluate, quantize
 
 RESNET, VGG, LENET = "resnet20_cifar10.onnx", "vgg_small_cifar10.onnx", "lenet_mnist.onnx"
 FIVE = RefineConfig(minutes=5, steps=10_000, augment=("flip", "shift", "mix"), views=2)
@@ -67,7 +67,13 @@ ROWS = (
     Row(
         "differentiable, 2 bits, float activations",
         RESNET,
-        replace(FLOAT, bits=2, method="differentiable", refine=FIVE),
+        replace(
+            FLOAT,
+            bits=2,
+            method="differentiable",
+            differentiable=DifferentiableConfig(augment=FIVE.augment),
+            refine=FIVE,
+        ),
         0.5,
         than=replace(FLOAT, bits=2, method="uniform", refine=FIVE),
     ),

@@ -50,7 +50,8 @@ from onnx_cbq.refining import State
 _WITHOUT_DATA = {"model", "output", "bits", "data_free", "scheme", "per_tensor", "storage", "json", "quiet"}
 _ONLY_WITHOUT_DATA = {"scheme", "per_tensor"}
 _ONLY_DIFFERENTIABLE = {"granularity", "width_steps", "width_minutes"}
-_ONLY_REFINING = {"refine_minutes", "refine_steps", "alpha", "augment", "views", "resume"}
+_ONLY_REFINING = {"refine_minutes", "refine_steps", "alpha", "views", "resume"}
+_ONLY_LEARNING = {"augment"}
 
 
 def quantize(
@@ -212,10 +213,11 @@ def quantize(
         return
     if data is None:
         raise typer.BadParameter("give a calibration card with --data, or use --data-free")
+    changed = tuple(augment or ())
     config = QuantizeConfig(
         bits=bits,
         method=method,
-        differentiable=DifferentiableConfig(granularity, width_steps, width_minutes),
+        differentiable=DifferentiableConfig(granularity, width_steps, width_minutes, augment=changed),
         rounding=rounding,
         keep=tuple(named_number("--keep", entry, int) for entry in keep or ()),
         classes=None if classes is None else tuple(name.strip() for name in classes.split(",")),
@@ -235,7 +237,7 @@ def quantize(
         samples=samples or None,
         seed=seed,
         logits=logits,
-        refine=RefineConfig(refine_steps, refine_minutes, alpha=alpha, augment=tuple(augment or ()), views=views)
+        refine=RefineConfig(refine_steps, refine_minutes, alpha=alpha, augment=changed, views=views)
         if refine
         else None,
     )
@@ -271,9 +273,11 @@ def _refuse_ignored(context: typer.Context, *, data_free: bool, method: str, ref
         options = ", ".join(sorted(f"--{name.replace('_', '-')}" for name in ignored))
         reason = "--data-free uses no samples and leaves activations float" if data_free else "only for --data-free"
         raise typer.BadParameter(f"{reason}; leave out {options}")
+    differentiable = method == "differentiable"
     for wanted, missing, names in (
         ("--refine", not refine, _ONLY_REFINING),
-        ("--method differentiable", method != "differentiable", _ONLY_DIFFERENTIABLE),
+        ("--method differentiable", not differentiable, _ONLY_DIFFERENTIABLE),
+        ("--refine or --method differentiable", not (refine or differentiable), _ONLY_LEARNING),
     ):
         if missing and given & names:
             options = ", ".join(sorted(f"--{name.replace('_', '-')}" for name in given & names))

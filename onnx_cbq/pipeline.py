@@ -74,6 +74,8 @@ def quantize(
         work = prepare(model, data, config.logits)
     if config.refine is not None:
         work.samples.check_images(config.refine.augment)
+    if config.method == "differentiable":
+        work.samples.check_images(config.differentiable.augment)
     if config.equalize and config.activation_bits:
         with clock.stage("equalize"):
             work = equalize(work, config, progress)

@@ -113,10 +113,10 @@ def _note(course: Course, config: RefineConfig) -> str:
     """What training did, in a line."""
     why = {"steps": "all", "time": f"until {config.minutes:g} minutes were over,", "Ctrl-C": "until Ctrl-C,"}
     spent = f"--refine: {why[course.stopped]} {course.steps} steps in {course.seconds:.0f} s"
+    changed = f" and changed by {', '.join(config.augment)}" if config.augment else ""
+    held = f"the samples held back{changed}"
     before = f"{course.start.loss:.4f}, {course.start.top1:.2f} %"
     if not course.best_step:
-        return f"{spent}; nothing was better on the samples held back ({before}) than the start, which is kept"
+        return f"{spent}; nothing was better on {held} ({before}) than the start, which is kept"
     after = f"{course.best.loss:.4f}, {course.best.top1:.2f} %"
-    return (
-        f"{spent}; loss and accuracy on the samples held back: {before} before, {after} kept (step {course.best_step})"
-    )
+    return f"{spent}; loss and accuracy on {held}: {before} before, {after} kept (step {course.best_step})"

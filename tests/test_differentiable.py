@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnx_cbq import ConfigError, DifferentiableConfig, QuantizeConfig, RefineConfig, quantize, verify
+from onnx_cbq import (
+    CalibrationError,
+    CalibrationSet,
+    ConfigError,
+    DifferentiableConfig,
+    QuantizeConfig,
+    RefineConfig,
+    quantize,
+    verify,
+)
 from onnx_cbq.differentiable import descend_to_plan
 from onnx_cbq.model import Array
 from onnx_cbq.planning import Evidence, Planned
@@ -21,6 +30,7 @@ from onnx_cbq.runtime import median_latency
 from onnx_cbq.workload import Workload, prepare
 from tests.command import Command, refused_without_torch
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
+from tests.graphs import make_model, node
 
 QUICK = DifferentiableConfig(steps=30, batch=32, rate=0.1, bfloat16=False)
 
@@ -84,6 +94,21 @@ def test_a_repeated_run_gives_the_same(work: Workload) -> None:
         np.testing.assert_array_equal(bits, other.plan.bits[name])
 
 
+def test_widths_learn_from_changed_images(work: Workload) -> None:
+    plain, changed = plan(work, bits=2), plan(work, replace(QUICK, augment=("shift",)), bits=2)
+    assert plain.widths != changed.widths
+
+
+def test_samples_that_are_no_images_cannot_be_changed() -> None:
+    """Said before the work begins; pixels in a row have no neighbours to be shifted to."""
+    weight = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    model = make_model([node("MatMul", "x w", "logits")], {"x": ["N", 8]}, ["logits"], constants={"w": weight})
+    rows = CalibrationSet.from_arrays(np.zeros((40, 8), np.float32), np.arange(40) % 4)
+    config = QuantizeConfig(method="differentiable", differentiable=replace(QUICK, augment=("shift",)))
+    with pytest.raises(CalibrationError, match="--augment shift is for images"):
+        quantize(model, rows, config)
+
+
 def test_classes_that_do_not_count_are_not_learned_from(work: Workload) -> None:
     """With a weight of 0 for all but one class every batch has that class only, and the plan differs."""
     one = plan(work, weights=np.eye(10)[3], bits=2)
@@ -123,8 +148,10 @@ def test_the_command_prints_how_widths_moved(command: Command, tmp_path: Path) -
     done = command(
         *("quantize", DIGITS_MODEL, "--data", DIGITS_CARD, "--output", tmp_path / "q.onnx", "--samples", 100),
         *("--method", "differentiable", "--bits", 2, "--width-steps", 5, "--granularity", "layer"),
+        *("--augment", "shift", "--json", tmp_path / "q.json"),
     )
     assert done.code == 0, done.err
+    assert json.loads((tmp_path / "q.json").read_text())["settings"]["differentiable"]["augment"] == ["shift"]
     assert "widths: 5 steps to a loss of" in done.out
     table = done.out.split("layer    start")[1]
     assert table.split("/7/Conv")[1].split()[0] == "3.00"
@@ -135,6 +162,13 @@ def test_an_option_of_the_method_needs_the_method(command: Command, option: tupl
     done = command("quantize", DIGITS_MODEL, "--data", DIGITS_CARD, *option)
     assert done.code == 2
     assert f"only for --method differentiable; leave out {option[0]}" in done.err
+
+
+def test_changed_images_need_something_that_learns_from_them(command: Command) -> None:
+    done = command("quantize", DIGITS_MODEL, "--data", DIGITS_CARD, "--augment", "shift")
+    assert done.code == 2
+    assert "only for --refine or --method differentiable; leave out" in done.err
+    assert "--augment" in done.err
 
 
 @pytest.mark.parametrize(
