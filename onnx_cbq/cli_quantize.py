@@ -217,7 +217,9 @@ def quantize(
     config = QuantizeConfig(
         bits=bits,
         method=method,
-        differentiable=DifferentiableConfig(granularity, width_steps, width_minutes, augment=changed),
+        differentiable=DifferentiableConfig(
+            granularity, width_steps, width_minutes, augment=changed if method == "differentiable" else ()
+        ),
         rounding=rounding,
         keep=tuple(named_number("--keep", entry, int) for entry in keep or ()),
         classes=None if classes is None else tuple(name.strip() for name in classes.split(",")),
