@@ -21,7 +21,7 @@ from onnx_cbq import CalibrationSet, DifferentiableConfig, QuantizeConfig, Refin
 RESNET, VGG, LENET = "resnet20_cifar10.onnx", "vgg_small_cifar10.onnx", "lenet_mnist.onnx"
 FIVE = RefineConfig(minutes=5, steps=10_000, augment=("flip", "shift", "mix"), views=2)
 FIFTEEN = replace(FIVE, minutes=15)
-# An update of VGG-small takes a second.
+# An update of VGG-small with 128 samples takes more than a second.
 SMALL = replace(FIFTEEN, batch=64)
 SHIFTED = replace(FIVE, augment=("shift", "mix"), steps=1500)
 
