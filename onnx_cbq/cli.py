@@ -30,6 +30,7 @@ from onnx_cbq.console import (
     Seed,
     SkipUnreadable,
     SourcePath,
+    TargetName,
     check_outputs,
     progress_bars,
 )
@@ -37,7 +38,7 @@ from onnx_cbq.data_free import layer_statistics
 from onnx_cbq.emit.archive import archive as make_archive
 from onnx_cbq.emit.archive import restore as restore_archive
 from onnx_cbq.emit.files import write_arrays, write_bytes, write_text
-from onnx_cbq.errors import OnnxCbqError
+from onnx_cbq.errors import OnnxCbqError, VerificationError
 
 app = typer.Typer(
     cls=Commands,
@@ -126,7 +127,28 @@ def inspect(
         OUT.print(report.weights_table(layer_statistics(model, bits, per_tensor=per_tensor), bits))
         return
     found = pipeline.inspect(model)
-    OUT.print(report.plan_table(found.plan) if found.plan else report.float_table(found.layers))
+    OUT.print(report.plan_table(found.plan, found.unsafe) if found.plan else report.float_table(found.layers))
+
+
+@app.command()
+def check(
+    model: Annotated[Path, typer.Argument(metavar="FILE", help="A quantized ONNX file.", show_default=False)],
+    target: TargetName = "cpu",
+    json: JsonPath = None,
+    quiet: Quiet = False,
+) -> None:
+    """Hold a quantized FILE, of this or another tool, against what a runtime and a processor need.
+
+    A line per violation, and exit code 3 if there is one.
+    """
+    check_outputs(json, inputs=(model,))
+    found = pipeline.check(model, target)
+    if json:
+        write_text(json, found.to_json())
+    if not quiet:
+        OUT.print(report.check_lines(found, model))
+    if found.violations:
+        raise typer.Exit(VerificationError.exit_code)
 
 
 @app.command()

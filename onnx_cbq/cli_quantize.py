@@ -35,6 +35,7 @@ from onnx_cbq.console import (
     Seed,
     SkipUnreadable,
     SourcePath,
+    TargetName,
     Views,
     WidthMinutes,
     WidthSteps,
@@ -155,6 +156,15 @@ def quantize(
         typer.Option(metavar="POINTS", help="No class may lose more accuracy than this.", show_default="no limit"),
     ] = None,
     activation_bits: Annotated[int, typer.Option(metavar="2..8|0", help="One width for all; 0 leaves them float.")] = 8,
+    target_name: TargetName = "cpu",
+    no_run_check: Annotated[
+        bool,
+        typer.Option(
+            "--no-run-check",
+            help="Do not run integer kernels here; the figures are those of the plain graph.",
+            show_default="the result is run as it will run",
+        ),
+    ] = False,
     activation_range: Annotated[
         str, typer.Option(metavar="|".join(RANGES), help="mse: the range of least squared error.")
     ] = "mse",
@@ -235,6 +245,8 @@ def quantize(
         max_class_drop=max_class_drop,
         activation_bits=activation_bits,
         activation_range=activation_range,
+        target=target_name,
+        run_check=not no_run_check,
         equalize=not no_equalize,
         samples=samples or None,
         seed=seed,

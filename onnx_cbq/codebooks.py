@@ -31,6 +31,7 @@ from onnx_cbq.quantize.codebook import (
     code_lengths,
     ecsq,
     kmeans,
+    largest_number,
     make_codebook,
 )
 from onnx_cbq.quantize.grid import Channels
@@ -131,8 +132,8 @@ def round_to_values(
 
 def find_codebooks(work: Workload, shares: ShareEvidence, share: Share) -> dict[str, Codebook]:
     """The codebook of each layer by the paper's algorithms; all layers have the same one with the scope "net"."""
-    points = _points(work, shares, share.config)
-    books = {name: _codebook(*found, share) for name, found in points.items()}
+    points, largest = _points(work, shares, share.config), _largest(work, share.config)
+    books = {name: _codebook(*found, share, largest[name]) for name, found in points.items()}
     return {layer.name: books[layer.name if layer.name in books else ""] for layer in work.layers}
 
 
@@ -204,11 +205,17 @@ def _points(work: Workload, shares: ShareEvidence, config: QuantizeConfig) -> di
     return {"": (values, weights)}
 
 
-def _codebook(values: Array, weights: Array, share: Share) -> Codebook:
+def _largest(work: Workload, config: QuantizeConfig) -> dict[str, int]:
+    """What the numbers of each codebook may be, by layer; of the whole net under the name ""."""
+    found = {layer.name: largest_number(layer.lanes) for layer in work.layers}
+    return found if config.codebook_scope == "layer" else {"": min(found.values())}
+
+
+def _codebook(values: Array, weights: Array, share: Share, largest: int) -> Codebook:
     if share.config.codebook == "ecsq":
         clusters = ecsq(values, weights, share.price)
-        return make_codebook(clusters.centres, clusters.counts)
-    return make_codebook(kmeans(values, weights, share.values))
+        return make_codebook(clusters.centres, clusters.counts, largest)
+    return make_codebook(kmeans(values, weights, share.values), None, largest)
 
 
 def _entropy(values: Array, weights: Array, share: Share) -> float:

@@ -18,6 +18,7 @@ from onnx_cbq.emit.files import check_writable
 from onnx_cbq.errors import ConfigError, OutputError, StoppedError
 from onnx_cbq.progress import Progress as ProgressHook
 from onnx_cbq.progress import silent
+from onnx_cbq.targets import TARGETS
 
 _N = TypeVar("_N", int, float)
 
@@ -49,6 +50,14 @@ Samples = Annotated[
     int, typer.Option(metavar="N", help="Calibration samples, drawn evenly from the classes; 0 takes all.")
 ]
 Seed = Annotated[int, typer.Option(metavar="N", help="Decides which samples are drawn.")]
+TargetName = Annotated[
+    str,
+    typer.Option(
+        "--target",
+        metavar="|".join(target.name for target in TARGETS),
+        help="Runtime and processor that the file is for; cpu is onnxruntime on any.",
+    ),
+]
 JsonPath = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to this file.", show_default="none")
 ]

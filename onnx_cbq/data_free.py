@@ -20,6 +20,7 @@ from onnx_cbq.graph.load import load
 from onnx_cbq.graph.normalise import normalise
 from onnx_cbq.graph.placement import NO_ACTIVATIONS
 from onnx_cbq.graph.shapes import Example
+from onnx_cbq.kernels import check_kernels
 from onnx_cbq.model import Array, Model
 from onnx_cbq.progress import Clock
 from onnx_cbq.quantize.schemes import (
@@ -33,7 +34,7 @@ from onnx_cbq.quantize.schemes import (
 from onnx_cbq.records import Layer, Layers, LayerWeights, Plan
 from onnx_cbq.result import to_json_text
 from onnx_cbq.search.rate_distortion import allocate
-from onnx_cbq.verify import check_outputs
+from onnx_cbq.verify import check_equal, check_outputs
 from onnx_cbq.workload import ModelSource, size_of
 
 
@@ -124,6 +125,10 @@ def quantize_data_free(
         path = Path(folder) / "quantized.onnx"
         size = write_model(output, path)
         check_outputs(path, normalised.model, example.feeds)
+        check_kernels(path, example.feeds)
+        if config.storage != "int8":
+            plain = emit_qdq(normalised.model, layers, weights, NO_ACTIVATIONS, {}, "int8")
+            check_equal(path, plain, example.feeds)
     return DataFreeResult(
         output, plan, layers, statistics, size_of(model), size, clock.seconds, normalised.notes, versions, config
     )

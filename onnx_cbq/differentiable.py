@@ -46,7 +46,8 @@ def descend_to_plan(
 
     def slope(widths: Array) -> tuple[float, Array]:
         loss, gradients = loss_of(free.by_layer(widths[unit]))
-        return loss, np.bincount(unit, np.concatenate([gradients[layer.name] for layer in free.layers]))
+        each = free.sums(np.concatenate([gradients[layer.name] for layer in free.layers]))
+        return loss, np.bincount(unit, each)
 
     found = descend(slope, sizes, free.budget, settings, _Clock(settings, progress))
     bits = round_widths(found.widths, sizes, free.budget)
@@ -71,7 +72,7 @@ def _levels(work: Workload, evidence: Evidence) -> dict[str, Levels]:
     """Every layer at every width, rounded as the evidence is, or to nearest."""
     if evidence.tables is not None:
         return {name: Levels.of(table) for name, table in evidence.tables.items()}
-    return {layer.name: Levels.nearest(layer.rows(work.model.weight(layer.weight))) for layer in work.layers}
+    return {layer.name: Levels.nearest(layer.rows(work.model.weight(layer.weight)), layer) for layer in work.layers}
 
 
 def _learned(work: Workload, config: QuantizeConfig, class_weights: Array) -> Indices:

@@ -180,7 +180,7 @@ def _problems(work: Workload, run: Run, config: RoundingConfig) -> Iterator[tupl
     for moments in chunks_of_moments(work, run):
         for name, found in moments.items():
             layer = work.layers.by_name[name]
-            yield layer, make_problem(layer.rows(work.model.weight(layer.weight)), found, config)
+            yield layer, make_problem(layer.rows(work.model.weight(layer.weight)), found, config, layer)
 
 
 def _compensated(layer: Layer, problem: Problem) -> Array:

@@ -21,7 +21,6 @@ from onnx_cbq.config import MOST_BITS, QuantizeConfig
 from onnx_cbq.emit.qdq import simulate_activations
 from onnx_cbq.graph.equalize import Pair, equalized, factors, find_pairs, scale_columns
 from onnx_cbq.graph.normalise import normalise
-from onnx_cbq.graph.placement import place_activations
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.measure import PlanMeasure
 from onnx_cbq.model import Array, Model
@@ -140,10 +139,10 @@ class _Trials:
     ) -> None:
         few, held = split
         self._model, self._ranges, self._pairs = work.model, ranges, pairs
-        self._placement = place_activations(work.model, work.layers)
+        self._placement = work.placement
         between = {name for pair in pairs for name in pair.path}
         rest = [name for name in self._placement.measured if name not in between]
-        self._grids = choose_grids(work, self._placement, rest, few, config, silent)
+        self._grids = choose_grids(work, rest, few, config, silent)
         self._trials = {s: _trial(work, config, ranges, few, dict.fromkeys(pairs, s)) for s in (0.0, *STRENGTHS)}
         groups = Grouping.single(work.class_names)
         samples = (work.samples, held.indices, batch_size(work.layers))
@@ -167,10 +166,9 @@ def _trial(
     scales = _scales(ranges, strengths)
     model = equalized(work.model, scales)
     changed = replace(work, model=model)
-    placement = place_activations(model, work.layers)
-    paths = {pair: [name for name in pair.path if name in placement.measured] for pair in strengths}
+    paths = {pair: [name for name in pair.path if name in work.placement.measured] for pair in strengths}
     tensors = list(dict.fromkeys(name for path in paths.values() for name in path))
-    grids = choose_grids(changed, placement, tensors, drawn, config, silent)
+    grids = choose_grids(changed, tensors, drawn, config, silent)
     rounded = equalized(model.with_constants(_rounded(changed, config, drawn, list(strengths))), _inverse(scales))
     return _Trial(
         {pair: {name: grids[name] for name in path} for pair, path in paths.items()},

@@ -84,7 +84,9 @@ class NearestRounder:
     def _all(self, layer: Layer, width: int) -> Channels:
         if (layer.name, width) not in self._rounded:
             rows = layer.rows(self._model.weight(layer.weight))
-            self._rounded[layer.name, width] = quantize_rows(rows, np.full(len(rows), width, np.int8))
+            self._rounded[layer.name, width] = quantize_rows(
+                rows, np.full(len(rows), width, np.int8), layer.rules, layer.lanes
+            )
         return self._rounded[layer.name, width]
 
 

@@ -4,38 +4,47 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
+from onnx import ModelProto
+
 from onnx_cbq.calibration.samples import Draw, draw
 from onnx_cbq.config import DataFreeConfig, QuantizeConfig
 from onnx_cbq.data_free import DataFreeResult, quantize_data_free
-from onnx_cbq.emit.archive import archive, restore
-from onnx_cbq.emit.files import compressed_size, write_model
-from onnx_cbq.emit.metadata import StoredPlan, read_metadata, with_metadata
+from onnx_cbq.emit.files import write_model
+from onnx_cbq.emit.metadata import StoredPlan, read_metadata
 from onnx_cbq.equalizing import equalize
-from onnx_cbq.errors import VerificationError
+from onnx_cbq.errors import ModelError
 from onnx_cbq.graph.layers import find_layers
 from onnx_cbq.graph.load import load
 from onnx_cbq.graph.logits import find_logits
 from onnx_cbq.graph.normalise import normalise
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.limits import meet_limits
-from onnx_cbq.model import Model
+from onnx_cbq.processor import processor_kind
 from onnx_cbq.progress import Clock, Progress, silent
+from onnx_cbq.proving import attempt, file_size, prove, write_solution
 from onnx_cbq.records import Evaluation, Grouping, Layers, Scores
 from onnx_cbq.refining import State, check_training, refine
-from onnx_cbq.result import CurvePoint, EvaluationResult, Result, Sizes
+from onnx_cbq.result import CheckResult, CurvePoint, EvaluationResult, Result
 from onnx_cbq.runtime import versions
 from onnx_cbq.scoring import score_channels, scoring_graph
 from onnx_cbq.sizes import meet_bytes
-from onnx_cbq.solving import Setting, Solution, emit_solution, make_setting, solve, with_bits
-from onnx_cbq.verify import Comparison, check_equal, check_file, compare
+from onnx_cbq.solving import Setting, Solution, make_setting, solve, with_bits
+from onnx_cbq.targets import CPU, find_target
+from onnx_cbq.targets.fit import target_of
+from onnx_cbq.targets.lint import lint
+from onnx_cbq.targets.reading import QdqFile
+from onnx_cbq.targets.rules.weights import largest_sums, unsafe_products
+from onnx_cbq.verify import compare
 from onnx_cbq.workload import (
     DataSource,
     ModelSource,
     Workload,
+    aimed_at,
     as_set,
     left_out,
     make_example,
@@ -70,12 +79,15 @@ def quantize(
     clock = Clock()
     if config.refine is not None or config.method == "differentiable":
         check_training(state)
+    target = target_of(config)
     with clock.stage("load"):
-        work = prepare(model, data, config.logits)
+        work = aimed_at(prepare(model, data, config.logits), target, config.activation_bits)
     if config.refine is not None:
         work.samples.check_images(config.refine.augment)
     if config.method == "differentiable":
         work.samples.check_images(config.differentiable.augment)
+    with clock.stage("trial"):
+        attempt(work, config)
     if config.equalize and config.activation_bits:
         with clock.stage("equalize"):
             work = equalize(work, config, progress)
@@ -88,9 +100,9 @@ def quantize(
     rounded, plan = solution.rounded, solution.plan
     curve = tuple(_curve_point(setting, bits, clock, progress) for bits in config.curve)
     with clock.stage("emit"):
-        output = _emit(setting, solution)
+        output = write_solution(setting, solution)
     with clock.stage("verify"):
-        comparison, sizes = _verify(setting, solution, output, progress)
+        proof = prove(setting, solution, output, progress)
     return Result(
         model=output,
         plan=plan,
@@ -100,10 +112,13 @@ def quantize(
         widths=solution.planned.widths,
         curve=curve,
         groups=setting.evidence.groups,
-        reference=comparison.evaluations[0],
-        quantized=comparison.evaluations[1],
-        agreement=comparison.agreements[1],
-        sizes=sizes,
+        reference=proof.comparison.evaluations[0],
+        quantized=proof.comparison.evaluations[1],
+        agreement=proof.comparison.agreements[1],
+        sizes=proof.sizes,
+        fidelity=proof.comparison.fidelity,
+        left_float=work.left_float,
+        processor=processor_kind(),
         removal=solution.removal,
         class_names=work.class_names,
         calibration_samples=len(setting.drawn.indices),
@@ -115,6 +130,7 @@ def quantize(
             *rounded.notes,
             *solution.removal.notes,
             *seen,
+            *proof.notes,
         ),
         versions=_versions(),
         config=config,
@@ -125,7 +141,7 @@ def _solution(setting: Setting, clock: Clock, progress: Progress) -> tuple[Solut
     """The solution that the settings ask for, and what a user should know of how it was found."""
     config = setting.config
     if config.bytes is not None:
-        return meet_bytes(setting, _file_size, clock, progress)
+        return meet_bytes(setting, file_size, clock, progress)
     if config.max_drop is not None or config.max_class_drop is not None:
         return meet_limits(setting, clock, progress)
     return solve(setting, clock, progress), ()
@@ -138,9 +154,9 @@ def _refined(
     limit = setting.config.bytes
     if limit is None:
         return refine(setting, solution, state, progress)
-    room = limit - _file_size(setting, solution) - _SPARE_BYTES
+    room = limit - file_size(setting, solution) - _SPARE_BYTES
     trained = refine(setting, solution, state, progress, room)
-    size = _file_size(*trained[:2])
+    size = file_size(*trained[:2])
     if size <= limit:
         return trained
     return setting, solution, (*trained[2], f"--refine: kept the start after all: training made {size:,} bytes")
@@ -192,7 +208,7 @@ def evaluate(
     everything = draw(samples, names, None, seed=0)
     models = [loaded] if reference is None else [load(reference), loaded]
     sizes = [size_of(model)] if reference is None else [size_of(reference), size_of(model)]
-    comparison = compare(models, sizes, found.output, samples, everything.indices, found.classes, progress)
+    comparison = compare(models, sizes, found, samples, everything.indices, progress)
     return EvaluationResult(
         model=comparison.evaluations[-1],
         reference=comparison.evaluations[0] if reference is not None else None,
@@ -203,12 +219,36 @@ def evaluate(
     )
 
 
+def check(model: ModelSource, target: str = "cpu") -> CheckResult:
+    """Hold a quantized file, whoever made it, against a target.
+
+    Raises:
+        OnnxCbqError: the target is unknown, the file cannot be read, or nothing in it is quantized.
+    """
+    wanted = find_target(target)
+    file = QdqFile(load(model))
+    if not file.is_quantized:
+        label = "the model" if isinstance(model, ModelProto) else str(model)
+        raise ModelError(
+            f"{label}: nothing in it is quantized; expected QuantizeLinear and DequantizeLinear, or integer products"
+        )
+    sums = [found for product in file.products if (found := largest_sums(file, product, wanted)) is not None]
+    integers = sum(product.codes is not None and product.activation is not None for product in file.products)
+    safe = all((found <= limit).all() for found, limit in sums)
+    return CheckResult(wanted, lint(file, wanted), len(file.products), integers, safe)
+
+
 @dataclass(frozen=True)
 class Inspection:
-    """The layers of a model, or the plan that it carries if onnx-cbq made it."""
+    """The layers of a model, or the plan that it carries if onnx-cbq made it.
+
+    Attributes:
+        unsafe: layers of a quantized model whose codes may saturate in 16 bits; the largest sum of a pair for each.
+    """
 
     layers: Layers
     plan: StoredPlan | None
+    unsafe: Mapping[str, int]
 
 
 def inspect(model: ModelSource) -> Inspection:
@@ -220,31 +260,15 @@ def inspect(model: ModelSource) -> Inspection:
     source = load(model)
     plan = read_metadata(source)
     if plan is not None:
-        return Inspection(Layers(()), plan)
+        return Inspection(Layers(()), plan, unsafe_products(QdqFile(source), CPU))
     example = Example.made_up(source)
     normalised = normalise(source, example).model
-    return Inspection(find_layers(normalised, example.shapes(normalised)), None)
+    return Inspection(find_layers(normalised, example.shapes(normalised)), None, {})
 
 
 def _scores(work: Workload, drawn: Draw, config: QuantizeConfig, progress: Progress) -> Scores:
     graph = scoring_graph(work.model, work.layers, work.logits, work.example, config.scoring)
     return score_channels(graph, work.layers, work.samples, drawn, Grouping.single(work.class_names), progress)
-
-
-def _emit(setting: Setting, solution: Solution) -> Model:
-    output = emit_solution(setting, solution)
-    config = setting.config
-    method = config.codebook if config.shares_values else config.method
-    made_by = method, _versions()["onnx-cbq"]
-    written, removed = solution.written.layers, solution.removal.removed
-    return with_metadata(output, setting.work.layers, solution.plan, made_by, written, removed)
-
-
-def _file_size(setting: Setting, solution: Solution) -> int:
-    proto = _emit(setting, solution).to_proto()
-    if setting.config.storage == "archive":
-        return len(archive(proto, setting.config.coder).content)
-    return len(proto.SerializeToString())
 
 
 def _curve_point(setting: Setting, bits: float, clock: Clock, progress: Progress) -> CurvePoint:
@@ -253,40 +277,11 @@ def _curve_point(setting: Setting, bits: float, clock: Clock, progress: Progress
     solution = solve(with_bits(setting, bits, setting.class_weights), clock, progress)
     with clock.stage("curve"), tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "quantized.onnx"
-        size = write_model(_emit(setting, solution), path)
+        size = write_model(write_solution(setting, solution), path)
         everything = draw(work.samples, work.class_names, None, seed=0).indices
-        found = compare([path], [size], work.logits.output, work.samples, everything, work.logits.classes, progress)
+        found = compare([path], [size], work.logits, work.samples, everything, progress)
     average = solution.plan.average_bits(work.layers)
     return CurvePoint(bits, average, math.ceil(average * work.layers.size / 8), found.evaluations[0])
-
-
-def _verify(setting: Setting, solution: Solution, output: Model, progress: Progress) -> tuple[Comparison, Sizes]:
-    """Check the file that the model becomes, and run it beside the float model on all samples of the card."""
-    work = setting.work
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "quantized.onnx"
-        size = write_model(output, path)
-        check_file(path, work.model, solution.written.layers, solution.written.weights, work.example.feeds)
-        if setting.config.storage != "int8":
-            check_equal(path, emit_solution(setting, solution, "int8"), work.example.feeds)
-        ideal = math.ceil(solution.plan.average_bits(work.layers) * work.layers.size / 8)
-        found = Sizes(ideal, size, compressed_size(path))
-        if setting.config.storage == "archive":
-            found = _archive_sizes(found, path, setting)
-        everything = draw(work.samples, work.class_names, None, seed=0)
-        sizes = [work.source_bytes, size]
-        indices, classes = everything.indices, work.logits.classes
-        comparison = compare([work.source, path], sizes, work.logits.output, work.samples, indices, classes, progress)
-        return comparison, found
-
-
-def _archive_sizes(sizes: Sizes, path: Path, setting: Setting) -> Sizes:
-    """What the archive takes, once it has been shown to give the same file again."""
-    made = archive(path, setting.config.coder)
-    if restore(made.content) != path.read_bytes():
-        raise VerificationError("the archive does not give the same file again; report this as a bug")
-    coded = 8 * made.code_bytes / setting.work.layers.size
-    return replace(sizes, archive=len(made.content), coded_bits=coded)
 
 
 def _missing_classes(evaluation: Evaluation, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -143,7 +143,10 @@ def _constant(layer: Layer, bits: int) -> Array:
 
 
 class FreeChannels:
-    """The channels that a search may choose for, laid end to end, when some layers keep their width."""
+    """The channels that a search may choose for, laid end to end, when some layers keep their width.
+
+    What a search chooses for is a unit: a channel, or all channels of a layer that the target gives one scale.
+    """
 
     def __init__(self, layers: Layers, kept: Mapping[str, int], budget: float) -> None:
         self._layers, self._kept = layers, kept
@@ -151,18 +154,33 @@ class FreeChannels:
         held = sum(layers.by_name[name].size * width for name, width in kept.items())
         self.size = sum(layer.size for layer in self.layers)
         self.budget = (budget * layers.size - held) / max(self.size, 1)
-        self.sizes = np.repeat(
-            [float(layer.weights_per_channel) for layer in self.layers], [layer.channels for layer in self.layers]
-        )
-        self.layer_of = np.repeat(np.arange(len(self.layers)), [layer.channels for layer in self.layers])
+        channels = np.array([layer.channels for layer in self.layers], np.int64)
+        units = np.where([layer.rules.per_tensor for layer in self.layers], 1, channels)
+        self.sizes = np.repeat([layer.size for layer in self.layers] / np.maximum(units, 1), units)
+        self.layer_of = np.repeat(np.arange(len(self.layers)), units)
+        self._unit_of = np.repeat(np.arange(len(self.sizes)), np.repeat(channels // units, units))
 
     def plan(self, bits: Array) -> Plan:
-        """The plan with these bits for the free channels."""
+        """The plan with these bits for the units."""
         return Plan(self.by_layer(bits.astype(np.int8)))
 
+    def sums(self, values: Array) -> Array:
+        """Values of the free channels, [channels, ...] -> their sums by unit, [units, ...]."""
+        if len(values) == len(self.sizes):
+            return values
+        found = np.zeros((len(self.sizes), *values.shape[1:]))
+        np.add.at(found, self._unit_of, values)
+        return found
+
+    def largest(self, values: Array) -> Array:
+        """Values of the free channels, at least 0, [channels] -> the largest of each unit, [units]."""
+        found = np.zeros(len(self.sizes))
+        np.maximum.at(found, self._unit_of, values)
+        return found
+
     def by_layer(self, values: Array) -> dict[str, Array]:
-        """Values of the free channels by layer, and the widths of the layers that keep theirs."""
-        parts = np.split(values, np.cumsum([layer.channels for layer in self.layers])[:-1])
+        """Values of the units by layer and channel, and the widths of the layers that keep theirs."""
+        parts = np.split(values[self._unit_of], np.cumsum([layer.channels for layer in self.layers])[:-1])
         found = {layer.name: part for layer, part in zip(self.layers, parts, strict=True)}
         return {
             layer.name: found[layer.name]
@@ -212,8 +230,8 @@ def _by_importance(
         for layer in free.layers
     ]
     found = search_thresholds(
-        np.concatenate(importance),
-        np.concatenate([scores.by_layer[layer.name].saliency.sum(axis=0) for layer in free.layers]),
+        free.largest(np.concatenate(importance)),
+        free.sums(np.concatenate([scores.by_layer[layer.name].saliency.sum(axis=0) for layer in free.layers])),
         free.sizes,
         free.budget,
         lambda bits: measure(free.plan(bits)).accuracy,
@@ -248,7 +266,7 @@ def _by_rate_distortion(
         progress("search", min(done, total), total)
         return measure(free.plan(bits)).losses(class_weights)
 
-    predicted = criteria(free.layers, evidence, class_weights)
+    predicted = {name: free.sums(found) for name, found in criteria(free.layers, evidence, class_weights).items()}
     factors = _measured_factors(free, predicted["sensitivity"], lambda bits: float(losses(bits).mean()))
     per_channel = factors[free.layer_of][:, None]
     predicted |= {

@@ -85,8 +85,8 @@ def quantized_by(setting: Setting, solution: Solution, room: int = 0) -> Quantiz
     found = {}
     for layer in setting.work.layers:
         for use in layer.uses:
-            grid = setting.placement.grid_of(use.activation)
-            if use.bias is not None and grid in setting.grids:
+            grid = setting.work.placement.grid_of(use.activation)
+            if setting.work.target.file.bias == "int32" and use.bias is not None and grid in setting.grids:
                 found[use.bias] = layer.name, grid
     return Quantized(solution.rounded, setting.grids, found, _rate(setting, solution, room))
 

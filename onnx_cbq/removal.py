@@ -8,13 +8,16 @@ through all the roundings of biases and activations. A layer that reads constant
     activations on grids  sum_i q_oi k_i, c_i = s_x k_i   multiples of the bias's scale s_x s_w: nothing is rounded
 
 with w = s_w q summed over the kernel, and does without these inputs. Under zero padding only c_i = 0 will do.
+
+Where inputs go, other weights become neighbours in 16-bit lanes (see `records.lanes`). A channel that would not fit
+them any more is put on a scale that is coarser by what is missing.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,7 +29,18 @@ from onnx_cbq.graph.remove.build import input_axis, inputs_first
 from onnx_cbq.graph.remove.cut import cut
 from onnx_cbq.graph.shapes import Example, Shapes
 from onnx_cbq.model import Array
-from onnx_cbq.records import ActivationGrid, KeptZero, Layer, LayerWeights, Removal, Use, Written
+from onnx_cbq.quantize.weights import make_coarser
+from onnx_cbq.records import (
+    KERNELS,
+    ActivationGrid,
+    FileRules,
+    KeptZero,
+    Layer,
+    LayerWeights,
+    Removal,
+    Use,
+    Written,
+)
 from onnx_cbq.runtime import Optimization, Session
 
 # onnxruntime's kernels for integer convolutions take channels in fours, and a slow way for other numbers (measured).
@@ -44,12 +58,14 @@ class Run:
         placement, grids: activations that are quantized, and how.
         shapes: of the tensors of the float model.
         example: a few samples.
+        file: how nodes are written.
     """
 
     placement: Placement
     grids: Mapping[str, ActivationGrid]
     shapes: Shapes
     example: Example
+    file: FileRules = KERNELS
 
     @property
     def optimization(self) -> Optimization:
@@ -61,8 +77,8 @@ class Run:
         return "all" if self.grids else "off"
 
     def grid(self, use: Use) -> ActivationGrid | None:
-        """That of what a layer reads; None if that is float."""
-        return self.grids.get(self.placement.grid_of(use.activation))
+        """That of what a layer reads, whose steps its bias counts; None if either is float."""
+        return self.grids.get(self.placement.grid_of(use.activation)) if self.file.bias == "int32" else None
 
 
 def remove_channels(plain: Written, run: Run) -> tuple[Written, Removal]:
@@ -80,12 +96,30 @@ def remove_channels(plain: Written, run: Run) -> tuple[Written, Removal]:
     if not removed:
         return plain, Removal({}, _kept_zero(plain, found), (macs, macs))
     smaller, refusal = _checked(plain, found, values, run)
+    roomier = _with_room(plain, smaller, found)
+    if roomier is not plain:
+        plain = roomier
+        smaller, refusal = _checked(plain, found, values, run)
     if refusal:
         zeros = Counter({layer.name: int((plain.weights[layer.name].bits == 0).sum()) for layer in plain.layers})
         stay = tuple(KeptZero(name, count, refusal) for name, count in zeros.items() if count)
         note = f"no channels were removed: {refusal}"
         return plain, Removal({}, stay, (macs, macs), (note,))
     return smaller, Removal(removed, _kept_zero(plain, found), (macs, smaller.layers.macs))
+
+
+def _with_room(plain: Written, smaller: Written, found: Found) -> Written:
+    """`plain` with coarser scales for those channels whose weights would not fit the lanes of the `smaller` model."""
+    coarser = {}
+    for layer in smaller.layers:
+        lanes, cut_off = layer.lanes, smaller.weights[layer.name]
+        sums = np.zeros(layer.channels) if lanes is None else lanes.sums(layer.rows(cut_off.codes))
+        if lanes is not None and sums.max() > lanes.limit:
+            whole = plain.layers.by_name[layer.name]
+            missing = np.ones(whole.channels)
+            missing[found.stays_of(whole)] = sums / lanes.limit
+            coarser[layer.name] = make_coarser(whole, plain.weights[layer.name], np.maximum(missing, 1))
+    return replace(plain, weights={**plain.weights, **coarser}) if coarser else plain
 
 
 def _empty(layer: Layer, weights: LayerWeights) -> Array:
@@ -95,7 +129,7 @@ def _empty(layer: Layer, weights: LayerWeights) -> Array:
 
 def _constants(plain: Written, run: Run) -> dict[str, Array]:
     """What each layer reads, by channel, where that is the same for all samples and positions, else nan."""
-    seen = emit_seen(plain, run.placement, run.grids)
+    seen = emit_seen(plain, run.placement, run.grids, run.file)
     read = {
         use.activation: input_axis(layer, len(run.shapes[use.activation]))
         for layer in plain.layers
@@ -130,7 +164,7 @@ def _checked(plain: Written, found: Found, values: Mapping[str, Array], run: Run
                 return plain, f"the bias of layer {layer.name!r} would leave the range of int32"
             biases[use.bias] = bias
     smaller = cut(plain, found, biases)
-    models = (emit_seen(version, run.placement, run.grids).model for version in (plain, smaller))
+    models = (emit_seen(version, run.placement, run.grids, run.file).model for version in (plain, smaller))
     before, after = (outputs_of(model, run.example, run.optimization) for model in models)
     error = relative_error(after, before)
     return smaller, "" if error <= TOLERANCE else f"it would change an output by {error:.1e} of its largest value"

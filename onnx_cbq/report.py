@@ -16,7 +16,7 @@ from onnx_cbq.emit.archive import Archive
 from onnx_cbq.emit.metadata import StoredPlan
 from onnx_cbq.quantize.schemes import GridStatistics
 from onnx_cbq.records import Evaluation, Layers, Scores
-from onnx_cbq.result import EvaluationResult, Result
+from onnx_cbq.result import CheckResult, EvaluationResult, Result
 from onnx_cbq.subnets import Steps
 
 # Beyond this many classes only the worst are listed.
@@ -35,15 +35,18 @@ def result_table(result: Result, path: Path) -> RenderableType:
         accuracies = (_percent(result.groups.accuracy(found.confusion)) for found in (before, after))
         table.add_row(f"{len(result.groups.names)} groups of classes, %", *accuracies)
     table.add_row("average bits", "32", f"{result.average_bits:.3f}")
+    table.add_row("  weights left float, %", "", _percent(result.left_float))
     table.add_row("bytes", f"{before.bytes:,}", f"{after.bytes:,}")
     table.add_row("  bits of the weights alone", "", f"{result.sizes.ideal:,}")
     table.add_row("  compressed (zstd)", "", f"{result.sizes.zstd:,}")
     if result.sizes.archive is not None:
         table.add_row("  archive", "", f"{result.sizes.archive:,}")
         table.add_row("  bits per weight, coded", "", f"{result.sizes.coded_bits:.3f}")
-    table.add_row("latency, ms", f"{before.latency_ms:.3f}", f"{after.latency_ms:.3f}")
+    table.add_row(f"latency, ms ({result.processor})", f"{before.latency_ms:.3f}", f"{after.latency_ms:.3f}")
     table.add_row("million MACs of the layers", *(f"{macs / 1e6:,.3f}" for macs in result.removal.macs))
     table.add_row("same prediction, %", "", _percent(result.agreement))
+    if result.fidelity is not None:
+        table.add_row("  plain graph's prediction, %", "", _percent(100 - result.fidelity.share))
     swaps = [f"{names[m]} for {names[taken]} +{more}" for m, taken, more in result.swaps()]
     stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds.items())
     lines = [
@@ -197,6 +200,18 @@ def evaluation_table(result: EvaluationResult) -> RenderableType:
     return Group(table, *more, *(Text(f"note: {note}") for note in result.notes))
 
 
+def check_lines(result: CheckResult, path: Path) -> RenderableType:
+    """A line per violation, and what the file is."""
+    count, target = len(result.violations), result.target
+    verdict = f"{count} violations of" if count > 1 else "1 violation of" if count else "fit for"
+    pairs = "pair-safe" if result.pair_safe else "NOT pair-safe: wrong on x86 without VNNI"
+    return Group(
+        *(Text(str(violation)) for violation in result.violations),
+        Text(f"{path}: {verdict} {target.name} ({target.what}); {pairs}"),
+        Text(f"{result.integers} of {result.products} products with a weight are of integers"),
+    )
+
+
 def archive_table(archive: Archive, path: Path) -> RenderableType:
     """Bytes before and after, what each part takes, and the entropy of the codes."""
     size = len(archive.content)
@@ -248,8 +263,8 @@ def float_table(layers: Layers) -> RenderableType:
     return Group(table, Text(f"{len(layers)} layers, {layers.size:,} weights"), *left)
 
 
-def plan_table(stored: StoredPlan) -> RenderableType:
-    """How many channels of each layer have which width."""
+def plan_table(stored: StoredPlan, unsafe: Mapping[str, int]) -> RenderableType:
+    """How many channels of each layer have which width, and which of them are wrong on x86 without VNNI."""
     widths = sorted({int(width) for layer in stored.layers.values() for width in layer.bits})
     table = _table("layer", "operator", "weight", "average", *map(str, widths))
     for name, layer in stored.layers.items():
@@ -258,7 +273,9 @@ def plan_table(stored: StoredPlan) -> RenderableType:
         columns = (str(counts[width] or "") for width in widths)
         table.add_row(name, layer.operator, shape, f"{layer.bits.mean():.2f}", *columns)
     title = f"made by onnx-cbq {stored.version}, method {stored.method}, {stored.average_bits:.3f} bits per weight"
-    return Group(table, Text("columns of a number: channels that have so many bits"), Text(title))
+    layers = ", ".join(f"{name} ({largest})" for name, largest in unsafe.items())
+    pairs = f"NOT pair-safe, wrong on x86 without VNNI; largest sum of two codes: {layers}" if unsafe else "pair-safe"
+    return Group(table, Text("columns of a number: channels that have so many bits"), Text(title), Text(pairs))
 
 
 def _table(first: str, *columns: str) -> Table:

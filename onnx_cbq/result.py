@@ -17,6 +17,9 @@ from onnx_cbq.emit.files import write_model
 from onnx_cbq.model import Model
 from onnx_cbq.records import Evaluation, Grouping, Layers, Plan, Removal, Scores, SearchReport
 from onnx_cbq.search.widths import WidthReport
+from onnx_cbq.targets.lint import Violation
+from onnx_cbq.targets.target import Target
+from onnx_cbq.verify import Fidelity
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,9 @@ class Result:
         reference, quantized: the float and the quantized model on all samples of the card.
         agreement: share of samples on which both predict the same class, in percent.
         sizes: of the quantized model.
+        fidelity: what its fused graph predicts beside the plain one; None if it was not run.
+        left_float: share of the float model's weights that are in no layer, in percent; biases count.
+        processor: the kind of processor that accuracy and latency were measured on.
         removal: channels that were cut out of the quantized model.
         class_names: in the order of the labels.
         calibration_samples: how many samples were used for statistics and search.
@@ -90,6 +96,9 @@ class Result:
     quantized: Evaluation
     agreement: float
     sizes: Sizes
+    fidelity: Fidelity | None
+    left_float: float
+    processor: str
     removal: Removal
     class_names: tuple[str, ...]
     calibration_samples: int
@@ -139,6 +148,10 @@ class Result:
                 "quantized": evaluation_json(self.quantized, self.class_names),
                 "agreement": self.agreement,
                 "sizes": asdict(self.sizes),
+                "target": self.config.target,
+                "processor": self.processor,
+                "fused_against_plain": None if self.fidelity is None else asdict(self.fidelity),
+                "weights_left_float": self.left_float,
                 "removed": {name: len(channels) for name, channels in self.removal.removed.items()},
                 "kept_zero": [asdict(entry) for entry in self.removal.kept_zero],
                 "macs": dict(zip(("float", "quantized"), self.removal.macs, strict=True)),
@@ -174,6 +187,38 @@ class Result:
             "names": list(self.groups.names),
             "top1": {name: self.groups.accuracy(found.confusion) for name, found in compared},
         }
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """A file beside what its target needs.
+
+    Attributes:
+        violations: in the order of what comes of them: refused, wrong, slow.
+        products: how many nodes multiply a constant weight; `integers` of them integers.
+        pair_safe: whether no two codes can overflow where kernels add in 16 bits.
+    """
+
+    target: Target
+    violations: tuple[Violation, ...]
+    products: int
+    integers: int
+    pair_safe: bool
+
+    def to_json(self) -> str:
+        """The result as JSON."""
+        return to_json_text(
+            {
+                "target": self.target.name,
+                "violations": [
+                    {"effect": violation.effect, **asdict(violation.finding), "source": violation.demand.source}
+                    for violation in self.violations
+                ],
+                "products": self.products,
+                "integers": self.integers,
+                "pair_safe": self.pair_safe,
+            }
+        )
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def round_in_order(
         moments = collect_moments(model, seen, group, run)
         for layer in group:
             rows = layer.rows(model.weight(layer.weight))
-            problem = make_problem(rows, moments[layer.name], config)
+            problem = make_problem(rows, moments[layer.name], config, layer)
             channels = fitting(layer, problem)
             if problem.damping > config.damping:
                 damped.append(f"{layer.name} ({problem.damping:g})")
@@ -111,7 +111,7 @@ def make_tables(work: Workload, run: Run, config: QuantizeConfig, progress: Prog
     for moments in chunks_of_moments(work, run):
         for name, found in moments.items():
             layer = work.layers.by_name[name]
-            tables[name] = make_table(layer.rows(work.model.weight(layer.weight)), found, config.compensation)
+            tables[name] = make_table(layer.rows(work.model.weight(layer.weight)), found, config.compensation, layer)
             progress("tables", len(tables), len(work.layers))
     return tables
 

@@ -11,17 +11,16 @@ import numpy as np
 from onnx_cbq.calibration.samples import Draw, draw
 from onnx_cbq.clusters import find_groups
 from onnx_cbq.codebooks import Share, ShareEvidence, gather_shares, round_to_values, round_to_values_at_rate
-from onnx_cbq.config import MOST_BITS, QuantizeConfig
+from onnx_cbq.config import QuantizeConfig
 from onnx_cbq.differentiable import descend_to_plan
 from onnx_cbq.emit.qdq import emit_qdq, simulate_activations
 from onnx_cbq.entropic import StepEvidence, measure_steps, round_at_rate
 from onnx_cbq.errors import CalibrationError, ConfigError
-from onnx_cbq.graph.placement import NO_ACTIVATIONS, Placement, place_activations
 from onnx_cbq.measure import PlanMeasure
 from onnx_cbq.model import Array, Model
 from onnx_cbq.planning import Evidence, Planned, gather_evidence, make_measure, make_plan
 from onnx_cbq.progress import Clock, Progress
-from onnx_cbq.quantize.activations import choose_grid
+from onnx_cbq.quantize.activations import choose_grid, join_grids
 from onnx_cbq.quantize.codebook import MOST_VALUES
 from onnx_cbq.quantize.weights import leave_room_for_bias
 from onnx_cbq.records import ActivationGrid, Plan, Removal, Seen, Written
@@ -40,7 +39,7 @@ class Setting:
         drawn: the calibration samples; `held` those of them that plans are measured on.
         class_weights: what a sample counts, by its class, [classes].
         measure: of plans; None for a method that measures none.
-        placement, grids: activations that are quantized, and how.
+        grids: how activations are quantized.
         simulated: the float model with them quantized; None if there are none.
         steps: what the steps of an archive's grids are set by; None for other storage.
         shares: what errors count for values that weights share; None for uniform steps.
@@ -52,7 +51,6 @@ class Setting:
     class_weights: Array
     evidence: Evidence
     measure: PlanMeasure | None
-    placement: Placement
     grids: Mapping[str, ActivationGrid]
     simulated: Seen | None
     steps: StepEvidence | None = None
@@ -89,9 +87,8 @@ def make_setting(work: Workload, config: QuantizeConfig, clock: Clock, progress:
         measured = config.held_back and (config.storage == "archive" or not config.shares_values)
         measure = make_measure(work, held, evidence) if measured else None
     with clock.stage("activations"):
-        placement = place_activations(work.model, work.layers) if config.activation_bits else NO_ACTIVATIONS
-        grids = choose_grids(work, placement, placement.measured, drawn, config, progress)
-        simulated = simulate_activations(work.model, placement, grids) if grids else None
+        grids = choose_grids(work, work.placement.measured, drawn, config, progress)
+        simulated = simulate_activations(work.model, work.placement, grids) if grids else None
     steps = shares = None
     run = run_of(work, train, config.compensation, weights)
     if config.storage == "archive" and config.codebook in ("uniform", "ecsq") and config.rounding == "compensate":
@@ -101,7 +98,7 @@ def make_setting(work: Workload, config: QuantizeConfig, clock: Clock, progress:
     if config.shares_values:
         with clock.stage("codebook"):
             shares = gather_shares(work, evidence, steps, config, run)
-    return Setting(work, config, drawn, weights, evidence, measure, placement, grids, simulated, steps, shares)
+    return Setting(work, config, drawn, weights, evidence, measure, grids, simulated, steps, shares)
 
 
 def solve(setting: Setting, clock: Clock, progress: Progress) -> Solution:
@@ -127,7 +124,7 @@ def make_solution(setting: Setting, planned: Planned, rounded: Rounded) -> Solut
     """The solution of a plan that was rounded, without the channels that nobody needs."""
     work = setting.work
     plain = Written(work.model.with_constants(rounded.biases), work.layers, rounded.weights)
-    run = Run(setting.placement, setting.grids, work.shapes, work.example)
+    run = Run(work.placement, setting.grids, work.shapes, work.example, work.target.file)
     return Solution(planned, rounded, *remove_channels(plain, run))
 
 
@@ -147,8 +144,10 @@ def find_plan(setting: Setting, clock: Clock, progress: Progress) -> Planned:
 
 def emit_solution(setting: Setting, solution: Solution, storage: str | None = None) -> Model:
     """The quantized model that a solution makes, with another storage than that of the settings if one is given."""
-    written, storage = solution.written, storage or setting.config.storage
-    return emit_qdq(written.model, written.layers, written.weights, setting.placement, setting.grids, storage)
+    written, work, storage = solution.written, setting.work, storage or setting.config.storage
+    return emit_qdq(
+        written.model, written.layers, written.weights, work.placement, setting.grids, storage, work.target.file
+    )
 
 
 def with_bits(setting: Setting, bits: float, class_weights: Array, *, trade: bool = True) -> Setting:
@@ -168,26 +167,21 @@ def draw_samples(work: Workload, config: QuantizeConfig, weights: Array) -> Draw
 
 
 def choose_grids(
-    work: Workload,
-    placement: Placement,
-    tensors: Sequence[str],
-    drawn: Draw,
-    config: QuantizeConfig,
-    progress: Progress,
+    work: Workload, tensors: Sequence[str], drawn: Draw, config: QuantizeConfig, progress: Progress
 ) -> Mapping[str, ActivationGrid]:
-    """Grids for some of the tensors that `placement` measures, from the samples drawn.
-
-    What layers multiply gets the width asked for; the model's own inputs and what is only added stay at 8 bits.
-    """
+    """Grids for some of the tensors that `work.placement` measures, from the samples drawn."""
     if not tensors:
         return {}
     histograms = collect_histograms(work.model, tensors, work.samples, drawn, batch_size(work.layers), progress)
-    multiplied = {placement.grid_of(use.activation) for layer in work.layers for use in layer.uses}
-    narrow = multiplied - {spec.name for spec in work.model.inputs}
-    return {
-        name: choose_grid(histogram, config.activation_bits if name in narrow else MOST_BITS, config.activation_range)
+    widths, rules = work.widths(config.activation_bits), work.target.activation
+    grids = {
+        name: choose_grid(histogram, widths[name], config.activation_range, rules)
         for name, histogram in histograms.items()
     }
+    for group in work.placement.alike:
+        shared = join_grids([grids[name] for name in sorted(group) if name in grids], rules)
+        grids |= dict.fromkeys(group & grids.keys(), shared)
+    return grids
 
 
 def class_weights(names: Sequence[str], config: QuantizeConfig) -> Array:
@@ -300,8 +294,8 @@ def with_room(setting: Setting, rounded: Rounded) -> Rounded:
     weights = dict(rounded.weights)
     for layer in work.layers:
         for use in layer.uses:
-            grid = setting.grids.get(setting.placement.grid_of(use.activation))
-            if grid is not None and use.bias is not None:
+            grid = setting.grids.get(work.placement.grid_of(use.activation))
+            if work.target.file.bias == "int32" and grid is not None and use.bias is not None:
                 bias = corrected.weight(use.bias)
                 weights[layer.name] = leave_room_for_bias(layer, weights[layer.name], bias, grid.scale)
     return replace(rounded, weights=weights)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,18 @@ import onnx
 from onnx import ModelProto
 
 from onnx_cbq.calibration.samples import CalibrationSet, Samples
+from onnx_cbq.config import MOST_BITS
 from onnx_cbq.graph.layers import find_layers
 from onnx_cbq.graph.load import load
 from onnx_cbq.graph.logits import Logits, find_logits
 from onnx_cbq.graph.normalise import normalise
+from onnx_cbq.graph.placement import NO_ACTIVATIONS, Placement, place_activations
 from onnx_cbq.graph.shapes import EXAMPLE_BATCH, Example, Shapes
 from onnx_cbq.model import Model
-from onnx_cbq.records import Layers
+from onnx_cbq.records import Layer, Layers, WeightRules
+from onnx_cbq.targets.fit import check_opset
+from onnx_cbq.targets.onnxruntime import CPU
+from onnx_cbq.targets.target import Target
 
 ModelSource = str | Path | ModelProto
 DataSource = str | Path | CalibrationSet
@@ -30,6 +36,7 @@ class Workload:
         source: the model as it came; `source_bytes` is its size.
         model: the normalised model, which every stage works on; `shapes` are those of its tensors.
         example: a few samples to measure shapes on.
+        target: what the file is for, and `placement` the activations that are quantized for it.
     """
 
     source: Model
@@ -42,6 +49,46 @@ class Workload:
     example: Example
     class_names: tuple[str, ...]
     notes: tuple[str, ...]
+    target: Target = CPU
+    placement: Placement = NO_ACTIVATIONS
+
+    @property
+    def left_float(self) -> float:
+        """Share of the model's weights that are in no layer, in percent; everything but whole numbers counts."""
+        constants = (self.model.weight(tensor.name) for tensor in self.model.skeleton.graph.initializer)
+        total = sum(value.size for value in constants if np.issubdtype(value.dtype, np.floating))
+        return 100 * max(total - self.layers.size, 0) / max(total, 1)
+
+    def widths(self, activation_bits: int) -> Mapping[str, int]:
+        """The width of every activation that has a grid: what layers multiply has `activation_bits`.
+
+        The model's own inputs and what is only added stay at 8 bits.
+        """
+        multiplied = {self.placement.grid_of(use.activation) for layer in self.layers for use in layer.uses}
+        narrow = multiplied - {spec.name for spec in self.model.inputs}
+        return {name: activation_bits if name in narrow else MOST_BITS for name in self.placement.measured}
+
+
+def aimed_at(work: Workload, target: Target, activation_bits: int) -> Workload:
+    """`work` for a target: which activations are quantized, to `activation_bits`, and what holds for the weights.
+
+    Raises:
+        ModelError: the target does not read the model's operator set.
+    """
+    check_opset(work.model, target)
+    if activation_bits:
+        work = replace(work, placement=place_activations(work.model, work.layers, target.placement))
+    work = replace(work, target=target)
+    widths = work.widths(activation_bits)
+
+    def rules(layer: Layer) -> WeightRules:
+        grids = [work.placement.grid_of(use.activation) for use in layer.uses]
+        bits = max((widths[name] for name in grids if name in widths), default=0)
+        top = (1 << bits) - 1 if target.lanes else 0
+        return WeightRules(top, layer.operator in target.per_tensor, target.power_of_two)
+
+    layers = tuple(replace(layer, rules=rules(layer)) for layer in work.layers)
+    return replace(work, layers=replace(work.layers, layers=layers))
 
 
 def prepare(model: ModelSource, data: DataSource, logits: str | None = None) -> Workload:

@@ -448,7 +448,7 @@ class AtFinalWrite:
             return check(*_)
 
         check = verify.compare
-        monkeypatch.setattr("onnx_cbq.pipeline.compare", note)
+        monkeypatch.setattr("onnx_cbq.proving.compare", note)
         monkeypatch.setattr(function, wrapped)
 
 
@@ -490,8 +490,8 @@ STAGES = (
     "solving.make_plan",
     "rounding.collect_moments",
     "solving.emit_qdq",
-    "pipeline.check_file",
-    "pipeline.compare",
+    "proving.check_file",
+    "proving.compare",
 )
 
 
@@ -520,7 +520,7 @@ def test_failed_verification_exits_3_and_leaves_nothing(
     def fail(*_: object) -> None:
         raise VerificationError("layer 'a': the codes of channel 3 do not fit 4 bits")
 
-    monkeypatch.setattr(f"onnx_cbq.pipeline.{check}", fail)
+    monkeypatch.setattr(f"onnx_cbq.proving.{check}", fail)
     finished = quantize(command, uniform(out), out)
     assert_explained(finished, out, "the codes of channel 3 do not fit 4 bits", code=3)
 

@@ -342,6 +342,7 @@ def test_packed_weights_are_the_same_and_smaller(scheme: str, bits: float) -> No
     )
     feeds = {"image": np.random.default_rng(0).standard_normal((2, 1, 8, 8)).astype(np.float32)}
     one, other = (Session(result.model).run(feeds) for result in (plain, packed))
+    # The weights are the same to the last bit (that is checked before a file is written), the kernels are others.
     for name, value in one.items():
-        np.testing.assert_array_equal(other[name], value)
+        np.testing.assert_allclose(other[name], value, rtol=0, atol=1e-5 * np.abs(value).max())
     assert packed.bytes < plain.bytes - 0.5 * plain.layers.size * (1 - bits / 8)

@@ -16,6 +16,7 @@ from onnx_cbq.model import Model
 from onnx_cbq.records import Evaluation, Grouping, KeptZero, Layer, Layers, LeftFloat, Plan, Removal, SearchReport, Use
 from onnx_cbq.result import CurvePoint, EvaluationResult, Result, Sizes, evaluation_json
 from onnx_cbq.search.widths import LayerWidths, Moment, WidthReport
+from onnx_cbq.verify import Fidelity
 from tests.graphs import make_model, node
 
 NAMES = ("cat", "dog", "übel")
@@ -44,6 +45,9 @@ def result() -> Result:
         quantized=QUANTIZED,
         agreement=75.0,
         sizes=Sizes(7, 1000, 900),
+        fidelity=Fidelity(40, 1, 1, 0),
+        left_float=0.75,
+        processor="avx2",
         removal=Removal({"second": (0, 2)}, (KeptZero("first", 1, "it is an output"),), (30, 24)),
         class_names=NAMES,
         calibration_samples=12,

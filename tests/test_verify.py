@@ -15,6 +15,7 @@ from onnx_cbq import verify
 from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.errors import VerificationError
 from onnx_cbq.graph.load import load
+from onnx_cbq.graph.logits import Logits
 from onnx_cbq.model import Array, Model
 from onnx_cbq.records import Evaluation
 from onnx_cbq.runtime import Feeds, Optimization, Session, median_latency
@@ -170,7 +171,7 @@ def scores_model(offset: float = 0.0) -> Model:
 def compared(models: list[Model], x: Array, y: Array, sizes: list[int] | None = None) -> Comparison:
     samples = CalibrationSet.from_arrays(x, y).for_model(models[0].inputs)
     count = len(y)
-    return compare(models, sizes or [1] * len(models), "y", samples, np.arange(count), CLASSES)
+    return compare(models, sizes or [1] * len(models), Logits("y", "y", CLASSES), samples, np.arange(count))
 
 
 def assert_evaluation(found: Evaluation, scores: Array, y: Array) -> None:
@@ -211,7 +212,7 @@ def test_accuracies_are_those_of_numpy(batch_bytes: int, monkeypatch: pytest.Mon
 def test_with_ten_classes_or_fewer_there_is_no_top_5() -> None:
     model = load(make_model([node("Identity", "x")], {"x": ["N", 10]}, ["y"]))
     samples = CalibrationSet.from_arrays(np.eye(10, dtype=np.float32), np.arange(10)).for_model(model.inputs)
-    found = compare([model], [1], "y", samples, np.arange(10), 10).evaluations[0]
+    found = compare([model], [1], Logits("y", "y", 10), samples, np.arange(10)).evaluations[0]
     assert (found.top1, found.top5) == (100.0, None)
 
 

@@ -57,6 +57,10 @@ class QuantizeConfig:
         rounding: "compensate" (weights make up for each other's errors) or "nearest".
         keep: (pattern, bits) pairs: layers whose names match a pattern keep that width, as in a shell.
         activation_bits: 2 to 8, or 0 to leave activations float.
+        target: the runtime and the processor that the file is for: "cpu" (onnxruntime on any), "vnni", "arm64",
+            "openvino", "tensorrt", "qnn", "xnnpack" or "vitis"; see `onnx_cbq.targets`.
+        run_check: run the result as it will run, and refuse it if its integer kernels give something else than the file
+            says. Without it the figures are those of the plain graph, as kernels that never saturate compute it.
         activation_range: "mse" (least squared error), "percentile" (99.99 % of the values) or "minmax".
         equalize: make the channels of an activation alike in size where the divergence from the float model, measured,
             is lower for it; nothing is tried where activations stay float.
@@ -86,6 +90,8 @@ class QuantizeConfig:
     rounding: str = "compensate"
     keep: tuple[tuple[str, int], ...] = ()
     activation_bits: int = MOST_BITS
+    target: str = "cpu"
+    run_check: bool = True
     activation_range: str = "mse"
     equalize: bool = True
     classes: tuple[str, ...] | None = None

@@ -5,25 +5,28 @@
     x        QuantizeLinear -> DequantizeLinear (uint8, one scale and zero point)
 
 onnxruntime fuses DequantizeLinear -> Conv -> QuantizeLinear into QLinearConv, and so on for the other operators with
-integer kernels. Operators that only move numbers are put between the two, on the integers. A Relu in front of a grid
-with zero point 0 is left out: the grid saturates there.
+integer kernels. Operators that only move numbers are put between the two, on the integers, unless every operator has to
+be a unit of its own: DequantizeLinear -> operator -> QuantizeLinear. A Relu in front of a grid that begins at 0 is left
+out: the grid saturates there.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-from onnx import NodeProto, TensorProto, helper
+from onnx import AttributeProto, NodeProto, TensorProto, helper
 
 from onnx_cbq.config import MOST_BITS
 from onnx_cbq.emit.packed import PackedLayer, unpacking_graph
 from onnx_cbq.emit.shorten import shorten
-from onnx_cbq.graph.placement import SATURATION, Placement
+from onnx_cbq.graph.placement import MOVEMENT, SATURATION, Placement
 from onnx_cbq.model import Array, Model
 from onnx_cbq.ranks import rank_codes, ranks
-from onnx_cbq.records import ActivationGrid, Layer, Layers, LayerWeights, Seen, Use, Written
+from onnx_cbq.records import KERNELS, ActivationGrid, FileRules, Layer, Layers, LayerWeights, Seen, Use, Written
 
+LARGEST_CODE = 127
 # What a node with two inputs takes in the file; a constant's name and shape take about half of that.
 NODE_BYTES = 32
 
@@ -35,23 +38,26 @@ def emit_qdq(
     placement: Placement,
     grids: Mapping[str, ActivationGrid],
     storage: str = "int8",
+    rules: FileRules = KERNELS,
 ) -> Model:
     """`model` with the layers' weights as integers, and the tensors of `placement` on their grids.
 
     `grids` holds one for every tensor in `placement.measured`. With `storage` "packed" the weights take their bits (see
     `packed`), and the graph has short names. Weights that share values are stored as ranks (`quantize.codebook`) and
-    looked up in an int8 table, but for the storage "int8".
+    looked up in an int8 table, but for the storage "int8". `rules` are those of the target.
     """
-    writer = _Writer(model, placement, grids, storage)
+    writer = _Writer(model, placement, grids, storage, rules)
     for layer in layers:
         writer.add_weight(layer, weights[layer.name])
     output = writer.write()
     return shorten(output) if storage == "packed" else output
 
 
-def emit_seen(written: Written, placement: Placement, grids: Mapping[str, ActivationGrid]) -> Seen:
+def emit_seen(
+    written: Written, placement: Placement, grids: Mapping[str, ActivationGrid], rules: FileRules = KERNELS
+) -> Seen:
     """What `emit_qdq` gives, with the names of what layers read there."""
-    writer = _Writer(written.model, placement, grids)
+    writer = _Writer(written.model, placement, grids, "int8", rules)
     for layer in written.layers:
         writer.add_weight(layer, written.weights[layer.name])
     output = writer.write()
@@ -70,12 +76,25 @@ def bias_codes(bias: Array, scale: Array) -> Array:
     return np.asarray(np.rint(bias.reshape(-1).astype(np.float64) / scale))
 
 
+def power_of_two_codes(values: Array) -> tuple[Array, Array]:
+    """int8 codes and the power of two that they are multiples of, the smallest that holds all values."""
+    reach = float(np.abs(values).max(initial=0)) / LARGEST_CODE
+    step = np.float32(2.0 ** math.ceil(math.log2(reach))) if reach > 0 else np.float32(1)
+    return np.rint(values / step).astype(np.int8), np.array(step, np.float32)
+
+
 class _Writer:
     """Walks the float graph once, in order, and writes the quantized one."""
 
     def __init__(
-        self, model: Model, placement: Placement, grids: Mapping[str, ActivationGrid], storage: str = "int8"
+        self,
+        model: Model,
+        placement: Placement,
+        grids: Mapping[str, ActivationGrid],
+        storage: str = "int8",
+        rules: FileRules = KERNELS,
     ) -> None:
+        self._rules = rules
         self._packed: list[PackedLayer] | None = [] if storage == "packed" else None
         self._looks_up = storage != "int8"
         self._model = model
@@ -85,16 +104,22 @@ class _Writer:
         self._nodes: list[NodeProto] = []
         self._constants: dict[str, Array] = {}
         self._pool: dict[tuple[str, tuple[int, ...], bytes], str] = {}
-        self._uses: dict[str, tuple[Use, LayerWeights]] = {}
+        self._uses: dict[str, tuple[Layer, Use, LayerWeights]] = {}
         self._integers: dict[str, str] = {}  # float tensor -> the integers that stand for it
         self._floats: dict[str, str] = {}  # float tensor -> what its readers read in its place
+        self._turned: set[str] = set()  # what a Gemm computes whose matrix lies with its channels first
 
     def add_weight(self, layer: Layer, weights: LayerWeights) -> None:
         """The codes of a layer and their DequantizeLinear, in place of its float weight."""
-        self._uses.update({use.output: (use, weights) for use in layer.uses})
+        self._uses.update({use.output: (layer, use, weights) for use in layer.uses})
         codes = self._codes(layer, weights)
+        axis = 0 if self._lies_turned(layer) else layer.weight_axis
+        if self._packed is not None and not self._meets_integers(layer):
+            # onnxruntime would compute a DequantizeLinear on every run; these two it folds when it opens the file.
+            plain = self._add("Cast", [codes], f"{layer.weight}_float", to=TensorProto.FLOAT)
+            self._floats[layer.weight] = self._scaled(layer, weights, plain, axis)
+            return
         if weights.levels is not None or (layer.operator == "MatMul" and len(layer.weight_shape) > 2):
-            shape = [-1 if axis == layer.weight_axis else 1 for axis in range(len(layer.weight_shape))]
             if weights.levels is not None:
                 position = self._add("Cast", [codes], f"{layer.weight}_at", to=TensorProto.INT32)
                 plain = self._add("Gather", [self._pooled(weights.levels, "levels"), position], f"{layer.weight}_level")
@@ -102,19 +127,38 @@ class _Writer:
                 # onnxruntime fuses such a MatMul if it can, and then refuses to run it with scales per channel.
                 one = self._pooled(np.array(1, np.float32), "scale")
                 plain = self._add("DequantizeLinear", [codes, one], f"{layer.weight}_dq")
-            if weights.zero_point is not None:
-                zero = self._pooled(weights.zero_point.astype(np.float32).reshape(shape), "zero")
-                plain = self._add("Sub", [plain, zero], f"{layer.weight}_centred")
-            scale = self._pooled(weights.scale.reshape(shape), "scale")
-            self._floats[layer.weight] = self._add("Mul", [plain, scale], f"{layer.weight}_scaled")
+            self._floats[layer.weight] = self._scaled(layer, weights, plain, axis)
+            return
+        if layer.rules.per_tensor:
+            inputs = [codes, self._pooled(weights.scale.max(), "scale"), self._pooled(np.array(0, np.int8), "zero")]
+            self._floats[layer.weight] = self._add("DequantizeLinear", inputs, f"{layer.weight}_dq")
             return
         inputs = [codes, self._pooled(weights.scale, "scale")]
         if weights.zero_point is not None:
             inputs.append(self._pooled(weights.zero_point, "zero"))
-        elif layer.operator in ("Gemm", "MatMul"):
-            # Without an explicit zero point onnxruntime does not fuse a Gemm.
+        elif layer.operator in ("Gemm", "MatMul") or self._rules.units:
+            # Without an explicit zero point onnxruntime does not fuse a Gemm, and TensorRT takes another type.
             inputs.append(self._pooled(np.zeros(layer.channels, np.int8), "zero"))
-        self._floats[layer.weight] = self._add("DequantizeLinear", inputs, f"{layer.weight}_dq", axis=layer.weight_axis)
+        self._floats[layer.weight] = self._add("DequantizeLinear", inputs, f"{layer.weight}_dq", axis=axis)
+
+    def _scaled(self, layer: Layer, weights: LayerWeights, plain: str, axis: int) -> str:
+        """Codes that have become floats, less their zero points, times their scales."""
+        shape = [-1 if i == axis else 1 for i in range(len(layer.weight_shape))]
+        if weights.zero_point is not None:
+            zero = self._pooled(weights.zero_point.astype(np.float32).reshape(shape), "zero")
+            plain = self._add("Sub", [plain, zero], f"{layer.weight}_centred")
+        return self._add("Mul", [plain, self._pooled(weights.scale.reshape(shape), "scale")], f"{layer.weight}_scaled")
+
+    def _meets_integers(self, layer: Layer) -> bool:
+        """Whether a node that uses the weight reads an activation that is quantized."""
+        return any(self._placement.grid_of(use.activation) in self._grids for use in layer.uses)
+
+    def _lies_turned(self, layer: Layer) -> bool:
+        """Whether a matrix is written with its channels first, so that unpacking needs no Transpose.
+
+        OpenVINO 2026.4 does not fold one in front of a DequantizeLinear.
+        """
+        return self._packed is not None and layer.operator == "Gemm" and layer.weight_axis == 1
 
     def _codes(self, layer: Layer, weights: LayerWeights) -> str:
         """The name of a layer's codes, which are a constant, or will be unpacked or looked up."""
@@ -130,8 +174,11 @@ class _Writer:
         if self._packed is None:
             return self._constant(f"{layer.weight}_q", codes)
         name = self._fresh(f"{layer.weight}_q")
-        rows = layer.rows(codes)
-        self._packed.append(PackedLayer(name, rows, weights.bits, layer.weight_shape, layer.weight_axis))
+        rows, shape, axis = layer.rows(codes), layer.weight_shape, layer.weight_axis
+        if self._lies_turned(layer):
+            self._turned.update(use.output for use in layer.uses)
+            shape, axis = rows.shape, 0
+        self._packed.append(PackedLayer(name, rows, weights.bits, shape, axis))
         return name
 
     def quantize(self, name: str, source: str) -> None:
@@ -185,11 +232,11 @@ class _Writer:
     def _compute(self, node: NodeProto) -> None:
         """The node in float, its outputs quantized where they have a grid."""
         copy = NodeProto(op_type=node.op_type, domain=node.domain, name=node.name)
-        copy.attribute.extend(node.attribute)
+        copy.attribute.extend(self._attributes(node))
         # A shape can be read from the integers as well.
         copy.input.extend(self._integers.get(n, n) if node.op_type == "Shape" else self._read(n) for n in node.input)
         use = self._uses.get(node.output[0])
-        if use is not None and use[0].bias is not None:
+        if use is not None and use[1].bias is not None:
             copy.input[2] = self._bias(*use)
         copy.output.extend(self._raw(name) for name in node.output)
         self._nodes.append(copy)
@@ -197,24 +244,47 @@ class _Writer:
             self.quantize(name, raw)
 
     def _move(self, node: NodeProto) -> None:
-        """The node on integers; its outputs keep the grid of its input."""
+        """The node on integers, or between floats; its outputs keep the grid of its input."""
         grid = self._grids[node.input[0]]
+        if self._rules.units or node.op_type not in MOVEMENT:
+            self._grids |= dict.fromkeys(node.output, grid)
+            self._compute(node)
+            return
         copy = NodeProto(op_type=node.op_type, domain=node.domain, name=node.name)
         copy.attribute.extend(node.attribute)
         copy.input.extend([self._integers[node.input[0]], *node.input[1:]])
         if (node.op_type == "Pad" and len(node.input) > 2) or (node.op_type == "Pad" and grid.zero_point):
             copy.input.extend([""] * (3 - len(copy.input)))
-            copy.input[2] = self._pooled(np.array(grid.zero_point, np.uint8), "zero")
+            copy.input[2] = self._pooled(grid.stored_zero, "zero")
         for name in node.output:
             self._grids[name] = grid
             self._integers[name] = self._fresh(f"{name}_q")
             copy.output.append(self._integers[name])
         self._nodes.append(copy)
 
+    def _attributes(self, node: NodeProto) -> Iterable[AttributeProto]:
+        """Those of a node that is computed: a matrix may lie turned, and a Conv may have to say everything."""
+        if node.output[0] in self._turned:
+            return [*(a for a in node.attribute if a.name != "transB"), helper.make_attribute("transB", 1)]
+        layer, use, _ = self._uses.get(node.output[0], (None, None, None))
+        if not self._rules.attributes or layer is None or use is None or use.windows is None:
+            return list(node.attribute)
+        windows = use.windows
+        said = {
+            "dilations": windows.dilations,
+            "group": layer.groups,
+            "kernel_shape": windows.kernel,
+            "pads": (*windows.before, *(max(size, 0) for size in windows.after)),
+            "strides": windows.strides,
+        }
+        own = [attribute for attribute in node.attribute if attribute.name != "auto_pad"]
+        missing = said.keys() - {attribute.name for attribute in own}
+        return [*own, *(helper.make_attribute(name, said[name]) for name in sorted(missing))]
+
     def _grid_saturates(self, node: NodeProto) -> bool:
         """Whether the output's grid ends where this Relu or Clip would cut."""
         grid = self._grids[node.output[0]]
-        if node.op_type not in SATURATION or grid.zero_point != 0:
+        if node.op_type not in SATURATION or grid.zero_point != grid.bottom:
             return False
         high = self._model.constant(node.input[2]) if len(node.input) > 2 else None
         return high is None or grid.ends[1] <= float(high)
@@ -232,14 +302,25 @@ class _Writer:
         """The name of a computed output before it is quantized; a graph output's own name goes to what comes after."""
         return self._fresh(f"{name}_raw") if name in self._grids and name in self._model.outputs else name
 
-    def _bias(self, use: Use, weights: LayerWeights) -> str:
-        """The bias as int32 with scale s_x s_w, or in float where the input is not quantized."""
+    def _bias(self, layer: Layer, use: Use, weights: LayerWeights) -> str:
+        """The bias as int32 with scale s_x s_w, or in float where the input is not quantized, or as the rules say."""
         bias = self._model.constant(use.bias or "")
         assert bias is not None
-        if use.activation not in self._integers or bias.size not in (1, len(weights.scale)):
+        if self._rules.bias == "float" or use.activation not in self._integers:
+            return str(use.bias)
+        if self._rules.bias == "int8":
+            codes, step = power_of_two_codes(bias)
+            inputs = [self._constant(f"{use.bias}_q", codes), self._pooled(step, "scale")]
+            return self._add(
+                "DequantizeLinear", [*inputs, self._pooled(np.array(0, np.int8), "zero")], f"{use.bias}_dq"
+            )
+        if bias.size not in (1, len(weights.scale)):
             return str(use.bias)
         scale = weights.bias_scale(self._grids[use.activation].scale)
         codes = bias_codes(bias, scale).astype(np.int32)
+        if layer.rules.per_tensor:
+            inputs = [self._constant(f"{use.bias}_q", codes), self._pooled(scale.max(), "scale")]
+            return self._add("DequantizeLinear", inputs, f"{use.bias}_dq")
         inputs = [self._constant(f"{use.bias}_q", codes), self._bias_scale(use, weights, scale)]
         return self._add("DequantizeLinear", inputs, f"{use.bias}_dq", axis=0)
 
@@ -252,8 +333,7 @@ class _Writer:
 
     def _parameters(self, name: str) -> list[str]:
         grid = self._grids[name]
-        scale, zero_point = np.array(grid.scale, np.float32), np.array(grid.zero_point, np.uint8)
-        return [self._pooled(scale, "scale"), self._pooled(zero_point, "zero")]
+        return [self._pooled(np.array(grid.scale, np.float32), "scale"), self._pooled(grid.stored_zero, "zero")]
 
     def _add(self, operator: str, inputs: Iterable[str], output: str, **attrs: int) -> str:
         output = self._fresh(output)

@@ -1,21 +1,30 @@
-"""Where activations are quantized, so that onnxruntime can fuse whatever it has an integer kernel for.
+"""Where activations are quantized, so that a runtime can fuse whatever it has an integer kernel for.
 
-Every layer wants its input quantized, and a Conv its output too unless nothing but the user reads it. From there the
-wish walks up the graph: through operators that only move numbers (their output shares the input's grid) and through
-additions, pooling and other operators with integer kernels, to tensors whose producer has none. A Relu, or a Clip that
-the grid's own saturation stands for, belongs to the operator in front of it: its output is quantized, its input is not.
+"kernels", for onnxruntime and OpenVINO on the CPU: every layer wants its input quantized, and a Conv its output too
+unless nothing but the user reads it. From there the wish walks up the graph: through operators that only move numbers
+(their output shares the input's grid) and through additions, pooling and other operators with integer kernels, to
+tensors whose producer has none.
+
+"operands", for TensorRT: what layers read, and of a residual Add the branch that does not come from its layer. The
+output of a layer stays float, since TensorRT fuses the layer with what follows.
+
+"everywhere", for accelerators that compute in integers or not at all: every float tensor, the outputs of the model
+among them.
+
+A Relu, or a Clip that the grid's own saturation may stand for, belongs to the operator in front of it: its output is
+quantized, its input is not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from onnx import NodeProto
 
 from onnx_cbq.model import Model, attributes
-from onnx_cbq.records import Layer, Layers, Use
+from onnx_cbq.records import FUSED, Layer, Layers, PlacementRules, Use
 
 # They move numbers; on integers they do just the same.
 MOVEMENT = frozenset(
@@ -25,6 +34,12 @@ MOVEMENT = frozenset(
 # They have kernels that take and give integers of different grids.
 ARITHMETIC = frozenset(("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid"))
 SATURATION = frozenset(("Relu", "Clip"))
+# Other operators whose inputs and outputs are numbers that can be rounded.
+_COMPUTING = frozenset(
+    ("Sub", "Div", "Max", "Min", "Pow", "Sqrt", "Exp", "Erf", "Tanh", "Elu", "Gelu", "HardSigmoid", "HardSwish", "Mish")
+    + ("PRelu", "Softmax", "LayerNormalization", "BatchNormalization", "InstanceNormalization", "LRN", "Where")
+    + ("GlobalMaxPool", "ReduceMean", "ReduceMax", "ReduceSum", "ReduceMin")
+)
 
 
 @dataclass(frozen=True)
@@ -35,11 +50,13 @@ class Placement:
         measured: those that get a grid of their own.
         shared: those that only moved: tensor -> the one in front, whose grid they use.
         saturated: outputs of a Relu or Clip that belongs to the operator in front of it.
+        alike: groups of tensors in `measured` that have one grid.
     """
 
     measured: tuple[str, ...]
     shared: Mapping[str, str]
     saturated: frozenset[str]
+    alike: tuple[frozenset[str], ...] = ()
 
     def grid_of(self, name: str) -> str:
         """The tensor whose grid `name` uses."""
@@ -51,8 +68,34 @@ class Placement:
 NO_ACTIVATIONS = Placement((), {}, frozenset())
 
 
-def place_activations(model: Model, layers: Layers) -> Placement:
+def place_activations(model: Model, layers: Layers, rules: PlacementRules = FUSED) -> Placement:
     """Choose the tensors to quantize."""
+    wanted = {"kernels": _for_kernels, "operands": _operands, "everywhere": _everywhere}[rules.style](model, layers)
+    shared = {}
+    for name in wanted if rules.style != "operands" else ():
+        producer = model.producers.get(name)
+        if producer is None or producer.input[0] not in wanted:
+            continue
+        if moves_integers(model, name) or producer.op_type in rules.keeping:
+            shared[name] = str(producer.input[0])
+    saturated = frozenset(name for name in wanted if _saturation(model, name) is not None)
+    placement = Placement(tuple(sorted(wanted - shared.keys())), shared, saturated)
+    return replace(placement, alike=_alike(model, placement, rules.alike)) if rules.alike else placement
+
+
+def _alike(model: Model, placement: Placement, operators: frozenset[str]) -> tuple[frozenset[str], ...]:
+    """Groups of tensors that the operators hold together; those that meet are one."""
+    groups: list[frozenset[str]] = []
+    for node in model.nodes:
+        if node.op_type in operators:
+            group = {placement.grid_of(name) for name in (*node.input, *node.output)} & set(placement.measured)
+            met = [other for other in groups if other & group]
+            groups = [other for other in groups if other not in met]
+            groups.append(frozenset(group.union(*met)))
+    return tuple(group for group in groups if len(group) > 1)
+
+
+def _for_kernels(model: Model, layers: Layers) -> set[str]:
     uses = [(layer, use) for layer in layers for use in layer.uses if has_integer_kernel(layer, use)]
     pending = [use.activation for _, use in uses]
     pending += [_behind_saturation(model, use.output) for layer, use in uses if layer.operator == "Conv"]
@@ -66,9 +109,36 @@ def place_activations(model: Model, layers: Layers) -> Placement:
         ):
             wanted.add(name)
             pending.extend(_in_front(model, name))
-    shared = {name: str(model.producers[name].input[0]) for name in wanted if moves_integers(model, name)}
-    saturated = frozenset(name for name in wanted if _saturation(model, name) is not None)
-    return Placement(tuple(sorted(wanted - shared.keys())), shared, saturated)
+    return wanted
+
+
+def _operands(model: Model, layers: Layers) -> set[str]:
+    outputs = {use.output for layer in layers for use in layer.uses}
+    wanted = {use.activation for layer in layers for use in layer.uses}
+    for node in model.nodes:
+        if node.op_type == "Add" and not any(model.is_constant(name) for name in node.input):
+            # The Add is fused with one of the layers.
+            fused = [name for name in node.input if name in outputs and len(model.consumers[name]) == 1]
+            if fused:
+                wanted |= set(node.input) - {fused[-1]}
+    return wanted
+
+
+def _everywhere(model: Model, layers: Layers) -> set[str]:
+    outputs = {use.output for layer in layers for use in layer.uses}
+    computing = MOVEMENT | ARITHMETIC | SATURATION | _COMPUTING
+    wanted = {use.activation for layer in layers for use in layer.uses} | outputs
+    wanted |= {spec.name for spec in model.inputs if np.issubdtype(spec.dtype, np.floating)}
+    for node in model.nodes:
+        if node.output[0] in outputs or (node.op_type in computing and node.domain in ("", "ai.onnx")):
+            depends = [name for name in node.input if name in wanted]
+            wanted |= {node.output[0]} if depends else set()
+    for name in list(wanted):
+        behind = _behind_saturation(model, name)
+        if behind != name:
+            wanted -= {name}
+            wanted |= {behind}
+    return {name for name in wanted if not model.is_constant(name)}
 
 
 def has_integer_kernel(layer: Layer, use: Use) -> bool:

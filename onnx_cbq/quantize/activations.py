@@ -7,12 +7,13 @@ it takes the same memory for any number of samples and needs no second pass.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from onnx_cbq.model import Array
-from onnx_cbq.records import ActivationGrid
+from onnx_cbq.records import UNSIGNED, ActivationGrid, ActivationRules
 
 _LOG2_HALF = 12
 _HALF = 1 << _LOG2_HALF
@@ -58,15 +59,19 @@ class Histogram:
         return Histogram(counts, exponent, min(self.low, low), max(self.high, high))
 
 
-def choose_grid(histogram: Histogram, bits: int = 8, criterion: str = "mse") -> ActivationGrid:
-    """The grid of `bits` bits for what the histogram counted; 0 is always a level.
+def choose_grid(
+    histogram: Histogram, bits: int = 8, criterion: str = "mse", rules: ActivationRules = UNSIGNED
+) -> ActivationGrid:
+    """The grid of `bits` bits for what the histogram counted, within the rules; 0 is always a level.
 
     The criterion "mse" takes the range of least squared error, "percentile" the middle 99.99 % of the values, "minmax"
-    all of them. Values that are never negative get zero point 0. Cost: a few hundred passes over the bins.
+    all of them. Values that are never negative get the lowest code as zero point, unless it must be 0. Cost: a few
+    hundred passes over the bins.
     """
+    make = _Maker(bits, rules)
     used = np.flatnonzero(histogram.counts)
     if histogram.high <= 0 <= histogram.low or not used.size:
-        return ActivationGrid(scale=1.0 / LEVELS, zero_point=0, bits=bits)
+        return make(0.0, make.top / LEVELS)
     counts = histogram.counts[used]
     centres = (used - _HALF + 0.5) * 2.0**histogram.exponent
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
@@ -75,33 +80,60 @@ def choose_grid(histogram: Histogram, bits: int = 8, criterion: str = "mse") -> 
         low = max(low, min(float(centres[np.searchsorted(rank, _TAIL)]), 0.0)) if low < 0 else 0.0
         high = min(high, max(float(centres[np.searchsorted(rank, 1 - _TAIL)]), 0.0))
     elif criterion == "mse":
-        low, high = _least_error(counts, centres, (low, high), bits)
-    return _grid(low, high, bits)
+        low, high = _least_error(counts, centres, (low, high), make)
+    return make(low, high)
 
 
-def _least_error(counts: Array, centres: Array, ends: tuple[float, float], bits: int) -> tuple[float, float]:
-    """The range of least squared error within `ends`; the two ends move in turn."""
+def join_grids(grids: Sequence[ActivationGrid], rules: ActivationRules = UNSIGNED) -> ActivationGrid:
+    """One grid that reaches as far as all of them do."""
+    lows, highs = zip(*(grid.ends for grid in grids), strict=True)
+    widest = max(grids, key=lambda grid: grid.scale)
+    return widest if rules.symmetric else _Maker(widest.bits, rules)(min(lows), max(highs))
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes grids from the ends of their range."""
+
+    bits: int
+    rules: ActivationRules
+
+    @property
+    def top(self) -> int:
+        """The number of steps above 0 of a grid whose range begins at 0."""
+        return (1 << (self.bits - self.rules.symmetric)) - 1
+
+    def __call__(self, low: float, high: float) -> ActivationGrid:
+        rules = self.rules
+        high = max(high, low + rules.least_range)
+        reach = max(-low, high) if rules.symmetric else high - low
+        scale = max(reach / self.top, float(np.finfo(np.float32).smallest_normal))
+        scale = 2.0 ** math.ceil(math.log2(scale)) if rules.power_of_two else float(np.float32(scale))
+        grid = ActivationGrid(scale, 0, self.bits, rules.signed)
+        if rules.symmetric:
+            return grid
+        return replace(grid, zero_point=int(np.clip(grid.bottom + round(-low / scale), grid.bottom, grid.top)))
+
+
+def _least_error(counts: Array, centres: Array, ends: tuple[float, float], make: _Maker) -> tuple[float, float]:
+    """The range of least squared error within `ends`; the two ends move in turn, or together if 0 is in the middle."""
+
+    def error(low: float, high: float) -> float:
+        grid = make(low, high)
+        codes = np.clip(np.rint(centres / grid.scale) + grid.zero_point, grid.bottom, grid.top)
+        difference = (codes - grid.zero_point) * grid.scale - centres
+        return float(counts @ (difference * difference))
+
     low, high = ends
+    if make.rules.symmetric:
+        return min(((share * low, share * high) for share in _SHARES), key=lambda both: error(*both))
     best_low, best_high = low, high
     for _ in range(_SWEEPS):
-        best_high = min((share * high for share in _SHARES), key=lambda h: _error(counts, centres, best_low, h, bits))
+        best_high = min((share * high for share in _SHARES), key=lambda h: error(best_low, h))
         if low == 0.0:
             break
-        best_low = min((share * low for share in _SHARES), key=lambda lo: _error(counts, centres, lo, best_high, bits))
+        best_low = min((share * low for share in _SHARES), key=lambda lo: error(lo, best_high))
     return best_low, best_high
-
-
-def _grid(low: float, high: float, bits: int) -> ActivationGrid:
-    top = (1 << bits) - 1
-    scale = max((high - low) / top, float(np.finfo(np.float32).smallest_normal))
-    return ActivationGrid(float(np.float32(scale)), int(np.clip(round(-low / scale), 0, top)), bits)
-
-
-def _error(counts: Array, centres: Array, low: float, high: float, bits: int) -> float:
-    grid = _grid(low, high, bits)
-    codes = np.clip(np.rint(centres / grid.scale) + grid.zero_point, 0, grid.top)
-    difference = (codes - grid.zero_point) * grid.scale - centres
-    return float(counts @ (difference * difference))
 
 
 def _merge_pairs(counts: Array) -> Array:

@@ -11,7 +11,9 @@ for words of varying length, where lambda does. Both only ever lower their objec
 k-means starts from several guesses, and ECSQ from uniform steps: 6 lambda = s^2 ln 2 mean h at high rate.
 
 The centres then become whole numbers -127 .. 127 times one scale, so that a table of them is int8 and onnxruntime's
-integer kernels stay in use. Centres that meet on the same number become one.
+integer kernels stay in use. Where weights meet in 16-bit lanes (see `records.lanes`) any two of the values may, so
+there the numbers are at most half of what a pair may add up to: -64 .. 64. Centres that meet on the same number become
+one.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import numpy as np
 
 from onnx_cbq.model import Array
 from onnx_cbq.ranks import index_bits
+from onnx_cbq.records import Lanes
 
 LARGEST = 127
 # int8 has that many numbers of which none is without its negative.
@@ -39,14 +42,16 @@ class Codebook:
     """Values that weights share: table * scale.
 
     Attributes:
-        table: int8 [k], rising, each in -127 .. 127.
+        table: int8 [k], rising, each in -largest .. largest.
         scale: above 0.
         lengths: bits of each value's code word, float32 [k]; zeros where all have the same length.
+        largest: that a number of the table may be.
     """
 
     table: Array
     scale: float
     lengths: Array
+    largest: int = LARGEST
 
     @property
     def levels(self) -> Array:
@@ -59,15 +64,19 @@ class Codebook:
         return index_bits(len(self.table))
 
 
-def make_codebook(centres: Array, shares: Array | None = None) -> Codebook:
+def largest_number(lanes: Lanes | None) -> int:
+    """What a number of a table may be, so that any two of them may meet."""
+    return LARGEST if lanes is None else min(lanes.limit // 2, LARGEST)
+
+
+def make_codebook(centres: Array, shares: Array | None = None, largest: int = LARGEST) -> Codebook:
     """The codebook of float centres [k], in any order; `shares` of the weights, [k], give the lengths of code words."""
-    largest = float(np.abs(centres).max(initial=0))
-    scale = float(np.float32(largest / LARGEST)) or 1.0
-    table, where = np.unique(np.clip(np.rint(centres / scale), -LARGEST, LARGEST).astype(np.int8), return_inverse=True)
+    scale = float(np.float32(np.abs(centres).max(initial=0) / largest)) or 1.0
+    table, where = np.unique(np.clip(np.rint(centres / scale), -largest, largest).astype(np.int8), return_inverse=True)
     lengths = np.zeros(len(table), np.float32)
     if shares is not None:
         lengths = code_lengths(np.bincount(where.reshape(-1), shares, len(table)))
-    return Codebook(table, scale, lengths)
+    return Codebook(table, scale, lengths, largest)
 
 
 def code_lengths(counts: Array) -> Array:

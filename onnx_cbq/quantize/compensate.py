@@ -8,22 +8,35 @@ For a row a [n] and the metric H [n, n] the aim is levels q with a small (a - q)
 2. `descend`, coordinate by coordinate: with everything else fixed, the best level of column j is the one nearest to
    q_j - (H (q - a))_j / H_jj. The error never grows.
 
-Rows are independent, so each has its own grid; what a grid is stays in the `Rounding` that the caller gives. All arrays
-have the groups of a grouped Conv in front, [g, ...].
+Rows are independent, so each has its own grid; what a grid is stays in the `Rounding` that the caller gives. A `Box`
+holds each weight within bounds, which are passed on to the rounding of its column; what they mean is its business, too.
+All arrays have the groups of a grouped Conv in front, [g, ...].
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from scipy.linalg import solve_triangular
 
 from onnx_cbq.model import Array
 
-# Values, one per row, [g, rows], and what their squared error counts, [g, 1] -> a level of each, [g, rows].
-Rounding = Callable[[Array, Array], Array]
+# Lowest and highest, each [g, rows, n]; or of one column, [g, rows].
+Box = tuple[Array, Array]
+
+
+class Rounding(Protocol):
+    """Rounds a column: values, one per row, [g, rows], what their squared error counts, [g, 1], and their bounds.
+
+    Gives a level for each, [g, rows].
+    """
+
+    def __call__(self, values: Array, weight: Array, bounds: Box | None = None, /) -> Array:
+        """Levels within the bounds."""
+
 
 _BLOCK = 64
 _MOST_DAMPING = 1e6
@@ -79,12 +92,12 @@ def best_aim(rows: Array, second: Array, cross: Array, damping: float) -> Array:
     return np.ascontiguousarray(solved.swapaxes(1, 2))
 
 
-def compensate(aim: Array, metric: Metric, rounding: Rounding) -> tuple[Array, Array]:
+def compensate(aim: Array, metric: Metric, rounding: Rounding, box: Box | None = None) -> tuple[Array, Array]:
     """Levels for the rows `aim` [g, r, n], and the error of each row in the metric, [g, r].
 
     Cost: n multiplications per weight.
     """
-    rest = _columns_first(aim, metric)
+    rest, bounds = _columns_first(aim, metric), _bounds(box, metric)
     levels = np.empty_like(rest)
     size, factor = rest.shape[1], metric.factor
     error = np.zeros((rest.shape[0], rest.shape[2]))
@@ -94,7 +107,8 @@ def compensate(aim: Array, metric: Metric, rounding: Rounding) -> tuple[Array, A
         errors = np.empty_like(block)
         for j in range(stop - start):
             row = factor[:, start + j, start:stop]
-            levels[:, start + j] = rounding(block[:, j], 1 / np.square(row[:, j, None], dtype=np.float64))
+            weight = 1 / np.square(row[:, j, None], dtype=np.float64)
+            levels[:, start + j] = rounding(block[:, j], weight, bounds(start + j))
             errors[:, j] = (block[:, j] - levels[:, start + j]) / row[:, j, None]
             block[:, j + 1 :] -= row[:, j + 1 :, None] * errors[:, None, j]
         rest[:, stop:] -= factor[:, start:stop, stop:].swapaxes(1, 2) @ errors
@@ -102,13 +116,15 @@ def compensate(aim: Array, metric: Metric, rounding: Rounding) -> tuple[Array, A
     return _rows_first(levels, metric), error
 
 
-def descend(aim: Array, levels: Array, metric: Metric, rounding: Rounding, sweeps: int) -> Array:
+def descend(
+    aim: Array, levels: Array, metric: Metric, rounding: Rounding, sweeps: int, box: Box | None = None
+) -> Array:
     """Better levels for the rows `aim`, from `levels`, both [g, r, n]; stops early when nothing changes.
 
     Cost per sweep: n multiplications per weight.
     """
     target, current, matrix = _columns_first(aim, metric), _columns_first(levels, metric), metric.matrix
-    size = target.shape[1]
+    size, bounds = target.shape[1], _bounds(box, metric)
     pull = matrix @ (current - target)
     for _ in range(sweeps):
         changed = False
@@ -117,7 +133,7 @@ def descend(aim: Array, levels: Array, metric: Metric, rounding: Rounding, sweep
             before = current[:, start:stop].copy()
             for j in range(start, stop):
                 weight = matrix[:, j, j, None]
-                better = rounding(current[:, j] - pull[:, j] / weight, weight)
+                better = rounding(current[:, j] - pull[:, j] / weight, weight, bounds(j))
                 change = better - current[:, j]
                 current[:, j] = better
                 pull[:, start:stop] += matrix[:, j, start:stop, None] * change[:, None]
@@ -171,6 +187,14 @@ def _mean_diagonal(second: Array) -> Array:
 def _columns_first(rows: Array, metric: Metric) -> Array:
     """[g, r, n] -> [g, n, r] in the metric's order, so that a column lies in one piece."""
     return np.take_along_axis(rows.swapaxes(1, 2), metric.order[:, :, None], 1).astype(np.float32)
+
+
+def _bounds(box: Box | None, metric: Metric) -> Callable[[int], Box | None]:
+    """The bounds of a column, by its place in the metric's order."""
+    if box is None:
+        return lambda _: None
+    low, high = (_columns_first(end, metric) for end in box)
+    return lambda column: (low[:, column], high[:, column])
 
 
 def _rows_first(columns: Array, metric: Metric) -> Array:

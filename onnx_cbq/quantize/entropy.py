@@ -7,7 +7,8 @@ the rate. A weight whose value is v, once the others have done their part, takes
 
 where `weight` is what a squared error of that column adds to the row's (see `compensate`) and `price` what a bit is
 worth in such units. p are the frequencies of the row's codes in the round before, made alike for q and -q, with a
-two-sided geometric distribution of the same mean magnitude for what occurs seldom.
+two-sided geometric distribution of the same mean magnitude for what occurs seldom. Where weights meet in 16-bit lanes,
+codes are held within bounds (see `records.lanes`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 
 from onnx_cbq.config import RoundingConfig
 from onnx_cbq.model import Array
+from onnx_cbq.quantize.compensate import Box
 from onnx_cbq.quantize.fit import Fitted
 from onnx_cbq.quantize.grid import Channels
 from onnx_cbq.quantize.problem import Problem
@@ -75,14 +77,18 @@ def fit_entropy(problem: Problem, steps: Array, prices: Array, config: RoundingC
 
 
 def _fit(problem: Problem, scale: Array, prices: Array, config: RoundingConfig) -> tuple[Array, Array, Array]:
-    codes = np.clip(np.rint(problem.aim / scale[:, :, None]), -LARGEST, LARGEST)
+    lanes = problem.lanes
+    wanted = problem.aim / scale[:, :, None]
+    box = None if lanes is None else lanes.box(wanted)
+    codes = np.clip(np.rint(wanted), *(box or (-LARGEST, LARGEST)))
     for _ in range(_ROUNDS):
-        levels = problem.compensate(_Rounder(scale, prices, code_lengths(codes)))[0]
+        levels = problem.compensate(_Rounder(scale, prices, code_lengths(codes)), box)[0]
         codes = np.rint(levels / scale[:, :, None])
     for _ in range(config.refits):
         lengths = code_lengths(codes)
         scale = problem.refitted(levels, scale)
-        levels = problem.descend(codes * scale[:, :, None], _Rounder(scale, prices, lengths), config.sweeps)
+        box = None if lanes is None else lanes.box(codes)
+        levels = problem.descend(codes * scale[:, :, None], _Rounder(scale, prices, lengths), config.sweeps, box)
         codes = np.rint(levels / scale[:, :, None])
     return codes.astype(np.int8), scale, problem.error(levels)
 
@@ -95,11 +101,13 @@ class _Rounder:
     prices: Array
     lengths: Array
 
-    def __call__(self, values: Array, weight: Array) -> Array:
+    def __call__(self, values: Array, weight: Array, bounds: Box | None = None) -> Array:
         below = np.clip(np.floor(values / self.scale), -LARGEST, LARGEST - 1)
         # The two codes around the value, the next one towards zero, and zero.
         inner = below + np.where(below >= 0, -1, 2)
         candidates = np.stack([below, below + 1, np.where(below == -1, 0, inner), np.zeros_like(below)], axis=2)
+        if bounds is not None:
+            candidates = np.clip(candidates, *(end[:, :, None] for end in bounds))
         lengths = np.take_along_axis(self.lengths, candidates.astype(np.int64) + LARGEST, 2)
         error = np.square(values[:, :, None] - candidates * self.scale[:, :, None])
         cost = error * np.asarray(weight)[:, :, None] + self.prices[:, :, None] * lengths

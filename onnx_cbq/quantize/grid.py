@@ -7,6 +7,9 @@ A channel of b bits is int8 codes times one scale, zero point 0, on one of two g
 
 The scale of a mid-rise grid is half the distance of its levels, so both are plain DequantizeLinear. A channel of 0 bits
 has the code 0 everywhere.
+
+Where weights meet in 16-bit lanes (see `records.lanes`), codes up to 64 always fit. So only 8 bits are held within
+bounds there, and 7 bits have the mid-tread grid alone.
 """
 
 from __future__ import annotations
@@ -17,12 +20,17 @@ import numpy as np
 
 from onnx_cbq.config import MOST_BITS
 from onnx_cbq.model import Array
+from onnx_cbq.records import FREE, Lanes, WeightRules
 
 # A scale is tried at these shares of the one that just reaches the largest weight; few bits want to clip far.
 _RATIOS = np.linspace(0.15, 1.0, 35)
 _FINE_RATIOS = np.linspace(0.8, 1.0, 9)
 _FINE_BITS = 6
+# Where pairs of weights are held within bounds, the scale that leaves all of them as they are may be twice the other.
+_PAIR_RATIOS = np.linspace(0.5, 1.0, 21)
 _REFITS = 2
+# Powers of two that are tried, from the one that clips nothing downwards.
+_EXPONENTS = 5
 # A row that stays below this counts as zeros: its scale would vanish in float32.
 _SMALLEST = np.float32(1e-30)
 
@@ -49,8 +57,8 @@ class Channels:
         return np.asarray(self.codes * self.scale[:, None])
 
 
-def quantize_rows(rows: Array, bits: Array) -> Channels:
-    """Round each row to `bits[row]` bits, on the grid and with the scale of least squared error.
+def quantize_rows(rows: Array, bits: Array, rules: WeightRules = FREE, lanes: Lanes | None = None) -> Channels:
+    """Round each row to `bits[row]` bits, on the grid and with the scale of least squared error that `rules` allow.
 
     A row of zeros that would get 1 bit, where there is no zero, gets 0 bits. Cost: about 80 passes over the weights.
     """
@@ -61,16 +69,18 @@ def quantize_rows(rows: Array, bits: Array) -> Channels:
     for width in np.unique(bits):
         chosen = np.flatnonzero(bits == width)
         if width > 0:
-            codes[chosen], scale[chosen] = _best_of_both(rows[chosen], int(width))
+            codes[chosen], scale[chosen] = _best_of_both(rows[chosen], int(width), rules, lanes)
     return Channels(codes, scale, np.asarray(bits, np.int8))
 
 
-def round_to_grid(rows: Array, scale: Array, bits: int, *, mid_rise: bool) -> Array:
-    """Codes of the nearest levels, int8, for rows [channels, n] and scales [channels]."""
+def round_to_grid(rows: Array, scale: Array, bits: int, *, mid_rise: bool, lanes: Lanes | None = None) -> Array:
+    """Codes of the nearest levels, int8, for rows [channels, n] and scales [channels]; with `lanes` they fit these."""
     steps = rows / scale[:, None]
     top = largest_code(bits, mid_rise=mid_rise)
     if mid_rise:
         return np.clip(2.0 * np.floor(steps / 2.0) + 1.0, -top, top).astype(np.int8)
+    if lanes is not None and 2 * top > lanes.limit:
+        return lanes.nearest(steps).astype(np.int8)
     return np.clip(np.rint(steps), -top, top).astype(np.int8)
 
 
@@ -89,9 +99,10 @@ def fits_bits(codes: Array, bits: int) -> bool:
     return on_tread or on_rise
 
 
-def has_grid(bits: Array, *, mid_rise: bool) -> Array:
+def has_grid(bits: Array, *, mid_rise: bool, lanes: Lanes | None = None) -> Array:
     """Whether there is a grid of that kind, by width; 0 bits counts as a mid-tread grid with one level."""
-    return (bits > 0) & (bits < MOST_BITS) if mid_rise else bits != 1
+    widest = MOST_BITS - 1 if lanes is None else MOST_BITS - 2
+    return (bits > 0) & (bits <= widest) if mid_rise else bits != 1
 
 
 @dataclass(frozen=True)
@@ -111,13 +122,23 @@ class Grid:
         top = np.where(mid_rise, rise, tread).astype(np.float32)
         return Grid(scale, top, np.where(mid_rise, 2, 1).astype(np.float32), np.asarray(mid_rise, np.float32))
 
-    def nearest(self, values: Array, _weight: Array | None = None) -> Array:
-        """The nearest level of each value, whatever its error counts; one value per row, [...]."""
+    def box(self, levels: Array, lanes: Lanes) -> tuple[Array, Array]:
+        """Bounds for the codes of rows that are near `levels` [..., n], so that any within fit the lanes."""
+        low, high = lanes.box(levels / self.scale[..., None])
+        bounded = 2 * self.top > lanes.limit
+        top = self.top[..., None]
+        return np.where(bounded[..., None], low, -top), np.where(bounded[..., None], high, top)
+
+    def nearest(self, values: Array, _weight: Array | None = None, bounds: tuple[Array, Array] | None = None) -> Array:
+        """The nearest level of each value, whatever its error counts; one value per row, [...]; bounds are codes."""
         codes = self.stride * np.rint((values / self.scale - self.offset) / self.stride) + self.offset
-        return np.asarray(np.clip(codes, -self.top, self.top) * self.scale)
+        low, high = bounds or (-self.top, self.top)
+        return np.asarray(np.clip(codes, low, high) * self.scale)
 
 
-def search_scale(rows: Array, weights: Array, bits: int, *, mid_rise: bool) -> tuple[Array, Array, Array]:
+def search_scale(
+    rows: Array, weights: Array, bits: int, *, mid_rise: bool, rules: WeightRules = FREE, lanes: Lanes | None = None
+) -> tuple[Array, Array, Array]:
     """Codes, scale and error of each row on one grid: the scale of least weighted squared error, rounding to nearest.
 
     Args:
@@ -125,35 +146,60 @@ def search_scale(rows: Array, weights: Array, bits: int, *, mid_rise: bool) -> t
         weights: what a squared error counts, broadcasts to [channels, n].
         bits: the width of all rows.
         mid_rise: which grid.
+        rules: of scales.
+        lanes: which weights meet, where that matters.
     """
-    reach = np.abs(rows).max(axis=1) / largest_code(bits, mid_rise=mid_rise)
+    together = _sum_of_all if rules.per_tensor else _each
+    top = largest_code(bits, mid_rise=mid_rise)
+    bounded = lanes is not None and 2 * top > lanes.limit
+    reach = np.abs(rows).max(axis=1) / top
+    if lanes is not None and bounded:
+        reach = np.maximum(reach, lanes.sums(rows) / lanes.limit)
+    reach = np.full_like(reach, reach.max(initial=0)) if rules.per_tensor else reach
     reach = np.where(reach > 0, reach, 1.0).astype(np.float32)
     weights = np.broadcast_to(weights, rows.shape)
     best_error = np.full(len(rows), np.inf)
     best_scale = reach
-    for ratio in _FINE_RATIOS if bits >= _FINE_BITS else _RATIOS:
-        scale = reach * np.float32(ratio)
-        error = _squared_error(rows, weights, round_to_grid(rows, scale, bits, mid_rise=mid_rise), scale)
-        better = error < best_error
+
+    def attempt(scale: Array) -> None:
+        nonlocal best_error, best_scale
+        codes = round_to_grid(rows, scale, bits, mid_rise=mid_rise, lanes=lanes)
+        error = _squared_error(rows, weights, codes, scale)
+        better = together(error) < together(best_error)
         best_error, best_scale = np.where(better, error, best_error), np.where(better, scale, best_scale)
+
+    if rules.power_of_two:
+        for exponent in range(_EXPONENTS):
+            attempt(np.exp2(np.ceil(np.log2(reach)) - exponent).astype(np.float32))
+        return round_to_grid(rows, best_scale, bits, mid_rise=mid_rise, lanes=lanes), best_scale, best_error
+    for ratio in _PAIR_RATIOS if bounded else _FINE_RATIOS if bits >= _FINE_BITS else _RATIOS:
+        attempt(reach * np.float32(ratio))
     for _ in range(_REFITS):
         # With the codes fixed, the best scale is <w, c> / <c, c>; with that scale the codes may change again.
-        codes = round_to_grid(rows, best_scale, bits, mid_rise=mid_rise).astype(np.float32)
-        squares = np.einsum("ck,ck,ck->c", weights, codes, codes)
-        scale = np.einsum("ck,ck,ck->c", weights, rows, codes) / np.maximum(squares, 1e-30)
-        scale = np.where(scale > 0, scale, best_scale).astype(np.float32)
-        error = _squared_error(rows, weights, round_to_grid(rows, scale, bits, mid_rise=mid_rise), scale)
-        better = error < best_error
-        best_error, best_scale = np.where(better, error, best_error), np.where(better, scale, best_scale)
-    return round_to_grid(rows, best_scale, bits, mid_rise=mid_rise), best_scale, best_error
+        codes = round_to_grid(rows, best_scale, bits, mid_rise=mid_rise, lanes=lanes).astype(np.float32)
+        squares = together(np.einsum("ck,ck,ck->c", weights, codes, codes))
+        scale = together(np.einsum("ck,ck,ck->c", weights, rows, codes)) / np.maximum(squares, 1e-30)
+        attempt(np.where(scale > 0, scale, best_scale).astype(np.float32))
+    return round_to_grid(rows, best_scale, bits, mid_rise=mid_rise, lanes=lanes), best_scale, best_error
 
 
-def _best_of_both(rows: Array, bits: int) -> tuple[Array, Array]:
-    kinds = [mid_rise for mid_rise in (False, True) if has_grid(np.array(bits), mid_rise=mid_rise)]
-    results = [search_scale(rows, np.ones(1, np.float32), bits, mid_rise=mid_rise) for mid_rise in kinds]
+def _best_of_both(rows: Array, bits: int, rules: WeightRules, lanes: Lanes | None) -> tuple[Array, Array]:
+    kinds = [kind for kind in (False, True) if has_grid(np.array(bits), mid_rise=kind, lanes=lanes)]
+    if rules.per_tensor and bits > 1:
+        kinds = kinds[:1]  # one scale means one grid
+    ones = np.ones(1, np.float32)
+    results = [search_scale(rows, ones, bits, mid_rise=kind, rules=rules, lanes=lanes) for kind in kinds]
     best = np.argmin([error for _, _, error in results], axis=0)
     codes = np.choose(best[:, None], [codes for codes, _, _ in results])
     return codes, np.choose(best, [scale for _, scale, _ in results])
+
+
+def _each(values: Array) -> Array:
+    return values
+
+
+def _sum_of_all(values: Array) -> Array:
+    return np.full_like(values, values.sum())
 
 
 def _squared_error(rows: Array, weights: Array, codes: Array, scale: Array) -> Array:

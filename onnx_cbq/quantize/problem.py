@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from onnx_cbq.config import RoundingConfig
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.compensate import (
+    Box,
     Metric,
     Rounding,
     best_aim,
@@ -21,6 +22,7 @@ from onnx_cbq.quantize.compensate import (
     squared_error,
 )
 from onnx_cbq.quantize.moments import Moments, part_slices
+from onnx_cbq.records import FREE, Lanes, Layer, WeightRules
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,13 @@ class Problem:
     Attributes:
         aim: a, float32 [groups, rows, n]; all channels are groups x rows.
         metrics: one per part of the n weights.
+        rules, lanes: what the target demands of codes and scales.
     """
 
     aim: Array
     metrics: tuple[Metric, ...]
+    rules: WeightRules = FREE
+    lanes: Lanes | None = None
 
     @property
     def damping(self) -> float:
@@ -47,7 +52,7 @@ class Problem:
 
     def rows(self, chosen: slice) -> Problem:
         """Some rows of every group."""
-        return Problem(self.aim[:, chosen], self.metrics)
+        return replace(self, aim=self.aim[:, chosen])
 
     def column_weights(self) -> Array:
         """What the error of each weight counts without compensation: the diagonal of H, [g, n]."""
@@ -59,23 +64,27 @@ class Problem:
             [1 / np.square(_diagonal(metric, metric.factor), dtype=np.float64) for metric in self.metrics], axis=1
         )
 
-    def compensate(self, rounding: Rounding) -> tuple[Array, Array]:
+    def compensate(self, rounding: Rounding, box: Box | None = None) -> tuple[Array, Array]:
         """Levels [g, r, n] and the error of each row [g, r]; see `compensate.compensate`."""
         levels, error = np.empty_like(self.aim), np.zeros(self.aim.shape[:2])
         for s, metric in self.parts:
-            levels[:, :, s], part = compensate(self.aim[:, :, s], metric, rounding)
+            levels[:, :, s], part = compensate(self.aim[:, :, s], metric, rounding, _part(box, s))
             error += part
         return levels, error
 
-    def descend(self, levels: Array, rounding: Rounding, sweeps: int) -> Array:
+    def descend(self, levels: Array, rounding: Rounding, sweeps: int, box: Box | None = None) -> Array:
         """Better levels; see `compensate.descend`."""
-        found = [descend(self.aim[:, :, s], levels[:, :, s], m, rounding, sweeps) for s, m in self.parts]
+        found = [descend(self.aim[:, :, s], levels[:, :, s], m, rounding, sweeps, _part(box, s)) for s, m in self.parts]
         return np.concatenate(found, axis=2)
 
     def refitted(self, levels: Array, scale: Array) -> Array:
-        """The scales of least error for the codes as they are, [g, r]."""
+        """The scales of least error for the codes as they are, within the rules, [g, r]."""
+        if self.rules.power_of_two:
+            return scale
         parts = [best_factor(self.aim[:, :, s], levels[:, :, s], m) for s, m in self.parts]
         above, below = np.sum(parts, axis=0)
+        if self.rules.per_tensor:
+            above, below = (np.full_like(part, part.sum()) for part in (above, below))
         factor = np.where((above > 0) & (below > 0), above / np.maximum(below, np.finfo(float).tiny), 1.0)
         return np.asarray(scale * factor, np.float32)
 
@@ -89,16 +98,24 @@ class Problem:
         return np.asarray(sum(squared_error(self.aim[:, :, s], levels[:, :, s], m) for s, m in self.parts))
 
 
-def make_problem(rows: Array, moments: Moments, config: RoundingConfig) -> Problem:
-    """The problem for weights [channels, n], seen through the moments of the layer's inputs."""
+def make_problem(rows: Array, moments: Moments, config: RoundingConfig, layer: Layer | None = None) -> Problem:
+    """The problem for weights [channels, n], seen through the moments of the layer's inputs.
+
+    `layer` is whose they are; without it nothing is demanded of codes and scales.
+    """
     groups = len(moments.second[0])
     grouped = rows.reshape(groups, -1, rows.shape[1])
     metrics = tuple(make_metric(h, config.damping, sort=config.order == "falling") for h in moments.second)
+    rules, lanes = (layer.rules, layer.lanes) if layer else (FREE, None)
     if moments.cross is moments.second:
-        return Problem(grouped.astype(np.float32), metrics)
+        return Problem(grouped.astype(np.float32), metrics, rules, lanes)
     parts = zip(part_slices(rows.shape[1]), moments.second, moments.cross, metrics, strict=True)
     aim = [best_aim(grouped[:, :, s], h, c, metric.damping) for s, h, c, metric in parts]
-    return Problem(np.concatenate(aim, axis=2).astype(np.float32), metrics)
+    return Problem(np.concatenate(aim, axis=2).astype(np.float32), metrics, rules, lanes)
+
+
+def _part(box: Box | None, chosen: slice) -> Box | None:
+    return None if box is None else (box[0][:, :, chosen], box[1][:, :, chosen])
 
 
 def _diagonal(metric: Metric, matrix: Array) -> Array:

@@ -18,6 +18,7 @@ import numpy as np
 from onnx_cbq.config import RoundingConfig
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.codebook import Codebook, make_codebook, with_counts
+from onnx_cbq.quantize.compensate import Box
 from onnx_cbq.quantize.entropy import widths
 from onnx_cbq.quantize.grid import Channels
 from onnx_cbq.quantize.problem import Problem
@@ -94,7 +95,7 @@ class _Rounder:
     book: Codebook
     prices: Array
 
-    def __call__(self, values: Array, weight: Array) -> Array:
+    def __call__(self, values: Array, weight: Array, _bounds: Box | None = None) -> Array:
         weights = np.broadcast_to(weight, values.shape)
         return self.book.levels[_cheapest(values, weights, self.book, self.prices)]
 
@@ -135,4 +136,4 @@ def _refitted(problem: Problem, codes: Array, book: Codebook, costs: Array) -> C
     matrix, target = problem.rows(chosen).cluster_sums(positions, costs[:, chosen], count)
     ridge = _RIDGE * max(float(np.trace(matrix)) / count, np.finfo(np.float64).tiny)
     known = book.levels.astype(np.float64)
-    return make_codebook(np.linalg.solve(matrix + ridge * np.eye(count), target + ridge * known))
+    return make_codebook(np.linalg.solve(matrix + ridge * np.eye(count), target + ridge * known), None, book.largest)

@@ -11,6 +11,7 @@ from onnx_cbq.model import Array
 from onnx_cbq.quantize.fit import fit
 from onnx_cbq.quantize.moments import Moments, mean_shift
 from onnx_cbq.quantize.problem import make_problem
+from onnx_cbq.records import Layer
 
 WIDTHS = MOST_BITS + 1
 
@@ -43,13 +44,15 @@ class Table:
         return np.asarray(self.shifts[use][bits, np.arange(len(bits))]) if self.shifts else None
 
 
-def make_table(rows: Array, moments: Moments, config: RoundingConfig) -> Table:
+def make_table(rows: Array, moments: Moments, config: RoundingConfig, layer: Layer | None = None) -> Table:
     """Round weights [channels, n] to every width; scales are refitted once, which is enough to compare widths by.
+
+    `layer` is whose they are; without it nothing is demanded of codes and scales.
 
     Cost: about 70 n multiplications per weight.
     """
     config = replace(config, refits=min(config.refits, 1), sweeps=min(config.sweeps, 1))
-    problem = make_problem(rows, moments, config)
+    problem = make_problem(rows, moments, config, layer)
     fitted = [fit(problem, np.full(len(rows), width, np.int8), config) for width in range(WIDTHS)]
     shifts = [mean_shift(moments, rows, f.channels.values) for f in fitted]
     return Table(

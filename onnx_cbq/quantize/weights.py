@@ -16,8 +16,20 @@ LARGEST_BIAS = 2.0**30
 
 def quantize_layer(layer: Layer, weight: Array, bits: Array) -> LayerWeights:
     """Round a layer's weight to the nearest levels, each channel to its bits."""
-    rows = quantize_rows(layer.rows(weight), bits)
+    rows = quantize_rows(layer.rows(weight), bits, layer.rules, layer.lanes)
     return LayerWeights(layer.unrows(rows.codes), rows.scale, rows.bits)
+
+
+def make_coarser(layer: Layer, weights: LayerWeights, factors: Array) -> LayerWeights:
+    """Weights on scales that are at least so many times as coarse, factors at least 1, [channels].
+
+    Pairs of codes then add up to less by as much, whichever they are: codes are cut, not rounded.
+    """
+    rows = layer.rows(weights.codes)
+    factors = np.full_like(factors, factors.max()) if layer.rules.per_tensor else factors
+    factors = np.exp2(np.ceil(np.log2(factors))) if layer.rules.power_of_two else factors
+    codes = np.where(factors[:, None] > 1, np.trunc(rows / factors[:, None]), rows).astype(np.int8)
+    return replace(weights, codes=layer.unrows(codes), scale=np.asarray(weights.scale * factors, np.float32))
 
 
 def _coarser_table(weights: LayerWeights, scale: Array, factor: float) -> LayerWeights:
@@ -37,6 +49,8 @@ def leave_room_for_bias(layer: Layer, weights: LayerWeights, bias: Array, activa
     """
     needed = np.abs(np.broadcast_to(bias.reshape(-1), weights.scale.shape)) / (activation_scale * LARGEST_BIAS)
     needed = np.maximum(needed, np.finfo(np.float32).smallest_normal).astype(np.float32)
+    if layer.rules.per_tensor:
+        return make_coarser(layer, weights, np.maximum(needed / weights.scale, 1))
     rows = layer.rows(weights.codes)
     empty = ~rows.any(axis=1)
     coarse = (needed > weights.scale) & ~empty

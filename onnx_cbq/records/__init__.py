@@ -5,25 +5,45 @@ filter or neuron; a *plan* gives every channel its bits.
 """
 
 from onnx_cbq.records.classes import Evaluation, Grouping, LayerScores, Scores
+from onnx_cbq.records.lanes import Lanes
 from onnx_cbq.records.layers import Layer, Layers, LeftFloat, Use, Windows
 from onnx_cbq.records.plans import ActivationGrid, KeptZero, LayerWeights, Plan, Removal, SearchReport, Seen, Written
+from onnx_cbq.records.rules import (
+    FREE,
+    FUSED,
+    KERNELS,
+    UNSIGNED,
+    ActivationRules,
+    FileRules,
+    PlacementRules,
+    WeightRules,
+)
 
 __all__ = [
+    "FREE",
+    "FUSED",
+    "KERNELS",
+    "UNSIGNED",
     "ActivationGrid",
+    "ActivationRules",
     "Evaluation",
+    "FileRules",
     "Grouping",
     "KeptZero",
+    "Lanes",
     "Layer",
     "LayerScores",
     "LayerWeights",
     "Layers",
     "LeftFloat",
+    "PlacementRules",
     "Plan",
     "Removal",
     "Scores",
     "SearchReport",
     "Seen",
     "Use",
+    "WeightRules",
     "Windows",
     "Written",
 ]

@@ -9,6 +9,8 @@ from functools import cached_property
 import numpy as np
 
 from onnx_cbq.model import Array
+from onnx_cbq.records.lanes import Lanes, lanes
+from onnx_cbq.records.rules import FREE, WeightRules
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Layer:
     groups: int
     uses: tuple[Use, ...]
     samples: int  # batch size at which the output shapes were measured
+    rules: WeightRules = FREE  # what the target demands of its integers
 
     @property
     def channels(self) -> int:
@@ -78,6 +81,15 @@ class Layer:
     def weights_per_channel(self) -> int:
         """Number of weights of one channel."""
         return self.size // self.channels
+
+    @property
+    def lanes(self) -> Lanes | None:
+        """Which weights of a row meet in 16-bit lanes; None where no codes can overflow there."""
+        depthwise = self.operator == "Conv" and self.weight_shape[1] == 1 and self.groups == self.channels
+        if not self.rules.top or depthwise:
+            return None
+        shape = (*self.weight_shape[: self.weight_axis], *self.weight_shape[self.weight_axis + 1 :])
+        return lanes(shape, self.rules.top, positions_first=self.operator == "MatMul")
 
     @property
     def repeats(self) -> int:

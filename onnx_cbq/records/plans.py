@@ -13,21 +13,35 @@ from onnx_cbq.records.layers import Layers
 
 @dataclass(frozen=True)
 class ActivationGrid:
-    """How an activation is quantized: value = (code - zero_point) * scale, codes 0 .. 2^bits - 1."""
+    """How an activation is quantized: value = (code - zero_point) * scale.
+
+    Codes are 0 .. 2^bits - 1, uint8, or where they are `signed` -2^(bits-1) .. 2^(bits-1) - 1, int8.
+    """
 
     scale: float
     zero_point: int
     bits: int = 8
+    signed: bool = False
+
+    @property
+    def bottom(self) -> int:
+        """The lowest code."""
+        return -(1 << (self.bits - 1)) if self.signed else 0
 
     @property
     def top(self) -> int:
-        """The largest code."""
-        return (1 << self.bits) - 1
+        """The highest code."""
+        return self.bottom + (1 << self.bits) - 1
 
     @property
     def ends(self) -> tuple[float, float]:
         """The lowest and the highest value."""
-        return -self.zero_point * self.scale, (self.top - self.zero_point) * self.scale
+        return (self.bottom - self.zero_point) * self.scale, (self.top - self.zero_point) * self.scale
+
+    @property
+    def stored_zero(self) -> Array:
+        """The zero point in the type of the codes."""
+        return np.array(self.zero_point, np.int8 if self.signed else np.uint8)
 
 
 @dataclass(frozen=True)

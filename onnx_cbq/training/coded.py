@@ -60,7 +60,7 @@ class CodedGrid(WeightGrid):
     def bits(self) -> Tensor:
         """Bits of all weights by the lengths, interpolated. Cost: some ten passes over the weights."""
         axis = self._layer.weight_axis
-        units = (self.latent / self._scale()).clamp(-self.top, self.top).transpose(0, axis).flatten(1)
+        units = self._rounded(self._scale())[0].movedim(axis, 0).flatten(1)
         below = units.detach().floor().clamp(-LARGEST, LARGEST - 1)
         index = below.long() + LARGEST
         first, second = self.lengths.gather(1, index), self.lengths.gather(1, index + 1)

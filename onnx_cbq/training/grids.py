@@ -11,6 +11,7 @@ which are the gradients of learned step sizes (Esser et al., ICLR 2020, arXiv 19
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from onnx_cbq.config import MOST_BITS
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.grid import Grid
-from onnx_cbq.records import ActivationGrid, Layer, LayerWeights
+from onnx_cbq.records import ActivationGrid, Lanes, Layer, LayerWeights
 
 # How far a latent weight may start from its level towards the float weight, in steps. At half a step the next cell
 # begins: all weights that compensation moved would start at its edge, and cross it together at the first noise.
@@ -31,7 +32,8 @@ class WeightGrid(nn.Module):
     """A layer's weight as latent weights on grids of fixed widths; gradients move the latent weights and the scales.
 
     A latent weight starts in the cell of its code, as near to the float weight as the cell allows: the net starts as it
-    was rounded, and knows which codes are nearly another.
+    was rounded, and knows which codes are nearly another. What the target demands holds in every forward pass: codes
+    that meet in 16-bit lanes fit them, and scales that are powers of two or of a whole layer stay such.
 
     Args:
         layer: whose weight it is.
@@ -56,7 +58,12 @@ class WeightGrid(nn.Module):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32, device=device).reshape(shape))
         codes = torch.tensor(start.codes, dtype=torch.float32, device=device)
         self.latent = nn.Parameter(self._in_cells(torch.tensor(weight, device=device), codes))
-        self.log_scale = nn.Parameter(torch.zeros_like(self.first_scale))
+        rules = layer.rules
+        factors = torch.zeros(1 if rules.per_tensor else self.first_scale.shape, device=device)
+        self.log_scale = nn.Parameter(factors, requires_grad=not rules.power_of_two)
+        lanes = layer.lanes
+        bounded = lanes is not None and bool(2 * self.top.max() > lanes.limit)
+        self._lanes = LaneBounds(layer, lanes, device) if lanes is not None and bounded else None
 
     @property
     def weights(self) -> tuple[nn.Parameter, float]:
@@ -67,19 +74,19 @@ class WeightGrid(nn.Module):
     @property
     def others(self) -> tuple[nn.Parameter, ...]:
         """What else is learned."""
-        return (self.log_scale,)
+        return (self.log_scale,) if self.log_scale.requires_grad else ()
 
     def forward(self) -> Tensor:
         """The quantized weight, float32 weight_shape."""
         scale = self._scale()
-        inside = (self.latent / scale).clamp(-self.top, self.top)
-        return (inside + (self._codes(inside) - inside).detach()) * scale
+        inside, codes = self._rounded(scale)
+        return (inside + (codes - inside).detach()) * scale
 
     @torch.no_grad()
     def integers(self) -> LayerWeights:
         """Codes and scales as they are now; the widths are those of the start."""
         scale = self._scale()
-        codes = self._codes((self.latent / scale).clamp(-self.top, self.top))
+        codes = self._rounded(scale)[1]
         return LayerWeights(codes.cpu().numpy().astype(np.int8), scale.cpu().numpy().reshape(-1), self._bits)
 
     @property
@@ -93,6 +100,13 @@ class WeightGrid(nn.Module):
     def _scale(self) -> Tensor:
         return self.first_scale * self.log_scale.exp()
 
+    def _rounded(self, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Latent weights in units of the scale, within their bounds, and the codes that they are rounded to."""
+        units = self.latent / scale
+        codes = self._codes(units.clamp(-self.top, self.top))
+        low, high = (-self.top, self.top) if self._lanes is None else self._lanes(codes.detach(), self.top)
+        return units.clamp(low, high), codes.clamp(low, high)
+
     def _codes(self, units: Tensor) -> Tensor:
         codes = ((units - self.offset) / self.stride).round() * self.stride + self.offset
         return codes.clamp(-self.top, self.top)
@@ -100,6 +114,39 @@ class WeightGrid(nn.Module):
     def _in_cells(self, weight: Tensor, codes: Tensor) -> Tensor:
         level, reach = codes * self.first_scale, _IN_CELL * self.stride * self.first_scale
         return weight.clamp(level - reach, level + reach)
+
+
+class LaneBounds(nn.Module):
+    """Bounds that keep codes which meet in 16-bit lanes from overflowing there, as `Lanes.box` has them.
+
+    Args:
+        layer: whose weight it is.
+        lanes: those of its rows.
+        device: where the tensors live.
+    """
+
+    partners: Tensor
+    alone: Tensor
+
+    def __init__(self, layer: Layer, lanes: Lanes, device: torch.device) -> None:
+        super().__init__()
+        self._limit = lanes.limit
+        places = layer.rows(np.arange(layer.size).reshape(layer.weight_shape))
+        kinds = [layer.unrows(np.where(kind >= 0, places[:, np.maximum(kind, 0)], -1)) for kind in lanes.partners]
+        found = torch.tensor(np.stack(kinds), device=device)
+        self.register_buffer("partners", found.clamp_min(0))
+        self.register_buffer("alone", found < 0)
+
+    def forward(self, codes: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
+        """The lowest and the highest code for each of `codes`; where `top` always fits, that alone is the bound."""
+        free = (2 * top <= self._limit).expand_as(codes)
+        low, high = -top.expand_as(codes), top.expand_as(codes)
+        for partner, alone in zip(self.partners, self.alone, strict=True):
+            middle, half = (codes - codes.flatten()[partner]) / 2, self._limit / 2
+            unbound = free | alone
+            low = torch.where(unbound, low, low.maximum((middle - half).ceil()))
+            high = torch.where(unbound, high, high.minimum((middle + half).floor()))
+        return low, high
 
 
 class LearnedGrid(nn.Module):
@@ -114,7 +161,7 @@ class LearnedGrid(nn.Module):
         """The values on the grid, same shape."""
         scale = self._grid.scale * self.log_scale.exp()
         found: Tensor = _Learned.apply(  # type: ignore[no-untyped-call]
-            values, scale, -self._grid.zero_point, self._grid.top - self._grid.zero_point
+            values, scale, self._grid.bottom - self._grid.zero_point, self._grid.top - self._grid.zero_point
         )
         return found
 
@@ -126,7 +173,7 @@ class LearnedGrid(nn.Module):
     @torch.no_grad()
     def grid(self) -> ActivationGrid:
         """The grid as it is now."""
-        return ActivationGrid(self.scale, self._grid.zero_point, self._grid.bits)
+        return replace(self._grid, scale=self.scale)
 
 
 def rounded_bias(bias: Tensor, scale: Tensor) -> Tensor:
@@ -139,7 +186,7 @@ def fixed_grid(grid: ActivationGrid) -> Callable[[Tensor], Tensor]:
 
     def quantize(values: Tensor) -> Tensor:
         found: Tensor = _Fixed.apply(  # type: ignore[no-untyped-call]
-            values, grid.scale, -grid.zero_point, grid.top - grid.zero_point
+            values, grid.scale, grid.bottom - grid.zero_point, grid.top - grid.zero_point
         )
         return found
 

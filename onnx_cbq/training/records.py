@@ -14,7 +14,7 @@ from onnx_cbq.calibration.samples import Indices
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.grid import quantize_rows
 from onnx_cbq.quantize.table import WIDTHS, Table
-from onnx_cbq.records import ActivationGrid, Grouping
+from onnx_cbq.records import FREE, ActivationGrid, Grouping, Layer
 from onnx_cbq.rounding import Rounded
 from onnx_cbq.workload import Workload
 
@@ -154,7 +154,9 @@ class Levels:
         return Levels(table.codes, table.scale, table.shifts)
 
     @staticmethod
-    def nearest(rows: Array) -> Levels:
-        """Rows [channels, n] rounded to nearest."""
-        found = [quantize_rows(rows, np.full(len(rows), width, np.int8)) for width in range(WIDTHS)]
+    def nearest(rows: Array, layer: Layer | None = None) -> Levels:
+        """Rows [channels, n] rounded to nearest; `layer` is whose they are."""
+        rules, lanes = (layer.rules, layer.lanes) if layer else (FREE, None)
+        widths = (np.full(len(rows), width, np.int8) for width in range(WIDTHS))
+        found = [quantize_rows(rows, width, rules, lanes) for width in widths]
         return Levels(np.stack([f.codes for f in found]), np.stack([f.scale for f in found]))

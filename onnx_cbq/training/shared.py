@@ -23,10 +23,12 @@ class Values(nn.Module):
     Args:
         levels: the values to start from, float32 [k], rising.
         device: where they live.
+        largest: what a number of the codebook may be.
     """
 
-    def __init__(self, levels: Array, device: torch.device) -> None:
+    def __init__(self, levels: Array, device: torch.device, largest: int = LARGEST) -> None:
         super().__init__()
+        self.largest = largest
         self.values = nn.Parameter(torch.tensor(levels, dtype=torch.float32, device=device))
 
     def forward(self) -> Tensor:
@@ -38,7 +40,7 @@ class Values(nn.Module):
     def scale(self) -> Tensor:
         """What the values are multiples of; no gradients flow from it."""
         largest = self.values.detach().abs().max()
-        return torch.where(largest > 0, largest / LARGEST, 1.0)
+        return torch.where(largest > 0, largest / self.largest, 1.0)
 
     @property
     def step(self) -> float:
@@ -76,8 +78,8 @@ class SharedWeight(nn.Module):
     def integers(self) -> LayerWeights:
         """Codes, scales and table as they are now; values that have met are one."""
         values = self.values.values.cpu().numpy()
-        book = make_codebook(values)
-        codes = np.clip(np.rint(values / np.float32(book.scale)), -LARGEST, LARGEST).astype(np.int8)
+        book = make_codebook(values, None, self.values.largest)
+        codes = np.clip(np.rint(values / np.float32(book.scale)), -book.largest, book.largest).astype(np.int8)
         rows = self._layer.rows(codes[self.positions.cpu().numpy()])
         found = as_channels(rows, book, priced=self._priced)
         return LayerWeights(self._layer.unrows(found.codes), found.scale, found.bits, table=found.table)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -123,7 +124,8 @@ def make_weights(
         used = weights.scale[weights.bits > 0] if (weights.bits > 0).any() else weights.scale
         levels = weights.table * used[0]
         # Layers on equal values have the codebook of the whole net.
-        values = tables.setdefault(levels.tobytes(), Values(levels, device))
+        largest = max(int(np.abs(weights.table).max()), 1)
+        values = tables.setdefault(levels.tobytes(), Values(levels, device, largest))
         found[layer.name] = SharedWeight(layer, weights, values, device)
     return found
 

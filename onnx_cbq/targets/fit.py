@@ -1,0 +1,63 @@
+"""Whether a target can express what is asked for, found out before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from onnx_cbq.config import QuantizeConfig
+from onnx_cbq.errors import ConfigError, ModelError
+from onnx_cbq.model import Model
+from onnx_cbq.targets import TARGETS, find_target
+from onnx_cbq.targets.target import Target
+
+
+def target_of(config: QuantizeConfig) -> Target:
+    """The target of the settings.
+
+    Raises:
+        ConfigError: there is none of that name, or it cannot express a setting; the message says which can.
+    """
+    target = find_target(config.target)
+    for option, can, why in _demands(config):
+        if not can(target):
+            others = ", ".join(other.name for other in TARGETS if can(other))
+            raise ConfigError(
+                f"{option} cannot be had with --target {target.name}: {why(target)}; targets that can: {others}"
+            )
+    return target
+
+
+def check_opset(model: Model, target: Target) -> None:
+    """Make sure that the target reads the model's operator set.
+
+    Raises:
+        ModelError: it does not.
+    """
+    if model.opset > target.highest_opset:
+        raise ModelError(
+            f"the model has opset {model.opset}, expected {target.highest_opset} or earlier for "
+            f"--target {target.name}; export it again with opset {target.highest_opset}"
+        )
+
+
+def _demands(config: QuantizeConfig) -> Iterator[tuple[str, Callable[[Target], bool], Callable[[Target], str]]]:
+    """What settings ask of a target: the option, whether a target can, and why one cannot."""
+    bits = config.activation_bits
+    yield (
+        f"--activation-bits {bits}",
+        lambda target: bits in target.activation_bits,
+        lambda target: (
+            "activations there have " + " or ".join(str(b) or "float" for b in target.activation_bits) + " bits"
+        ),
+    )
+    yield (
+        f"--storage {config.storage}",
+        lambda target: config.storage in target.storages,
+        lambda target: f"its weights are stored as {' or '.join(target.storages)}",
+    )
+    if config.shares_values:
+        yield (
+            f"--codebook {config.codebook}",
+            lambda target: target.shared_values,
+            lambda _: "weights cannot share values there",
+        )

@@ -1,0 +1,185 @@
+"""What a file with QuantizeLinear and DequantizeLinear says: which node multiplies which codes, on which grids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from onnx import NodeProto
+
+from onnx_cbq.graph.load import LAYER_OPERATORS
+from onnx_cbq.graph.passes.constants import fold_constants
+from onnx_cbq.graph.placement import MOVEMENT, SATURATION
+from onnx_cbq.graph.shapes import Example
+from onnx_cbq.model import Array, Model, attributes
+
+QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+STANDARD = ("", "ai.onnx")
+# Operators of the other format, whose inputs are codes: where the activation, the weight and their zero points are.
+_ON_CODES = {"QLinearConv": (0, 3, 2), "QLinearMatMul": (0, 3, 2), "ConvInteger": (0, 1, 2), "MatMulInteger": (0, 1, 2)}
+_CODES_OPERATOR = {"QLinearConv": "Conv", "ConvInteger": "Conv", "QLinearMatMul": "MatMul", "MatMulInteger": "MatMul"}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Scale and zero point of a QuantizeLinear or DequantizeLinear; None where they are computed.
+
+    Attributes:
+        tensor: the codes.
+        axis: of a scale per channel, None where none is written.
+    """
+
+    tensor: str
+    scale: Array | None
+    zero_point: Array | None
+    axis: int | None
+
+    @property
+    def dtype(self) -> np.dtype[np.generic] | None:
+        """The type of the codes; without a zero point it is uint8."""
+        return None if self.zero_point is None else self.zero_point.dtype
+
+    def same_as(self, other: Grid) -> bool:
+        """Whether both stand for the same numbers."""
+        pairs = ((self.scale, other.scale), (self.zero_point, other.zero_point))
+        return all(a is not None and b is not None and a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
+
+
+@dataclass(frozen=True)
+class Product:
+    """A node that multiplies an activation with a constant weight.
+
+    Attributes:
+        node: its node; `operator` is what it computes, whatever the format.
+        activation: what it multiplies: the name of the codes, None where the activation is float.
+        activation_type: of these codes.
+        weight: the name of the weight's codes; `codes` are they, None where the weight is float.
+        grids: of activation, weight and bias, where they are dequantized in front of the node.
+    """
+
+    node: NodeProto
+    operator: str
+    activation: str | None
+    activation_type: np.dtype[np.generic] | None
+    weight: str
+    codes: Array | None
+    grids: tuple[Grid | None, Grid | None, Grid | None] = (None, None, None)
+
+    @property
+    def name(self) -> str:
+        """How a message speaks of it."""
+        return self.node.name or self.node.output[0]
+
+    @property
+    def channel_axis(self) -> int:
+        """The axis of the weight along which the output channels lie."""
+        assert self.codes is not None
+        if self.operator == "Conv":
+            return 0
+        if self.operator == "ConvTranspose":
+            return 1
+        return 0 if self.operator == "Gemm" and attributes(self.node).get("transB", 0) else self.codes.ndim - 1
+
+
+class QdqFile:
+    """A model with everything that does not depend on its inputs computed, packed weights among it."""
+
+    def __init__(self, model: Model) -> None:
+        self.source = model
+        self.model = fold_constants(model, Example({}))
+
+    @cached_property
+    def nodes(self) -> list[NodeProto]:
+        """All nodes, in order."""
+        return self.model.nodes
+
+    def of_type(self, *operators: str) -> Iterator[NodeProto]:
+        """The nodes of some operators, whatever their domain."""
+        return (node for node in self.nodes if node.op_type in operators)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether any number in it is quantized."""
+        return any(node.op_type in (QUANTIZE, DEQUANTIZE, *_ON_CODES) for node in self.nodes)
+
+    def grid(self, node: NodeProto) -> Grid:
+        """That of a QuantizeLinear or DequantizeLinear."""
+        tensor = node.output[0] if node.op_type == QUANTIZE else node.input[0]
+        zero = self.model.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        return Grid(tensor, self.model.constant(node.input[1]), zero, attributes(node).get("axis"))
+
+    def dequantizer(self, tensor: str) -> NodeProto | None:
+        """The DequantizeLinear that makes a tensor."""
+        producer = self.model.producers.get(tensor)
+        return producer if producer is not None and producer.op_type == DEQUANTIZE else None
+
+    def quantizers(self, tensor: str) -> list[NodeProto]:
+        """The QuantizeLinear nodes that read a tensor."""
+        return [node for node in self.model.consumers.get(tensor, ()) if node.op_type == QUANTIZE]
+
+    @cached_property
+    def products(self) -> tuple[Product, ...]:
+        """Every product of an activation with a constant weight, in order."""
+        return tuple(found for node in self.nodes if (found := self._product(node)) is not None)
+
+    def largest_code(self, tensor: str) -> int:
+        """The largest uint8 code that may stand in a tensor; that of int8 is what it becomes as uint8.
+
+        A Clip in front of a QuantizeLinear says so where activations have less than 8 bits.
+        """
+        producer = self.model.producers.get(tensor)
+        while producer is not None and producer.op_type in MOVEMENT:
+            producer = self.model.producers.get(producer.input[0])
+        if producer is None or producer.op_type != QUANTIZE:
+            return 255
+        clip, grid = self.model.producers.get(producer.input[0]), self.grid(producer)
+        if clip is None or clip.op_type != "Clip" or len(clip.input) < 3 or grid.scale is None:
+            return 255
+        high = self.model.constant(clip.input[2])
+        if high is None or grid.zero_point is None or grid.scale.size != 1:
+            return 255
+        code = int(np.rint(float(high) / float(grid.scale.reshape(-1)[0]))) + int(grid.zero_point.reshape(-1)[0])
+        return min(code + (128 if grid.dtype == np.int8 else 0), 255)
+
+    def behind(self, node: NodeProto) -> tuple[NodeProto, NodeProto | None]:
+        """The node whose output is quantized if that of `node` is: itself, or the Relu or Clip that alone reads it."""
+        readers = self.model.consumers.get(node.output[0], [])
+        if len(readers) == 1 and readers[0].op_type in SATURATION and node.output[0] not in self.model.outputs:
+            return readers[0], readers[0]
+        return node, None
+
+    def _product(self, node: NodeProto) -> Product | None:
+        if node.op_type in _ON_CODES:
+            return self._on_codes(node)
+        if node.op_type not in LAYER_OPERATORS or node.domain not in STANDARD or len(node.input) < 2:
+            return None
+        for index in (1, 0) if node.op_type == "MatMul" else (1,):
+            dequantizer = self.dequantizer(node.input[index])
+            if self.model.is_constant(node.input[index]):
+                return Product(node, node.op_type, None, None, node.input[index], None, self._grids(node, index))
+            if dequantizer is not None and self.model.is_constant(dequantizer.input[0]):
+                codes = self.model.weight(dequantizer.input[0])
+                grids = self._grids(node, index)
+                other = self.dequantizer(node.input[1 - index])
+                activation = other.input[0] if other is not None else None
+                kind = grids[0].dtype if grids[0] is not None else None
+                return Product(node, node.op_type, activation, kind, dequantizer.input[0], codes, grids)
+        return None
+
+    def _grids(self, node: NodeProto, index: int) -> tuple[Grid | None, Grid | None, Grid | None]:
+        names = (node.input[1 - index], node.input[index], node.input[2] if len(node.input) > 2 else "")
+        found = [self.dequantizer(name) if name else None for name in names]
+        one, two, three = (None if dequantizer is None else self.grid(dequantizer) for dequantizer in found)
+        return one, two, three
+
+    def _on_codes(self, node: NodeProto) -> Product | None:
+        activation, weight, zero = _ON_CODES[node.op_type]
+        codes = self.model.constant(node.input[weight])
+        if codes is None:
+            return None
+        point = self.model.constant(node.input[zero]) if len(node.input) > zero and node.input[zero] else None
+        kind = np.dtype(np.uint8) if point is None else point.dtype
+        name = node.input[activation]
+        return Product(node, _CODES_OPERATOR[node.op_type], name, kind, node.input[weight], codes)
