@@ -156,7 +156,7 @@ def quantize(
         typer.Option(metavar="POINTS", help="No class may lose more accuracy than this.", show_default="no limit"),
     ] = None,
     activation_bits: Annotated[int, typer.Option(metavar="2..8|0", help="One width for all; 0 leaves them float.")] = 8,
-    target_name: TargetName = "cpu",
+    target: TargetName = "cpu",
     no_run_check: Annotated[
         bool,
         typer.Option(
@@ -216,10 +216,10 @@ def quantize(
     quiet: Quiet = False,
 ) -> None:
     """Quantize MODEL and prove what it costs: accuracy overall and per class, bytes, latency."""
-    target = output or model.with_suffix(".quantized.cbqz" if storage == "archive" else ".quantized.onnx")
+    destination = output or model.with_suffix(".quantized.cbqz" if storage == "archive" else ".quantized.onnx")
     _refuse_ignored(context, data_free=data_free, method=method, refine=refine)
     if data_free:
-        _quantize_data_free(model, target, DataFreeConfig(bits, scheme, per_tensor, storage), json, quiet=quiet)
+        _quantize_data_free(model, destination, DataFreeConfig(bits, scheme, per_tensor, storage), json, quiet=quiet)
         return
     if data is None:
         raise typer.BadParameter("give a calibration card with --data, or use --data-free")
@@ -245,7 +245,7 @@ def quantize(
         max_class_drop=max_class_drop,
         activation_bits=activation_bits,
         activation_range=activation_range,
-        target=target_name,
+        target=target,
         run_check=not no_run_check,
         equalize=not no_equalize,
         samples=samples or None,
@@ -255,18 +255,18 @@ def quantize(
         if refine
         else None,
     )
-    check_outputs(target, json, inputs=(model, data, source))
-    state = State(target.with_name(f"{target.name}.training"), resume) if refine else None
+    check_outputs(destination, json, inputs=(model, data, source))
+    state = State(destination.with_name(f"{destination.name}.training"), resume) if refine else None
     card = CalibrationSet.from_card(data, source, skip_unreadable=skip_unreadable)
     with progress_bars(quiet=quiet) as progress:
         result = pipeline.quantize(model, card, config, progress, state)
-    result.save(target)
+    result.save(destination)
     if state is not None:
         state.remove()
     if json:
         write_text(json, result.to_json())
     if not quiet:
-        OUT.print(report.result_table(result, target))
+        OUT.print(report.result_table(result, destination))
         if curve:
             OUT.print(report.curve_table(result))
 

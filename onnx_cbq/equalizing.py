@@ -29,7 +29,7 @@ from onnx_cbq.records import ActivationGrid, Grouping, Layer, Layers, Plan
 from onnx_cbq.rounding import fitting_plan, round_in_order, round_to_nearest, run_of
 from onnx_cbq.scoring import batch_size
 from onnx_cbq.search.rate_distortion import saves
-from onnx_cbq.solving import choose_grids, class_weights, draw_samples
+from onnx_cbq.solving import aim, choose_grids, class_weights, draw_samples
 from onnx_cbq.statistics import collect_ranges
 from onnx_cbq.workload import Workload
 
@@ -72,6 +72,7 @@ def equalize(work: Workload, config: QuantizeConfig, progress: Progress = silent
     Raises:
         OnnxCbqError: the samples are too few, or a class is unknown.
     """
+    work = aim(work, config)
     weights = class_weights(work.class_names, config)
     train, held = draw_samples(work, config, weights).split(_HELD_BACK)
     pairs = find_pairs(work.model, work.layers, work.example.shapes(work.model))

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from onnx import ModelProto
+from onnx.defs import onnx_opset_version
 
 from onnx_cbq.calibration.samples import Draw, draw
 from onnx_cbq.config import DataFreeConfig, QuantizeConfig
@@ -33,7 +34,7 @@ from onnx_cbq.result import CheckResult, CurvePoint, EvaluationResult, Result
 from onnx_cbq.runtime import versions
 from onnx_cbq.scoring import score_channels, scoring_graph
 from onnx_cbq.sizes import meet_bytes
-from onnx_cbq.solving import Setting, Solution, make_setting, solve, with_bits
+from onnx_cbq.solving import Setting, Solution, aim, make_setting, solve, with_bits
 from onnx_cbq.targets import CPU, find_target
 from onnx_cbq.targets.fit import target_of
 from onnx_cbq.targets.lint import lint
@@ -44,7 +45,6 @@ from onnx_cbq.workload import (
     DataSource,
     ModelSource,
     Workload,
-    aimed_at,
     as_set,
     left_out,
     make_example,
@@ -79,9 +79,9 @@ def quantize(
     clock = Clock()
     if config.refine is not None or config.method == "differentiable":
         check_training(state)
-    target = target_of(config)
+    target_of(config)
     with clock.stage("load"):
-        work = aimed_at(prepare(model, data, config.logits), target, config.activation_bits)
+        work = aim(prepare(model, data, config.logits), config)
     if config.refine is not None:
         work.samples.check_images(config.refine.augment)
     if config.method == "differentiable":
@@ -225,10 +225,15 @@ def check(model: ModelSource, target: str = "cpu") -> CheckResult:
     Raises:
         OnnxCbqError: the target is unknown, the file cannot be read, or nothing in it is quantized.
     """
-    wanted = find_target(target)
-    file = QdqFile(load(model))
+    wanted, loaded = find_target(target), load(model)
+    label = "the model" if isinstance(model, ModelProto) else str(model)
+    if loaded.opset > onnx_opset_version():
+        raise ModelError(
+            f"{label}: opset {loaded.opset} is later than this version knows, expected {onnx_opset_version()} or "
+            f"earlier; update onnx, or export with an earlier opset"
+        )
+    file = QdqFile(loaded)
     if not file.is_quantized:
-        label = "the model" if isinstance(model, ModelProto) else str(model)
         raise ModelError(
             f"{label}: nothing in it is quantized; expected QuantizeLinear and DequantizeLinear, or integer products"
         )

@@ -28,7 +28,8 @@ from onnx_cbq.removal import Run, remove_channels
 from onnx_cbq.rounding import Rounded, fitting_plan, round_in_order, round_to_nearest, run_of
 from onnx_cbq.scoring import batch_size
 from onnx_cbq.statistics import collect_histograms
-from onnx_cbq.workload import Workload
+from onnx_cbq.targets.fit import target_of
+from onnx_cbq.workload import Workload, aimed_at
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,22 @@ class Solution:
         return Plan({name: layer.bits for name, layer in self.rounded.weights.items()})
 
 
+def aim(work: Workload, config: QuantizeConfig) -> Workload:
+    """`work` for the target and the activations of the settings.
+
+    Raises:
+        OnnxCbqError: there is no such target, or it cannot express the settings or the model.
+    """
+    return aimed_at(work, target_of(config), config.activation_bits)
+
+
 def make_setting(work: Workload, config: QuantizeConfig, clock: Clock, progress: Progress) -> Setting:
     """Draw the samples and run everything over them that does not depend on the budget.
 
     Raises:
         OnnxCbqError: the samples are too few, a class is unknown, or an operator has no gradient rule.
     """
+    work = aim(work, config)
     weights = class_weights(work.class_names, config)
     with clock.stage("statistics"):
         drawn = draw_samples(work, config, weights)

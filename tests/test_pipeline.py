@@ -79,7 +79,7 @@ def test_exported_nets_meet_the_average_that_was_asked_for(
     assert len({width for bits in result.plan.bits.values() for width in bits.tolist()}) > 1
     assert result.scores is not None
     stages = {
-        "load", "equalize", "statistics", "activations", "search", "rounding", "removal", "emit", "verify",
+        "load", "trial", "equalize", "statistics", "activations", "search", "rounding", "removal", "emit", "verify",
     }  # fmt: skip
     assert set(result.seconds) == stages
 

@@ -114,7 +114,7 @@ class _Writer:
         self._uses.update({use.output: (layer, use, weights) for use in layer.uses})
         codes = self._codes(layer, weights)
         axis = 0 if self._lies_turned(layer) else layer.weight_axis
-        if self._packed is not None and not self._meets_integers(layer):
+        if self._packed is not None and weights.levels is None and not self._meets_integers(layer):
             # onnxruntime would compute a DequantizeLinear on every run; these two it folds when it opens the file.
             plain = self._add("Cast", [codes], f"{layer.weight}_float", to=TensorProto.FLOAT)
             self._floats[layer.weight] = self._scaled(layer, weights, plain, axis)
@@ -129,6 +129,10 @@ class _Writer:
                 plain = self._add("DequantizeLinear", [codes, one], f"{layer.weight}_dq")
             self._floats[layer.weight] = self._scaled(layer, weights, plain, axis)
             return
+        if len(layer.weight_shape) == 2 and axis == 1 and not self._meets_integers(layer):
+            # The same axis; of a matrix behind axis 1 onnxruntime makes a MatMulNBits, which rounds float activations
+            # to 8 bits (found with 1.32).
+            axis = -1
         if layer.rules.per_tensor:
             inputs = [codes, self._pooled(weights.scale.max(), "scale"), self._pooled(np.array(0, np.int8), "zero")]
             self._floats[layer.weight] = self._add("DequantizeLinear", inputs, f"{layer.weight}_dq")

@@ -26,8 +26,8 @@ from onnx_cbq.records import FREE, Lanes, WeightRules
 _RATIOS = np.linspace(0.15, 1.0, 35)
 _FINE_RATIOS = np.linspace(0.8, 1.0, 9)
 _FINE_BITS = 6
-# Where pairs of weights are held within bounds, the scale that leaves all of them as they are may be twice the other.
-_PAIR_RATIOS = np.linspace(0.5, 1.0, 21)
+# Where pairs of weights are held within bounds, the scale that leaves all of them as they are may be twice that.
+_PAIR_RATIOS = np.linspace(0.8, 2.0, 25)
 _REFITS = 2
 # Powers of two that are tried, from the one that clips nothing downwards.
 _EXPONENTS = 5
@@ -153,8 +153,6 @@ def search_scale(
     top = largest_code(bits, mid_rise=mid_rise)
     bounded = lanes is not None and 2 * top > lanes.limit
     reach = np.abs(rows).max(axis=1) / top
-    if lanes is not None and bounded:
-        reach = np.maximum(reach, lanes.sums(rows) / lanes.limit)
     reach = np.full_like(reach, reach.max(initial=0)) if rules.per_tensor else reach
     reach = np.where(reach > 0, reach, 1.0).astype(np.float32)
     weights = np.broadcast_to(weights, rows.shape)

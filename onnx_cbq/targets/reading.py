@@ -18,8 +18,20 @@ from onnx_cbq.model import Array, Model, attributes
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 STANDARD = ("", "ai.onnx")
 # Operators of the other format, whose inputs are codes: where the activation, the weight and their zero points are.
-_ON_CODES = {"QLinearConv": (0, 3, 2), "QLinearMatMul": (0, 3, 2), "ConvInteger": (0, 1, 2), "MatMulInteger": (0, 1, 2)}
-_CODES_OPERATOR = {"QLinearConv": "Conv", "ConvInteger": "Conv", "QLinearMatMul": "MatMul", "MatMulInteger": "MatMul"}
+_ON_CODES = {
+    "QLinearConv": (0, 3, 2),
+    "QLinearMatMul": (0, 3, 2),
+    "QGemm": (0, 3, 2),
+    "ConvInteger": (0, 1, 2),
+    "MatMulInteger": (0, 1, 2),
+}
+_CODES_OPERATOR = {
+    "QLinearConv": "Conv",
+    "ConvInteger": "Conv",
+    "QLinearMatMul": "MatMul",
+    "MatMulInteger": "MatMul",
+    "QGemm": "Gemm",
+}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from onnx_cbq.graph.shapes import Example
 from onnx_cbq.model import Array, Model
 from onnx_cbq.quantize.activations import Histogram, choose_grid
 from onnx_cbq.quantize.weights import leave_room_for_bias, quantize_layer
-from onnx_cbq.records import ActivationGrid, Layers, LayerWeights
+from onnx_cbq.records import ActivationGrid, Layers, LayerWeights, WeightRules
 from onnx_cbq.runtime import Session
 from tests.graphs import make_model
 
@@ -67,6 +67,8 @@ def emitted(
     example = Example(feeds)
     model = normalise(source, example).model
     layers = find_layers(model, example.shapes(model))
+    if activations:
+        layers = Layers(tuple(replace(layer, rules=WeightRules(255)) for layer in layers))
     placement = place_activations(model, layers) if activations else NO_ACTIVATIONS
     inner = [name for name in placement.measured if name not in feeds]
     values = {**feeds, **Session(model.with_graph(outputs=inner or model.outputs)).run(feeds)}
