@@ -33,9 +33,9 @@ from onnx_cbq.errors import (
     UnsupportedOperatorError,
     VerificationError,
 )
-from onnx_cbq.pipeline import evaluate, quantize, quantize_without_data, score
+from onnx_cbq.pipeline import check, evaluate, quantize, quantize_without_data, score
 from onnx_cbq.records import Evaluation, LayerScores, Plan, Scores
-from onnx_cbq.result import EvaluationResult, Result
+from onnx_cbq.result import CheckResult, EvaluationResult, Result
 from onnx_cbq.stepping.session import Step, SteppingSession
 from onnx_cbq.subnets import Steps, make_steps
 
@@ -45,6 +45,7 @@ __all__ = [
     "CalibrationError",
     "CalibrationSet",
     "CbqConfig",
+    "CheckResult",
     "ConfigError",
     "DataFreeConfig",
     "DataFreeResult",
@@ -70,6 +71,7 @@ __all__ = [
     "UnsupportedOperatorError",
     "VerificationError",
     "archive",
+    "check",
     "evaluate",
     "make_steps",
     "quantize",

@@ -213,6 +213,12 @@ def _notes(setting: Setting, comparison: Comparison, sizes: Sizes) -> tuple[str,
         notes.append(
             f"slower than the float model on this processor ({processor_kind()}): {ratio:.2f} times its latency"
         )
+    if not setting.grids and config.storage == "int8" and comparison.plain_latency_ms is not None:
+        notes.append(
+            f"weights only: onnxruntime makes them float on every run; with the session option "
+            f"session.disable_quant_qdq=1 it does so once: {comparison.plain_latency_ms:.3f} ms here; "
+            f"--storage packed needs no option"
+        )
     if not config.run_check:
         notes.append(
             "--no-run-check: accuracy and latency are those of the plain graph in float; integer kernels were not run"

@@ -70,12 +70,13 @@ class Comparison:
 
     Attributes:
         agreements: how often each agrees with the first, in percent.
-        fidelity: of the last, if that was asked for.
+        fidelity: of the last, if that was asked for; `plain_latency_ms` is that of its plain graph.
     """
 
     evaluations: tuple[Evaluation, ...]
     agreements: tuple[float, ...]
     fidelity: Fidelity | None = None
+    plain_latency_ms: float | None = None
 
 
 def compare(
@@ -118,13 +119,15 @@ def compare(
         done += batch.count
         progress("evaluation", done, len(indices))
     one = samples.read(indices[: samples.fixed_batch or 1])
-    latencies = median_latency(sessions, one)
+    latencies = median_latency([*sessions, plain] if plain is not None else sessions, one)
     total = max(len(indices), 1)
     evaluations = (
         _evaluation(confusion[i], 100 * in_top[i] / total, sizes[i], latencies[i] * 1e3) for i in range(len(models))
     )
-    fidelity = None if plain is None else beside.fidelity()
-    return Comparison(tuple(evaluations), tuple((100 * agreeing / total).tolist()), fidelity)
+    agreements = tuple((100 * agreeing / total).tolist())
+    if plain is None:
+        return Comparison(tuple(evaluations), agreements)
+    return Comparison(tuple(evaluations), agreements, beside.fidelity(), latencies[-1] * 1e3)
 
 
 class _Beside:

@@ -227,7 +227,7 @@ def test_two_samples_of_each_class_are_enough_to_try() -> None:
 
 def test_too_few_samples_tell_nothing() -> None:
     work = prepare(out_of_scale(digits(), spread), DIGITS_CARD)
-    assert equalize(work, replace(QUICK, samples=30)) is work
+    assert equalize(work, replace(QUICK, samples=30)).model is work.model
 
 
 class FakeTrials:

@@ -35,6 +35,16 @@ def test_a_model_is_quantized_in_python_and_then_runs_without_the_package(copy: 
     assert hits >= 0.9 * total
 
 
+def test_weights_only_are_the_same_in_every_way(copy: Path) -> None:
+    used = run(copy / "samples" / "04_weights_only.py")
+    assert used.returncode == 0, used.stderr
+    *lines, last = used.stdout.splitlines()
+    assert [line.split(":")[0].split(",")[0] for line in lines] == [
+        "float model", "--storage int8", "the same with session.disable_quant_qdq", "--storage packed",
+    ]  # fmt: skip
+    assert float(last.split()[-1]) < 1e-4
+
+
 def test_running_before_quantizing_says_what_to_do(copy: Path) -> None:
     used = run(copy / "samples" / "03_run_quantized.py")
     assert used.returncode == 1

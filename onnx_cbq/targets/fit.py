@@ -47,7 +47,7 @@ def _demands(config: QuantizeConfig) -> Iterator[tuple[str, Callable[[Target], b
         f"--activation-bits {bits}",
         lambda target: bits in target.activation_bits,
         lambda target: (
-            "activations there have " + " or ".join(str(b) or "float" for b in target.activation_bits) + " bits"
+            "activations there have " + " or ".join(f"{b}" if b else "float" for b in target.activation_bits) + " bits"
         ),
     )
     yield (
