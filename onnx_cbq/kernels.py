@@ -8,6 +8,7 @@ more, and the first that is has a name.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, helper
 
+from onnx_cbq.emit.files import write_model
 from onnx_cbq.errors import VerificationError
 from onnx_cbq.graph.load import load
 from onnx_cbq.graph.normalise import relative_error
@@ -73,7 +75,11 @@ def deviations(model: Model, feeds: Feeds, most: int = MOST_STEPS) -> list[Devia
         ModelError: the model cannot be run.
     """
     makers = {node.output[0]: node.input[0] for node in model.nodes if node.op_type == "QuantizeLinear"}
-    fused = Session(model.with_graph(outputs=[*model.outputs, *makers])).run(feeds)
+    with tempfile.TemporaryDirectory() as folder:
+        # A file, so that no optimization is left out.
+        path = Path(folder) / "codes.onnx"
+        write_model(model.with_graph(outputs=[*model.outputs, *makers]), path)
+        fused = Session(path).run(feeds)
     plain = Session(_cut(model, makers, fused), "off").run({**feeds, **{name: fused[name] for name in makers}})
     found = []
     for name, source in makers.items():

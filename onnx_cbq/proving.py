@@ -26,7 +26,7 @@ from onnx_cbq.progress import Progress, silent
 from onnx_cbq.records import Grouping, Layer, LayerWeights, Plan
 from onnx_cbq.result import Sizes
 from onnx_cbq.rounding import Rounded
-from onnx_cbq.runtime import Feeds, Session, integer_products, saturates
+from onnx_cbq.runtime import Feeds, Session, saturates
 from onnx_cbq.solving import Setting, Solution, choose_grids, emit_solution, make_solution, with_room
 from onnx_cbq.targets.lint import lint
 from onnx_cbq.verify import Comparison, Fidelity, check_equal, check_file, compare
@@ -121,7 +121,6 @@ def prove(setting: Setting, solution: Solution, output: Model, progress: Progres
             sizes = _archive_sizes(sizes, path, setting)
         everything = draw(work.samples, work.class_names, None, seed=0).indices
         plain = Session(path, float_weights=True)
-        floats = integer_products(path) < sum(len(layer.uses) for layer in solution.written.layers)
         comparison = compare(
             [work.source, path if config.run_check else plain],
             [work.source_bytes, size],
@@ -131,7 +130,7 @@ def prove(setting: Setting, solution: Solution, output: Model, progress: Progres
             progress,
             plain if config.run_check else None,
         )
-        if comparison.fidelity is not None and not comparison.fidelity.holds(floats=floats):
+        if comparison.fidelity is not None and not comparison.fidelity.holds():
             raise VerificationError(_unfaithful(comparison.fidelity, path, _some_samples(work)))
     return Proof(comparison, sizes, _notes(setting, comparison, sizes))
 

@@ -85,16 +85,6 @@ def median_latency(sessions: Sequence[Session], feeds: Feeds, seconds: float = 1
     return [float(np.median(spent)) for spent in times]
 
 
-# What multiplies integers in a graph that onnxruntime has optimized.
-_INTEGER_PRODUCTS = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat")
-
-
-def integer_products(model: Path) -> int:
-    """How many products are of integers in the graph that onnxruntime runs."""
-    found = fused_operators(model)
-    return sum(found[name] for name in _INTEGER_PRODUCTS)
-
-
 def fused_operators(model: Path) -> Counter[str]:
     """How often each operator stands in the graph that onnxruntime runs after all its optimizations."""
     options = onnxruntime.SessionOptions()

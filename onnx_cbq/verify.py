@@ -27,9 +27,8 @@ BATCH_BYTES = 16 << 20
 TOP = 5
 # The plain graph predicts beside the fused one on about so many samples.
 PLAIN_SAMPLES = 2000
-# Rounding alone changes a prediction here and there: a share of the samples, and a few where there are few. Sums of
-# floats round far more often than those of integers.
-_MOST_DIFFERING, _MOST_DIFFERING_IN_FLOAT, _FEW = 0.005, 0.02, 3
+# Rounding alone changes a prediction here and there: a share of the samples, and a few where there are few.
+_MOST_DIFFERING, _FEW = 0.005, 3
 # Standard errors by which their accuracies may differ.
 _CERTAINTY = 3.0
 _FINITE_ADVICE = "expected finite numbers; check that the samples are prepared as the model was trained"
@@ -55,10 +54,9 @@ class Fidelity:
         """Share of samples with different predictions, in percent."""
         return 100 * self.differing / max(self.samples, 1)
 
-    def holds(self, *, floats: bool) -> bool:
-        """Whether rounding and chance explain the difference; with `floats`, some products are not of integers."""
-        share = _MOST_DIFFERING_IN_FLOAT if floats else _MOST_DIFFERING
-        allowed = max(share * self.samples, _FEW)
+    def holds(self) -> bool:
+        """Whether rounding and chance explain the difference."""
+        allowed = max(_MOST_DIFFERING * self.samples, _FEW)
         return self.differing <= allowed and abs(self.gained - self.lost) <= max(
             _CERTAINTY * math.sqrt(self.gained + self.lost), _FEW
         )

@@ -18,7 +18,7 @@ from onnx_cbq.runtime import Feeds, Optimization, Session, saturates
 from tests.emit.emitted import emitted
 from tests.exports import NETS
 from tests.graphs import make_model, node
-from tests.saturation import exact_product, saturating_product
+from tests.unsafe import STEP, unsafe_file
 
 
 def two_layers() -> onnx.ModelProto:
@@ -101,41 +101,6 @@ def test_an_output_that_differs_is_noticed(file: Path, monkeypatch: pytest.Monke
         check_kernels(file, {"x": X})
 
 
-def unsafe_file(tmp_path: Path) -> tuple[Path, Array, Array]:
-    """A Conv of pairs that are too large, with the activations that show it, beside a Conv of pairs that fit."""
-    random = np.random.default_rng(0)
-    weights = random.integers(90, 128, (8, 4, 1, 1)).astype(np.int8)
-    x = random.integers(200, 256, (1, 4, 3, 3)).astype(np.float32)
-    nodes = [
-        node("QuantizeLinear", "x one zero", "q"),
-        node("DequantizeLinear", "q one zero", "d"),
-        node("DequantizeLinear", "v ones zeros", "vd", axis=0),
-        node("Conv", "d vd", "a"),
-        node("QuantizeLinear", "a one zero", "aq"),
-        node("DequantizeLinear", "aq one zero", "ad"),
-        node("DequantizeLinear", "w ones zeros", "wd", axis=0),
-        node("Conv", "ad wd", "p"),
-        node("QuantizeLinear", "p step zero", "r"),
-        node("DequantizeLinear", "r step zero"),
-    ]
-    identity = np.eye(4, dtype=np.int8).reshape(4, 4, 1, 1)
-    constants: dict[str, Array] = {
-        "one": np.array(1, np.float32),
-        "zero": np.array(0, np.uint8),
-        "v": np.concatenate([identity, identity])[:4],
-        "w": weights,
-        "ones": np.ones(8, np.float32),
-        "zeros": np.zeros(8, np.int8),
-        "step": np.array(600, np.float32),
-    }
-    constants["ones4"], constants["zeros4"] = np.ones(4, np.float32), np.zeros(4, np.int8)
-    nodes[2] = node("DequantizeLinear", "v ones4 zeros4", "vd", axis=0)
-    path = tmp_path / "unsafe.onnx"
-    onnx.save(make_model(nodes, {"x": [1, 4, 3, 3]}, ["y"], constants, opset=17), path)
-    rows = x[0].reshape(4, -1).T.astype(np.uint8)
-    return path, x, np.stack([f(rows, weights.reshape(8, 4).T) for f in (saturating_product, exact_product)])
-
-
 def test_kernels_that_saturate_are_found_where_there_are_such(tmp_path: Path) -> None:
     """By as many steps as the oracle says; elsewhere there is nothing to find."""
     path, x, (saturated, exact) = unsafe_file(tmp_path)
@@ -144,7 +109,7 @@ def test_kernels_that_saturate_are_found_where_there_are_such(tmp_path: Path) ->
         assert found == []
         return
     assert [deviation.node for deviation in found] == ["Conv Conv_p"]
-    expected = np.rint(exact / 600).clip(0, 255) - np.rint(saturated / 600).clip(0, 255)
+    expected = np.rint(exact / STEP).clip(0, 255) - np.rint(saturated / STEP).clip(0, 255)
     assert abs(found[0].steps - expected.max()) <= 1
     assert found[0].share == pytest.approx((expected > 1).mean(), abs=0.05)
 

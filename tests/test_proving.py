@@ -131,20 +131,18 @@ def test_predictions_of_both_graphs_are_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "holds", "holds_in_float"),
+    ("found", "holds"),
     [
-        (Fidelity(10_000, 50, 25, 25), True, True),
-        (Fidelity(10_000, 51, 25, 25), False, True),
-        (Fidelity(10_000, 201, 100, 100), False, False),
-        (Fidelity(100, 3, 0, 3), True, True),
-        (Fidelity(100, 4, 2, 2), False, False),
-        (Fidelity(10_000, 40, 5, 30), False, False),  # by chance 5 to 30 comes once in 30,000 times
-        (Fidelity(10_000, 40, 12, 25), True, True),
+        (Fidelity(10_000, 50, 25, 25), True),
+        (Fidelity(10_000, 51, 25, 25), False),
+        (Fidelity(100, 3, 0, 3), True),
+        (Fidelity(100, 4, 2, 2), False),
+        (Fidelity(10_000, 40, 5, 30), False),  # by chance 5 to 30 comes once in 30,000 times
+        (Fidelity(10_000, 40, 12, 25), True),
     ],
 )
-def test_what_rounding_and_chance_explain(found: Fidelity, holds: bool, holds_in_float: bool) -> None:
-    assert found.holds(floats=False) is holds
-    assert found.holds(floats=True) is holds_in_float
+def test_what_rounding_and_chance_explain(found: Fidelity, holds: bool) -> None:
+    assert found.holds() is holds
 
 
 def test_graphs_that_predict_differently_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -307,10 +307,10 @@ class _Writer:
         return self._fresh(f"{name}_raw") if name in self._grids and name in self._model.outputs else name
 
     def _bias(self, layer: Layer, use: Use, weights: LayerWeights) -> str:
-        """The bias as int32 with scale s_x s_w, or in float where the input is not quantized, or as the rules say."""
+        """The bias as int32 with scale s_x s_w or its value, in float where the input is not, or as the rules say."""
         bias = self._model.constant(use.bias or "")
         assert bias is not None
-        if self._rules.bias == "float" or use.activation not in self._integers:
+        if use.activation not in self._integers:
             return str(use.bias)
         if self._rules.bias == "int8":
             codes, step = power_of_two_codes(bias)
@@ -322,6 +322,9 @@ class _Writer:
             return str(use.bias)
         scale = weights.bias_scale(self._grids[use.activation].scale)
         codes = bias_codes(bias, scale).astype(np.int32)
+        if self._rules.bias == "float":
+            # On the steps of the sums, since a runtime of integers will put it there (onnxruntime does).
+            return self._constant(f"{use.bias}_rounded", (codes * scale).astype(np.float32))
         if layer.rules.per_tensor:
             inputs = [self._constant(f"{use.bias}_q", codes), self._pooled(scale.max(), "scale")]
             return self._add("DequantizeLinear", inputs, f"{use.bias}_dq")
