@@ -233,7 +233,7 @@ def check(model: ModelSource, target: str = "cpu") -> CheckResult:
             f"earlier; update onnx, or export with an earlier opset"
         )
     file = QdqFile(loaded)
-    if not file.is_quantized:
+    if not file.is_quantized and read_metadata(loaded) is None:
         raise ModelError(
             f"{label}: nothing in it is quantized; expected QuantizeLinear and DequantizeLinear, or integer products"
         )
