@@ -531,7 +531,7 @@ def test_message_of_several_lines_becomes_one(out: Path, command: Command, monke
     def fail(*_: object) -> None:
         raise VerificationError("first\n  second")
 
-    monkeypatch.setattr("onnx_cbq.pipeline.check_file", fail)
+    monkeypatch.setattr("onnx_cbq.proving.check_file", fail)
     assert_explained(quantize(command, uniform(out), out), out, "first   second", code=3)
 
 

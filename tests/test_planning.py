@@ -10,7 +10,7 @@ import pytest
 
 from onnx_cbq import CalibrationSet, ConfigError, QuantizeConfig, quantize, verify
 from onnx_cbq.calibration.samples import draw
-from onnx_cbq.config import CbqConfig, RateDistortionConfig
+from onnx_cbq.config import CbqConfig, DifferentiableConfig, RateDistortionConfig
 from onnx_cbq.model import Array
 from onnx_cbq.planning import Evidence, Planned, criteria, gather_evidence, kept_layers, make_measure, make_plan
 from onnx_cbq.progress import silent
@@ -192,6 +192,19 @@ def test_tiny_budgets_are_met(method: str, rounding: str, bits: float) -> None:
     config = QuantizeConfig(bits=bits, method=method, rounding=rounding, samples=100)
     result = quantize(DIGITS_MODEL, CalibrationSet.from_card(DIGITS_CARD), config)
     assert bits - 0.1 < result.average_bits <= bits
+
+
+@pytest.mark.parametrize("method", ["rate-distortion", "cbq", "uniform", "differentiable"])
+@pytest.mark.parametrize("target", ["vitis", "qnn"])
+def test_a_layer_of_one_scale_has_one_width(method: str, target: str) -> None:
+    """Its channels could not use others: the codes of a narrower one would still be multiplied by the same scale."""
+    quick = DifferentiableConfig(steps=5)
+    config = QuantizeConfig(bits=5, method=method, target=target, samples=200, rounding="nearest", differentiable=quick)
+    result = quantize(DIGITS_MODEL, DIGITS_CARD, config)
+    for layer in result.layers:
+        if layer.rules.per_tensor:
+            assert len(set(result.plan.bits[layer.name].tolist())) == 1, layer.name
+    assert 4.5 < result.average_bits <= 5
 
 
 def test_cbq_pins_the_ends_unless_they_are_most_of_the_net(work: Workload) -> None:

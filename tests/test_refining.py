@@ -15,6 +15,8 @@ from onnx_cbq import QuantizeConfig, quantize, verify
 from onnx_cbq.refining import State, quantized_by, refine
 from onnx_cbq.runtime import median_latency
 from onnx_cbq.solving import emit_solution
+from onnx_cbq.targets import find_target
+from onnx_cbq.targets.lint import lint
 from onnx_cbq.training.student import Student
 from tests.command import Command, refused_without_torch
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
@@ -43,6 +45,26 @@ def test_what_is_written_is_what_was_trained() -> None:
     size = np.abs(expected).max()
     assert np.median(np.abs(found - expected)) < 1e-5 * size
     assert (found.argmax(axis=1) == expected.argmax(axis=1)).mean() > 0.98
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"bits": 8, "method": "uniform"},
+        {"bits": 6, "storage": "archive"},
+        {"bits": 8, "codebook": "kmeans"},
+        {"bits": 8, "method": "uniform", "target": "vitis"},
+        {"bits": 8, "method": "uniform", "target": "qnn"},
+        {"bits": 8, "method": "uniform", "target": "tensorrt"},
+        {"bits": 8, "method": "uniform", "target": "arm64"},
+    ],
+    ids=["pairs", "archive", "shared", "vitis", "qnn", "tensorrt", "arm64"],
+)
+def test_training_keeps_to_the_target(settings: dict[str, object]) -> None:
+    """The file is held against its target before it is returned; here again, with what was trained in it."""
+    config = replace(QuantizeConfig(samples=200), refine=replace(QUICK, steps=20), **settings)  # type: ignore[arg-type]
+    result = quantize(DIGITS_MODEL, DIGITS_CARD, config)
+    assert lint(result.model, find_target(config.target)) == ()
 
 
 @pytest.mark.parametrize("storage", ["int8", "packed"])

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from onnx import ModelProto
+from onnx import ModelProto, helper
 
-from onnx_cbq.graph.shapes import Example
+from onnx_cbq.graph.shapes import Example, fixed_batch
 from onnx_cbq.model import Model
 from onnx_cbq.runtime import Session
 
 
 def fix_sizes(model: Model, example: Example) -> Model:
-    """`model` with every size of its inputs and outputs declared as the first sample of the example has it."""
-    feeds = {name: value[:1] for name, value in example.feeds.items()}
+    """`model` with every size of its inputs and outputs declared as one sample has it, or the batch that it insists on."""
+    batch = fixed_batch(model) or 1
+    feeds = {name: value[:batch] for name, value in example.feeds.items()}
     values = {**feeds, **Session(model).run(feeds)}
     skeleton = ModelProto()
     skeleton.CopyFrom(model.skeleton)
     for info in (*skeleton.graph.input, *skeleton.graph.output):
-        shape = info.type.tensor_type.shape
-        del shape.dim[:]
-        for size in values[info.name].shape:
-            shape.dim.add().dim_value = size
+        value = values[info.name]
+        info.type.CopyFrom(helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(value.dtype), value.shape))
     return Model(skeleton, model.weights)

@@ -8,7 +8,8 @@ the average falls to the budget.
 
 Left open by the paper and chosen here: N, the step, T_1 and R (`CbqConfig`); when every threshold has stopped above
 the budget, all go on with targets lowered once more by R, or to what the best step reaches where no step would pass;
-and the last step is taken only as far as the budget asks, channels of equal importance in the order of their saliency.
+and the last step is taken only as far as the budget asks, channels of equal importance in the order of their saliency,
+the last of them down to the width that is left.
 """
 
 from __future__ import annotations
@@ -104,7 +105,10 @@ def _average(bits: Array, sizes: Array) -> float:
 def _part_of_step(
     before: Array, after: Array, importance: Array, saliency: Array, sizes: Array, budget: float
 ) -> Array:
-    """Of the channels that the step lowers, the least important ones, as many as it takes to meet the budget."""
+    """Of the channels that the step lowers, the least important ones, as many as it takes to meet the budget.
+
+    The last of them is lowered only as far as the budget asks: where a unit is a whole layer, it may be most of the net.
+    """
     lowered = np.flatnonzero(after < before)
     order = lowered[np.lexsort((saliency[lowered], importance[lowered]))]
     saved = np.cumsum((before[order] - after[order]) * sizes[order])
@@ -112,4 +116,7 @@ def _part_of_step(
     count = int(np.searchsorted(saved, excess * (1 - 1e-12))) + 1
     bits = before.copy()
     bits[order[:count]] = after[order[:count]]
+    last = order[count - 1 :][:1]
+    spare = (budget * sizes.sum() - bits @ sizes) * (1 + 1e-12)
+    bits[last] += np.clip(spare // sizes[last], 0, before[last] - bits[last]).astype(np.int8)
     return bits

@@ -10,15 +10,18 @@ from onnx_cbq.graph.layers import find_layers
 from onnx_cbq.graph.load import load
 from onnx_cbq.graph.placement import Placement, place_activations
 from onnx_cbq.graph.shapes import Example
+from onnx_cbq.records import FUSED, PlacementRules
 from tests.graphs import make_model, node
 
 SHAPE: list[int | str] = ["N", 4, 6, 6]
 CONSTANTS = {"w": np.ones((4, 4, 1, 1), np.float32), "v": np.ones((4, 4, 1, 1), np.float32)}
 
 
-def place(nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray] | None = None) -> Placement:
+def place(
+    nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray] | None = None, rules: PlacementRules = FUSED
+) -> Placement:
     model = load(make_model(nodes, {"x": SHAPE}, ["y"], CONSTANTS | (constants or {})))
-    return place_activations(model, find_layers(model, Example.made_up(model).shapes(model)))
+    return place_activations(model, find_layers(model, Example.made_up(model).shapes(model)), rules)
 
 
 def test_relu_belongs_to_the_layer_in_front() -> None:
@@ -75,3 +78,62 @@ def test_float_operators_stay_float() -> None:
 def test_only_layers_with_integer_kernels_want_integers() -> None:
     nodes = [node("Exp", "x", "a"), node("ConvTranspose", "a w", "b"), node("Exp", "b", "c"), node("Conv", "c v")]
     assert set(place(nodes).measured) == {"c"}
+
+
+RESIDUAL = [
+    node("Conv", "x w", "a"),
+    node("Relu", "a", "r"),
+    node("Conv", "r v", "c"),
+    node("Add", "c x", "s"),
+    node("Relu", "s", "t"),
+    node("MaxPool", "t", "p", kernel_shape=[2, 2], strides=[2, 2]),
+    node("AveragePool", "p", "q", kernel_shape=[3, 3]),
+    node("Concat", "q q", "j", axis=1),
+    node("Exp", "j", "y"),
+]
+
+
+def test_operands_are_what_layers_read_and_the_other_branch() -> None:
+    """No output of a layer is quantized, and nothing shares a grid: TensorRT fuses the layer with what follows."""
+    placed = place(RESIDUAL, rules=PlacementRules("operands"))
+    assert placed.measured == ("r", "x")
+    assert not placed.shared
+
+
+def test_of_a_residual_of_two_layers_one_branch_is_quantized() -> None:
+    nodes = [node("Conv", "x w", "a"), node("Conv", "x v", "b"), node("Add", "a b", "s"), node("Conv", "s w")]
+    assert place(nodes, rules=PlacementRules("operands")).measured == ("a", "s", "x")
+
+
+def test_what_two_read_is_not_fused_with_the_addition() -> None:
+    """The output of a layer that something else reads as well cannot stay inside."""
+    nodes = [node("Conv", "x w", "a"), node("Exp", "a", "e"), node("Add", "a e", "s"), node("Conv", "s v")]
+    assert place(nodes, rules=PlacementRules("operands")).measured == ("s", "x")
+
+
+def test_everywhere_is_every_tensor_but_in_front_of_a_relu() -> None:
+    placed = place(RESIDUAL, rules=PlacementRules("everywhere"))
+    assert placed.measured == ("c", "j", "q", "r", "t", "x", "y")
+    assert placed.shared == {"p": "t"}
+    assert placed.saturated == {"r", "t"}
+
+
+def test_more_operators_may_keep_a_grid_or_hold_grids_together() -> None:
+    rules = PlacementRules("everywhere", keeping=frozenset(("AveragePool",)), alike=frozenset(("Concat",)))
+    placed = place(RESIDUAL, rules=rules)
+    assert placed.shared == {"p": "t", "q": "p"}
+    assert placed.grid_of("q") == "t"
+    assert placed.alike == (frozenset(("t", "j")),)
+
+
+def test_groups_that_meet_are_one() -> None:
+    nodes = [
+        node("Conv", "x w", "a"),
+        node("Conv", "x v", "b"),
+        node("Concat", "a b", "j", axis=1),
+        node("Sigmoid", "a", "g"),
+        node("Concat", "a g", "k", axis=1),
+        node("Add", "j k"),
+    ]
+    placed = place(nodes, rules=PlacementRules("everywhere", alike=frozenset(("Concat",))))
+    assert placed.alike == (frozenset(("a", "b", "g", "j", "k")),)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from onnx_cbq.model import Array
 from onnx_cbq.quantize import activations
-from onnx_cbq.quantize.activations import Histogram, choose_grid
-from onnx_cbq.records import ActivationGrid
+from onnx_cbq.quantize.activations import Histogram, choose_grid, join_grids
+from onnx_cbq.records import ActivationGrid, ActivationRules
 
 HALF = 4096
 
@@ -225,3 +225,62 @@ def test_the_grid_scales_with_the_values(kind: str, factor: float) -> None:
     grid, scaled = choose_grid(histogram_of(values)), choose_grid(histogram_of(values * np.float32(power)))
     assert scaled.zero_point == grid.zero_point
     assert scaled.scale == pytest.approx(grid.scale * power, rel=1e-6)
+
+
+SIGNED = ActivationRules(signed=True)
+SYMMETRIC = ActivationRules(signed=True, symmetric=True)
+POWER_OF_TWO = ActivationRules(signed=True, symmetric=True, power_of_two=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_signed_grid_is_an_unsigned_one_with_other_codes(kind: str, bits: int) -> None:
+    histogram = histogram_of(draw(kind))
+    unsigned, signed = choose_grid(histogram, bits), choose_grid(histogram, bits, rules=SIGNED)
+    assert signed.ends == unsigned.ends
+    assert (signed.bottom, signed.top) == (-(1 << (bits - 1)), (1 << (bits - 1)) - 1)
+    assert signed.zero_point - signed.bottom == unsigned.zero_point
+
+
+def symmetric_error(values: Array, scale: float, bits: int) -> float:
+    largest = (1 << (bits - 1)) - 1
+    codes = np.clip(np.rint(values / scale), -largest - 1, largest)
+    return float(np.mean((codes * scale - values) ** 2))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_symmetric_grid_is_nearly_the_best_around_0(kind: str, bits: int) -> None:
+    """Against all scales in steps of 1 %."""
+    values = draw(kind)
+    grid = choose_grid(histogram_of(values), bits, rules=SYMMETRIC)
+    assert grid.zero_point == 0
+    scales = np.abs(values).max() / ((1 << (bits - 1)) - 1) * np.exp(np.arange(0.1, np.log(0.05), -0.01))
+    best = min(symmetric_error(values, float(scale), bits) for scale in scales)
+    assert symmetric_error(values, grid.scale, bits) <= 1.05 * best + 1e-12
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_scale_that_must_be_a_power_of_two_is_the_best_of_those(kind: str) -> None:
+    values = draw(kind)
+    grid = choose_grid(histogram_of(values), rules=POWER_OF_TWO)
+    mantissa, _ = np.frexp(grid.scale)
+    assert (mantissa, grid.zero_point) == (0.5, 0)
+    best = min(symmetric_error(values, grid.scale * 2.0**k, 8) for k in (-2, -1, 1, 2))
+    assert symmetric_error(values, grid.scale, 8) <= 1.05 * best
+
+
+def test_a_narrow_range_becomes_as_wide_as_it_must() -> None:
+    grid = choose_grid(histogram_of(np.full(10, 1e-6, np.float32)), rules=ActivationRules(least_range=1e-4))
+    low, high = grid.ends
+    assert high - low == pytest.approx(1e-4, rel=1e-3)
+    assert choose_grid(histogram_of(np.full(10, 1e-6, np.float32))).ends[1] == pytest.approx(1e-6, rel=0.01)
+
+
+def test_one_grid_for_all_reaches_as_far_as_each() -> None:
+    grids = [ActivationGrid(0.01, 0, 8), ActivationGrid(0.004, 200, 8)]
+    low, high = join_grids(grids).ends
+    assert low <= min(grid.ends[0] for grid in grids) + 0.01
+    assert high >= max(grid.ends[1] for grid in grids) - 0.01
+    around_0 = [ActivationGrid(0.5, 0, 8, signed=True), ActivationGrid(0.125, 0, 8, signed=True)]
+    assert join_grids(around_0, POWER_OF_TWO) == around_0[0]

@@ -8,7 +8,7 @@ import torch
 
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.grid import quantize_rows
-from onnx_cbq.records import ActivationGrid, Layer, LayerWeights, Use
+from onnx_cbq.records import ActivationGrid, Layer, LayerWeights, Use, WeightRules
 from onnx_cbq.training.grids import LearnedGrid, WeightGrid, fixed_grid
 
 CPU = torch.device("cpu")
@@ -62,6 +62,64 @@ def test_codes_stay_on_the_grid_of_their_width_wherever_training_takes_them() ->
         assert np.abs(after.astype(int)).max() <= top
         assert not mid_rise or (after % 2 != 0).all()
     np.testing.assert_allclose(found.scale, start.scale * np.exp(0.3), rtol=1e-6)
+
+
+def bounded_layer(axis: int = 0, rules: WeightRules = WeightRules(top=255)) -> tuple[Layer, Array, LayerWeights]:
+    """A layer whose weights are of one size, so that most pairs of one sign meet the limit of 16-bit lanes."""
+    shape = (6, 20) if axis == 0 else (20, 6)
+    use = Use("y", "x", 1, None, 1, 0, (1, 6))
+    layer = Layer("layer", "Gemm", "w", shape, axis, 1, (use,), 1, rules)
+    random = np.random.default_rng(0)
+    weight = (random.choice([-1, 1], shape) * random.uniform(0.9, 1, shape)).astype(np.float32)
+    rows = quantize_rows(layer.rows(weight), np.full(6, 8), rules, layer.lanes)
+    return layer, weight, LayerWeights(layer.unrows(rows.codes), rows.scale, rows.bits)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_codes_fit_16_bit_lanes_wherever_training_takes_them(axis: int) -> None:
+    """By the sums of neighbours, counted here; a grid that does not know of lanes would go beyond."""
+    layer, weight, start = bounded_layer(axis)
+    grid = WeightGrid(layer, weight, start, CPU)
+    np.testing.assert_array_equal(grid.integers().codes, start.codes)
+    with torch.no_grad():
+        grid.log_scale.sub_(0.5)
+        grid.latent.add_(torch.tensor(np.random.default_rng(1).normal(0, 0.3, weight.shape).astype(np.float32)))
+    rows = layer.rows(grid.integers().codes).astype(int).reshape(6, -1, 2)
+    largest = np.maximum(rows.clip(min=0).sum(-1), -rows.clip(max=0).sum(-1))
+    assert largest.max() == 128
+    values = grid().detach().numpy()
+    np.testing.assert_allclose(layer.rows(values), rows.reshape(6, -1) * grid.scale.numpy()[:, None], rtol=3e-7)
+
+
+def test_gradients_stop_where_a_lane_is_full() -> None:
+    layer, weight, start = bounded_layer()
+    grid = WeightGrid(layer, weight, start, CPU)
+    with torch.no_grad():
+        grid.log_scale.sub_(0.5)
+    grid().sum().backward()
+    assert grid.latent.grad is not None
+    passed = layer.rows(grid.latent.grad.numpy() != 0)
+    signs = layer.rows(weight).reshape(6, -1, 2) > 0
+    full = np.repeat(signs[..., 0] == signs[..., 1], 2, axis=-1)
+    assert passed[~full].all()
+    assert not passed[full].any()
+
+
+def test_one_scale_of_a_layer_stays_one() -> None:
+    layer, weight, start = bounded_layer(rules=WeightRules(per_tensor=True))
+    grid = WeightGrid(layer, weight, start, CPU)
+    (factor,) = grid.others
+    assert factor.numel() == 1
+    with torch.no_grad():
+        factor.add_(0.1)
+    assert len(np.unique(grid.integers().scale)) == 1
+
+
+def test_a_power_of_two_is_not_learned() -> None:
+    layer, weight, start = bounded_layer(rules=WeightRules(per_tensor=True, power_of_two=True))
+    grid = WeightGrid(layer, weight, start, CPU)
+    assert not grid.others
+    assert (np.frexp(grid.integers().scale)[0] == 0.5).all()
 
 
 def test_gradients_of_a_weight_pass_within_the_grid_and_stop_beyond() -> None:
