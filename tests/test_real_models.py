@@ -37,20 +37,24 @@ def samples(card: str, source: Path) -> CalibrationSet:
 
 
 def test_resnet20_at_8_bits_keeps_its_accuracy_from_either_exporter(real_data: RealData, tmp_path: Path) -> None:
-    """Float top-1 is 88.29 %; on the full test file both stay above 88.1 % and within 0.1 points of each other."""
-    calibration = samples("cifar10.toml", part_of(real_data("cifar10_calibration.npz"), 500, tmp_path))
-    test = samples("cifar10.toml", real_data("cifar10_test.npz"))
-    accuracies = []
+    """On part of the test file, to be quick; `benchmarks/targets.py` holds what is reached on all of it.
+
+    Of 2,000 images a net that is right may predict 1 % otherwise, and lose on them as often as win.
+    """
+    calibration = samples("cifar10.toml", part_of(real_data("cifar10_calibration.npz"), 200, tmp_path))
+    test = samples("cifar10.toml", part_of(real_data("cifar10_test.npz"), 2000, tmp_path))
     for name in RESNETS:
         path = tmp_path / name
         assert quantize(real_data(name), calibration, QuantizeConfig(bits=8, method="uniform")).save(path) <= 340_000
-        accuracies.append(evaluate(path, test).model.top1)
-    assert min(accuracies) >= 88.1
-    assert abs(accuracies[0] - accuracies[1]) <= 0.1
+        found = evaluate(path, test, reference=real_data(name))
+        assert found.agreement is not None
+        assert found.agreement > 98.5
+        assert found.reference is not None
+        assert found.model.top1 >= found.reference.top1 - 0.5
 
 
 def test_resnet20_by_cbq_meets_its_average_and_its_file_does_what_it_says(real_data: RealData, tmp_path: Path) -> None:
-    data = samples("cifar10.toml", part_of(real_data("cifar10_calibration.npz"), 500, tmp_path))
+    data = samples("cifar10.toml", part_of(real_data("cifar10_calibration.npz"), 200, tmp_path))
     result = quantize(real_data(RESNETS[0]), data, QuantizeConfig(bits=4, method="cbq"))
     assert 3.8 < result.average_bits <= 4.0
     codes = {tensor.name: tensor for tensor in result.proto.graph.initializer}
@@ -88,7 +92,8 @@ def test_vgg_small_at_8_bits_is_a_quarter_of_its_size_and_predicts_the_same(
     """A few samples only, to be quick; its accuracy on all of them is checked in the benchmarks."""
     model = real_data("vgg_small_cifar10.onnx")
     calibration = samples("cifar10.toml", part_of(real_data("cifar10_calibration.npz"), 200, tmp_path))
-    result = quantize(model, calibration, QuantizeConfig(bits=8, method="uniform"))
+    config = QuantizeConfig(bits=8, method="uniform", rounding="nearest", equalize=False)
+    result = quantize(model, calibration, config)
     assert result.save(tmp_path / "quantized.onnx") <= 4_750_000
     test = samples("cifar10.toml", part_of(real_data("cifar10_test.npz"), 300, tmp_path))
     found = evaluate(tmp_path / "quantized.onnx", test, reference=model)

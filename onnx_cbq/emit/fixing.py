@@ -10,7 +10,7 @@ from onnx_cbq.runtime import Session
 
 
 def fix_sizes(model: Model, example: Example) -> Model:
-    """`model` with every size of its inputs and outputs declared as one sample has it, or the batch that it insists on."""
+    """`model` with every size of its inputs and outputs declared as one sample has it, or its fixed batch."""
     batch = fixed_batch(model) or 1
     feeds = {name: value[:batch] for name, value in example.feeds.items()}
     values = {**feeds, **Session(model).run(feeds)}

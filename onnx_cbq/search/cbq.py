@@ -107,7 +107,7 @@ def _part_of_step(
 ) -> Array:
     """Of the channels that the step lowers, the least important ones, as many as it takes to meet the budget.
 
-    The last of them is lowered only as far as the budget asks: where a unit is a whole layer, it may be most of the net.
+    The last of them is lowered only as far as the budget asks: a unit may be a whole layer, most of the net.
     """
     lowered = np.flatnonzero(after < before)
     order = lowered[np.lexsort((saliency[lowered], importance[lowered]))]

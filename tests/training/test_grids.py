@@ -64,14 +64,14 @@ def test_codes_stay_on_the_grid_of_their_width_wherever_training_takes_them() ->
     np.testing.assert_allclose(found.scale, start.scale * np.exp(0.3), rtol=1e-6)
 
 
-def bounded_layer(axis: int = 0, rules: WeightRules = WeightRules(top=255)) -> tuple[Layer, Array, LayerWeights]:
+def bounded_layer(axis: int = 0, rules: WeightRules | None = None) -> tuple[Layer, Array, LayerWeights]:
     """A layer whose weights are of one size, so that most pairs of one sign meet the limit of 16-bit lanes."""
     shape = (6, 20) if axis == 0 else (20, 6)
     use = Use("y", "x", 1, None, 1, 0, (1, 6))
-    layer = Layer("layer", "Gemm", "w", shape, axis, 1, (use,), 1, rules)
+    layer = Layer("layer", "Gemm", "w", shape, axis, 1, (use,), 1, rules or WeightRules(top=255))
     random = np.random.default_rng(0)
     weight = (random.choice([-1, 1], shape) * random.uniform(0.9, 1, shape)).astype(np.float32)
-    rows = quantize_rows(layer.rows(weight), np.full(6, 8), rules, layer.lanes)
+    rows = quantize_rows(layer.rows(weight), np.full(6, 8), layer.rules, layer.lanes)
     return layer, weight, LayerWeights(layer.unrows(rows.codes), rows.scale, rows.bits)
 
 
