@@ -100,22 +100,27 @@ def widen(tensor: TensorProto) -> None:
 
 
 def finite_differences(forward: onnx.ModelProto, values: dict[str, Array], seed: Array) -> dict[str, Array]:
-    """d sum(seed y) / dx by central differences, one element at a time."""
+    """d sum(seed y) / dx by central differences, one element at a time.
+
+    Samples know nothing of each other, so an element of each is moved at once; all see a constant move.
+    """
     oracle = evaluator(forward)
     exact = {name: value.astype(np.float64) for name, value in values.items()}
 
-    def phi() -> float:
-        return float((next(iter(oracle.run(["y"], exact))) * seed).sum())
+    def phi(value: Array, index: tuple[int | slice, ...], step: float) -> Array:
+        start = value[index].copy()
+        value[index] = start + step
+        found = next(iter(oracle.run(["y"], exact))) * seed
+        value[index] = start
+        return np.asarray(found.reshape(len(found), -1).sum(axis=1))
 
     gradients = {}
     for name, value in exact.items():
         gradient = np.zeros_like(value)
-        for index in np.ndindex(value.shape):
-            start = value[index]
-            value[index] = start + STEP
-            above = phi()
-            value[index] = start - STEP
-            gradient[index] = (above - phi()) / (2 * STEP)
-            value[index] = start
+        each = len(value) == BATCH and len(seed) == BATCH
+        for place in np.ndindex(value.shape[1:] if each else value.shape):
+            index = (slice(None), *place) if each else place
+            moved = (phi(value, index, STEP) - phi(value, index, -STEP)) / (2 * STEP)
+            gradient[index] = moved if each else moved.sum()
         gradients[name] = gradient
     return gradients
