@@ -5,39 +5,44 @@
 >>> result.save("model.quantized.onnx")  # doctest: +SKIP
 """
 
-# isort: off
-from onnx_cbq import _threads  # noqa: F401, before numpy is imported
+import sys
+from importlib import import_module
+from types import ModuleType
 
-# isort: on
-from onnx_cbq.calibration import CalibrationSet
-from onnx_cbq.config import (
-    CbqConfig,
-    DataFreeConfig,
-    DifferentiableConfig,
-    QuantizeConfig,
-    RateDistortionConfig,
-    RefineConfig,
-    RoundingConfig,
-    ScoringConfig,
-    StepConfig,
-)
-from onnx_cbq.data_free import DataFreeResult
-from onnx_cbq.emit.archive import Archive, archive, restore
-from onnx_cbq.errors import (
-    ArchiveError,
-    CalibrationError,
-    ConfigError,
-    ModelError,
-    OnnxCbqError,
-    OutputError,
-    UnsupportedOperatorError,
-    VerificationError,
-)
-from onnx_cbq.pipeline import check, evaluate, quantize, quantize_without_data, score
-from onnx_cbq.records import Evaluation, LayerScores, Plan, Scores
-from onnx_cbq.result import CheckResult, EvaluationResult, Result
-from onnx_cbq.stepping.session import Step, SteppingSession
-from onnx_cbq.subnets import Steps, make_steps
+from onnx_cbq import _threads as _threads  # before numpy is imported
+
+# As `typing` has it, which takes a while to import.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from onnx_cbq.calibration import CalibrationSet
+    from onnx_cbq.config import (
+        CbqConfig,
+        DataFreeConfig,
+        DifferentiableConfig,
+        QuantizeConfig,
+        RateDistortionConfig,
+        RefineConfig,
+        RoundingConfig,
+        ScoringConfig,
+        StepConfig,
+    )
+    from onnx_cbq.data_free import DataFreeResult
+    from onnx_cbq.emit.archive import Archive, archive, restore
+    from onnx_cbq.errors import (
+        ArchiveError,
+        CalibrationError,
+        ConfigError,
+        ModelError,
+        OnnxCbqError,
+        OutputError,
+        UnsupportedOperatorError,
+        VerificationError,
+    )
+    from onnx_cbq.pipeline import check, evaluate, quantize, quantize_without_data, score
+    from onnx_cbq.records import Evaluation, LayerScores, Plan, Scores
+    from onnx_cbq.result import CheckResult, EvaluationResult, Result
+    from onnx_cbq.stepping.session import Step, SteppingSession
+    from onnx_cbq.subnets import Steps, make_steps
 
 __all__ = [
     "Archive",
@@ -79,3 +84,69 @@ __all__ = [
     "restore",
     "score",
 ]
+
+# Each name is imported when it is first asked for: a command must be able to stop long before all of it is there.
+_WHERE = {
+    "Archive": "onnx_cbq.emit.archive",
+    "ArchiveError": "onnx_cbq.errors",
+    "CalibrationError": "onnx_cbq.errors",
+    "CalibrationSet": "onnx_cbq.calibration",
+    "CbqConfig": "onnx_cbq.config",
+    "CheckResult": "onnx_cbq.result",
+    "ConfigError": "onnx_cbq.errors",
+    "DataFreeConfig": "onnx_cbq.config",
+    "DataFreeResult": "onnx_cbq.data_free",
+    "DifferentiableConfig": "onnx_cbq.config",
+    "Evaluation": "onnx_cbq.records",
+    "EvaluationResult": "onnx_cbq.result",
+    "LayerScores": "onnx_cbq.records",
+    "ModelError": "onnx_cbq.errors",
+    "OnnxCbqError": "onnx_cbq.errors",
+    "OutputError": "onnx_cbq.errors",
+    "Plan": "onnx_cbq.records",
+    "QuantizeConfig": "onnx_cbq.config",
+    "RateDistortionConfig": "onnx_cbq.config",
+    "RefineConfig": "onnx_cbq.config",
+    "Result": "onnx_cbq.result",
+    "RoundingConfig": "onnx_cbq.config",
+    "Scores": "onnx_cbq.records",
+    "ScoringConfig": "onnx_cbq.config",
+    "Step": "onnx_cbq.stepping.session",
+    "StepConfig": "onnx_cbq.config",
+    "SteppingSession": "onnx_cbq.stepping.session",
+    "Steps": "onnx_cbq.subnets",
+    "UnsupportedOperatorError": "onnx_cbq.errors",
+    "VerificationError": "onnx_cbq.errors",
+    "archive": "onnx_cbq.emit.archive",
+    "check": "onnx_cbq.pipeline",
+    "evaluate": "onnx_cbq.pipeline",
+    "make_steps": "onnx_cbq.subnets",
+    "quantize": "onnx_cbq.pipeline",
+    "quantize_without_data": "onnx_cbq.pipeline",
+    "restore": "onnx_cbq.emit.archive",
+    "score": "onnx_cbq.pipeline",
+}
+
+
+class _Package(ModuleType):
+    """A folder that is called like something public, `quantize`, does not take its place once it is imported."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in _WHERE or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> object:
+    """A name of `__all__`, from the module that defines it."""
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_WHERE[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    """What there is, imported or not."""
+    return sorted({*globals(), *__all__})

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import signal
+import os
 import sys
+import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
-from onnx_cbq import pipeline, report
+from onnx_cbq import pipeline, report, stopping
 from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.cli_quantize import quantize
 from onnx_cbq.cli_step import step
@@ -19,7 +20,6 @@ from onnx_cbq.config import (
 )
 from onnx_cbq.console import (
     ERR,
-    OUT,
     CardPath,
     Commands,
     JsonPath,
@@ -31,14 +31,19 @@ from onnx_cbq.console import (
     SkipUnreadable,
     SourcePath,
     TargetName,
-    check_outputs,
+    prepare_streams,
     progress_bars,
+    show,
 )
 from onnx_cbq.data_free import layer_statistics
 from onnx_cbq.emit.archive import archive as make_archive
 from onnx_cbq.emit.archive import restore as restore_archive
 from onnx_cbq.emit.files import write_arrays, write_bytes, write_text
-from onnx_cbq.errors import OnnxCbqError, VerificationError
+from onnx_cbq.errors import OnnxCbqError, StoppedError, VerificationError
+from onnx_cbq.outputs import Inputs, check_outputs
+
+# An environment variable: what nobody foresaw ends with Python's own account of it.
+TRACEBACK = "ONNX_CBQ_TRACEBACK"
 
 app = typer.Typer(
     cls=Commands,
@@ -67,14 +72,14 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Run MODEL on all samples of a card: accuracy overall and per class, bytes, latency at batch 1."""
-    check_outputs(json, inputs=(model, data, source, reference))
+    check_outputs(json, inputs=Inputs((model, reference), data, source))
     card = CalibrationSet.from_card(data, source, skip_unreadable=skip_unreadable)
     with progress_bars(quiet=quiet) as progress:
         result = pipeline.evaluate(model, card, reference, logits, progress)
     if json:
         write_text(json, result.to_json())
     if not quiet:
-        OUT.print(report.evaluation_table(result))
+        show(report.evaluation_table(result))
 
 
 @app.command()
@@ -99,7 +104,7 @@ def score(
     quiet: Quiet = False,
 ) -> None:
     """Score every channel of MODEL by how many classes need it."""
-    check_outputs(output, inputs=(model, data, source))
+    check_outputs(output, inputs=Inputs((model,), data, source))
     config = QuantizeConfig(samples=samples or None, seed=seed, logits=logits)
     card = CalibrationSet.from_card(data, source, skip_unreadable=skip_unreadable)
     with progress_bars(quiet=quiet) as progress:
@@ -107,7 +112,7 @@ def score(
     if output:
         write_arrays(output, scores.arrays())
     if not quiet:
-        OUT.print(report.score_table(layers, scores))
+        show(report.score_table(layers, scores))
 
 
 @app.command()
@@ -124,10 +129,10 @@ def inspect(
 ) -> None:
     """List the layers of a float MODEL, or the bits per layer of one that onnx-cbq made."""
     if weights:
-        OUT.print(report.weights_table(layer_statistics(model, bits, per_tensor=per_tensor), bits))
+        show(report.weights_table(layer_statistics(model, bits, per_tensor=per_tensor), bits))
         return
     found = pipeline.inspect(model)
-    OUT.print(report.plan_table(found.plan, found.unsafe) if found.plan else report.float_table(found.layers))
+    show(report.plan_table(found.plan, found.unsafe) if found.plan else report.float_table(found.layers))
 
 
 @app.command()
@@ -141,12 +146,12 @@ def check(
 
     A line per violation, and exit code 3 if there is one.
     """
-    check_outputs(json, inputs=(model,))
+    check_outputs(json, inputs=Inputs((model,)))
     found = pipeline.check(model, target)
     if json:
         write_text(json, found.to_json())
     if not quiet:
-        OUT.print(report.check_lines(found, model))
+        show(report.check_lines(found, model))
     if found.violations:
         raise typer.Exit(VerificationError.exit_code)
 
@@ -171,13 +176,13 @@ def archive(
 ) -> None:
     """Make MODEL a small file for storage and transfer, its weights coded close to their entropy."""
     target = output or model.with_suffix(".cbqz")
-    check_outputs(target, json, inputs=(model,))
+    check_outputs(target, json, inputs=Inputs((model,)))
     made = make_archive(model, coder)
     made.save(target)
     if json:
         write_text(json, made.to_json())
     if not quiet:
-        OUT.print(report.archive_table(made, target))
+        show(report.archive_table(made, target))
 
 
 @app.command()
@@ -193,11 +198,11 @@ def restore(
 ) -> None:
     """Make the ONNX file again that ARCHIVE was made from, bit for bit."""
     target = output or source.with_suffix(".onnx")
-    check_outputs(target, inputs=(source,))
+    check_outputs(target, inputs=Inputs(others=(source,)))
     content = restore_archive(source)
     write_bytes(target, content)
     if not quiet:
-        OUT.print(f"{target}: {len(content):,} bytes, SHA-256 as archived", markup=False, highlight=False)
+        show(f"{target}: {len(content):,} bytes, SHA-256 as archived")
 
 
 app.command()(step)
@@ -208,15 +213,33 @@ def main() -> None:
 
     Exit codes: 0 done, 1 known error, 2 usage, 3 a check or a requested limit not met, 130 Ctrl-C or SIGTERM.
     """
-    signal.signal(signal.SIGTERM, _terminate)
+    prepare_streams()
     try:
         app(standalone_mode=True)
     except OnnxCbqError as error:
-        message = " ".join(str(error).splitlines())
-        ERR.print(f"onnx-cbq: {message}", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(error.exit_code)
+        _end(str(error), error.exit_code)
+    except Exception as error:
+        if stopping.is_pending():
+            _end(stopping.MESSAGE, StoppedError.exit_code)
+        if TRACEBACK in os.environ:
+            raise
+        _end(_unforeseen(error), OnnxCbqError.exit_code)
 
 
-def _terminate(*_: object) -> None:
-    """Let SIGTERM end the process the way Ctrl-C does, so that temporary files are removed."""
-    raise KeyboardInterrupt
+def _end(message: str, code: int) -> NoReturn:
+    ERR.print(f"onnx-cbq: {' '.join(message.splitlines())}", soft_wrap=True)
+    sys.exit(code)
+
+
+def _unforeseen(error: Exception) -> str:
+    """What the system refused is nobody's fault; the rest is ours."""
+    if isinstance(error, MemoryError):
+        return f"out of memory: {error or 'no more is left'}; use fewer --samples, or a machine with more memory"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror or type(error).__name__}; check this file and its folder"
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(frame.filename).name}:{frame.lineno}"
+    return (
+        f"unforeseen {type(error).__name__} at {where}: {error}; this is a fault of onnx-cbq: please report it with "
+        f"what the same command prints where the environment variable {TRACEBACK} is set"
+    )

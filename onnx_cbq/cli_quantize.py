@@ -24,7 +24,6 @@ from onnx_cbq.config import (
     RefineConfig,
 )
 from onnx_cbq.console import (
-    OUT,
     Augment,
     Granularity,
     JsonPath,
@@ -39,12 +38,13 @@ from onnx_cbq.console import (
     Views,
     WidthMinutes,
     WidthSteps,
-    check_outputs,
     named_number,
     progress_bars,
     read_clusters,
+    show,
 )
-from onnx_cbq.emit.files import write_text
+from onnx_cbq.emit.files import weights_beside, write_text
+from onnx_cbq.outputs import Inputs, check_outputs
 from onnx_cbq.refining import State
 
 # Options of quantize that mean something with --data-free, and those that mean nothing without it.
@@ -255,8 +255,12 @@ def quantize(
         if refine
         else None,
     )
-    check_outputs(destination, json, inputs=(model, data, source))
     state = State(destination.with_name(f"{destination.name}.training"), resume) if refine else None
+    groups = None if clusters is None or clusters.isdecimal() else Path(clusters)
+    check_outputs(
+        *(destination, json, weights_beside(destination), state.path if state else None),
+        inputs=Inputs((model,), data, source, (groups,)),
+    )
     card = CalibrationSet.from_card(data, source, skip_unreadable=skip_unreadable)
     with progress_bars(quiet=quiet) as progress:
         result = pipeline.quantize(model, card, config, progress, state)
@@ -266,9 +270,9 @@ def quantize(
     if json:
         write_text(json, result.to_json())
     if not quiet:
-        OUT.print(report.result_table(result, destination))
+        show(report.result_table(result, destination))
         if curve:
-            OUT.print(report.curve_table(result))
+            show(report.curve_table(result))
 
 
 def _curve(method: str, codebook: str, storage: str) -> tuple[float, ...]:
@@ -299,10 +303,10 @@ def _refuse_ignored(context: typer.Context, *, data_free: bool, method: str, ref
 
 
 def _quantize_data_free(model: Path, target: Path, config: DataFreeConfig, json: Path | None, *, quiet: bool) -> None:
-    check_outputs(target, json, inputs=(model,))
+    check_outputs(target, json, weights_beside(target), inputs=Inputs((model,)))
     result = pipeline.quantize_without_data(model, config)
     result.save(target)
     if json:
         write_text(json, result.to_json())
     if not quiet:
-        OUT.print(report.data_free_table(result, target))
+        show(report.data_free_table(result, target))

@@ -11,7 +11,6 @@ from onnx_cbq import report
 from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.config import StepConfig
 from onnx_cbq.console import (
-    OUT,
     Augment,
     CardPath,
     JsonPath,
@@ -22,11 +21,12 @@ from onnx_cbq.console import (
     SkipUnreadable,
     SourcePath,
     Views,
-    check_outputs,
     progress_bars,
+    show,
 )
-from onnx_cbq.emit.files import check_folder, write_text
+from onnx_cbq.emit.files import write_text
 from onnx_cbq.errors import ConfigError
+from onnx_cbq.outputs import Folder, Inputs, check_outputs
 from onnx_cbq.subnets import STEP_FILES, make_steps
 
 _DEFAULT = StepConfig()
@@ -85,8 +85,7 @@ def step(
         seed=seed,
         logits=logits,
     )
-    check_folder(output, STEP_FILES)
-    check_outputs(json, inputs=(model, data, source))
+    check_outputs(json, inputs=Inputs((model,), data, source), folder=Folder(output, STEP_FILES))
     card = CalibrationSet.from_card(data, source, skip_unreadable=skip_unreadable)
     with progress_bars(quiet=quiet) as progress:
         result = make_steps(model, card, config, progress)
@@ -94,7 +93,7 @@ def step(
     if json:
         write_text(json, result.to_json())
     if not quiet:
-        OUT.print(report.steps_table(result, output))
+        show(report.steps_table(result, output))
 
 
 def _shares(text: str) -> tuple[float, ...]:

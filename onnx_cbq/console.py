@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,12 +12,12 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 import typer.core
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from onnx_cbq import stopping
 from onnx_cbq.clusters import read_groups
 from onnx_cbq.config import AUGMENTATIONS, GRANULARITIES
-from onnx_cbq.emit.files import check_writable
 from onnx_cbq.errors import ConfigError, OutputError, StoppedError
 from onnx_cbq.progress import Progress as ProgressHook
 from onnx_cbq.progress import silent
@@ -22,8 +25,19 @@ from onnx_cbq.targets import TARGETS
 
 _N = TypeVar("_N", int, float)
 
-OUT = Console(soft_wrap=True)
-ERR = Console(stderr=True)
+
+class _Output(Console):
+    """Where results are printed."""
+
+    def on_broken_pipe(self) -> None:
+        """Who read them has gone, so nobody is left to be told, and the command has done its work."""
+        self.quiet = True
+        _discard_output()
+
+
+# Names come from models and cards: what looks like markup in them, or like an emoji, is text.
+OUT = _Output(soft_wrap=True, markup=False, emoji=False, highlight=False)
+ERR = Console(stderr=True, markup=False, emoji=False, highlight=False)
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.", show_default=False)]
 CardPath = Annotated[
@@ -90,20 +104,43 @@ class Commands(typer.core.TyperGroup):
 
     def invoke(self, ctx: Any) -> object:
         """Run a command."""
+        stopping.start_raising()
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            raise StoppedError("stopped; no unfinished file was left behind") from None
+            raise StoppedError(stopping.MESSAGE) from None
 
 
-def check_outputs(*outputs: Path | None, inputs: tuple[Path | None, ...]) -> None:
-    """Find out before the work begins whether every output can be written, and whether it would replace an input."""
-    taken = {path.resolve() for path in inputs if path}
-    for path in filter(None, outputs):
-        if path.resolve() in taken:
-            raise OutputError(f"{path}: is also another file of this command; give the output a name of its own")
-        check_writable(path)
-        taken.add(path.resolve())
+def show(*parts: RenderableType) -> None:
+    """Print what a command found. Its files are written by now, so what goes wrong here loses nothing of them.
+
+    Raises:
+        OutputError: stdout cannot be written to.
+    """
+    try:
+        for part in parts:
+            OUT.print(part)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        _discard_output()
+        raise OutputError(
+            f"stdout: cannot be written: {error.strerror}; every file of this command is complete"
+        ) from error
+
+
+def prepare_streams() -> None:
+    """Let no name fail to be printed: where the encoding lacks a character, its number is shown."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _discard_output() -> None:
+    """What is left in the buffer goes nowhere, or the interpreter would try again at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def named_number(option: str, entry: str, kind: Callable[[str], _N]) -> tuple[str, _N]:
@@ -132,7 +169,7 @@ def progress_bars(*, quiet: bool) -> Iterator[ProgressHook]:
         yield silent
         return
     columns = (
-        TextColumn("{task.description:>12}"),
+        TextColumn("{task.description:>12}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),

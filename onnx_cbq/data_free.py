@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from onnx_cbq.quantize.schemes import (
 from onnx_cbq.records import Layer, Layers, LayerWeights, Plan
 from onnx_cbq.result import to_json_text
 from onnx_cbq.search.rate_distortion import allocate
+from onnx_cbq.temporary import temporary_folder
 from onnx_cbq.verify import check_equal, check_outputs
 from onnx_cbq.workload import ModelSource, size_of
 
@@ -121,8 +121,8 @@ def quantize_data_free(
     with clock.stage("emit"):
         output = emit_qdq(normalised.model, layers, weights, NO_ACTIVATIONS, {}, config.storage)
         output = with_metadata(output, layers, plan, (f"data-free {config.scheme}", versions.get("onnx-cbq", "")))
-    with clock.stage("verify"), tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "quantized.onnx"
+    with clock.stage("verify"), temporary_folder() as folder:
+        path = folder / "quantized.onnx"
         size = write_model(output, path)
         check_outputs(path, normalised.model, example.feeds)
         check_kernels(path, example.feeds)

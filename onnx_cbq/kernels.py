@@ -8,7 +8,6 @@ more, and the first that is has a name.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from onnx_cbq.graph.load import load
 from onnx_cbq.graph.normalise import relative_error
 from onnx_cbq.model import Array, Model
 from onnx_cbq.runtime import Feeds, Session
+from onnx_cbq.temporary import temporary_folder
 
 # Steps that a code may be off by, since both ways of computing it round.
 MOST_STEPS = 1
@@ -75,9 +75,9 @@ def deviations(model: Model, feeds: Feeds, most: int = MOST_STEPS) -> list[Devia
         ModelError: the model cannot be run.
     """
     makers = {node.output[0]: node.input[0] for node in model.nodes if node.op_type == "QuantizeLinear"}
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         # A file, so that no optimization is left out.
-        path = Path(folder) / "codes.onnx"
+        path = folder / "codes.onnx"
         write_model(model.with_graph(outputs=[*model.outputs, *makers]), path)
         fused = Session(path).run(feeds)
     plain = Session(_cut(model, makers, fused), "off").run({**feeds, **{name: fused[name] for name in makers}})

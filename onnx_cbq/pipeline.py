@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 
 from onnx import ModelProto
 from onnx.defs import onnx_opset_version
@@ -40,6 +38,7 @@ from onnx_cbq.targets.fit import target_of
 from onnx_cbq.targets.lint import lint
 from onnx_cbq.targets.reading import QdqFile
 from onnx_cbq.targets.rules.weights import largest_sums, unsafe_products
+from onnx_cbq.temporary import temporary_folder
 from onnx_cbq.verify import compare
 from onnx_cbq.workload import (
     DataSource,
@@ -280,8 +279,8 @@ def _curve_point(setting: Setting, bits: float, clock: Clock, progress: Progress
     """Another budget from the same statistics, run on all samples of the card."""
     work = setting.work
     solution = solve(with_bits(setting, bits, setting.class_weights), clock, progress)
-    with clock.stage("curve"), tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "quantized.onnx"
+    with clock.stage("curve"), temporary_folder() as folder:
+        path = folder / "quantized.onnx"
         size = write_model(write_solution(setting, solution), path)
         everything = draw(work.samples, work.class_names, None, seed=0).indices
         found = compare([path], [size], work.logits, work.samples, everything, progress)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +28,7 @@ from onnx_cbq.rounding import Rounded
 from onnx_cbq.runtime import Feeds, Session, saturates
 from onnx_cbq.solving import Setting, Solution, choose_grids, emit_solution, make_solution, with_room
 from onnx_cbq.targets.lint import lint
+from onnx_cbq.temporary import temporary_folder
 from onnx_cbq.verify import Comparison, Fidelity, check_equal, check_file, compare
 from onnx_cbq.workload import Workload
 
@@ -96,8 +96,8 @@ def attempt(work: Workload, config: QuantizeConfig) -> None:
     rounded = Rounded({layer.name: _trial_weights(layer, work.model, config) for layer in work.layers}, {}, ())
     plan = Plan({name: found.bits for name, found in rounded.weights.items()})
     solution = make_solution(setting, Planned(plan), with_room(setting, rounded))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trial.onnx"
+    with temporary_folder() as folder:
+        path = folder / "trial.onnx"
         write_model(write_solution(setting, solution), path)
         check_written(setting, solution, path, work.example.feeds)
 
@@ -109,8 +109,8 @@ def prove(setting: Setting, solution: Solution, output: Model, progress: Progres
         VerificationError: it failed.
     """
     work, config = setting.work, setting.config
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "quantized.onnx"
+    with temporary_folder() as folder:
+        path = folder / "quantized.onnx"
         size = write_model(output, path)
         check_written(setting, solution, path, _some_samples(work))
         if config.storage != "int8":

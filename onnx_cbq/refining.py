@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from onnx_cbq.errors import OutputError
 from onnx_cbq.progress import Progress, silent
 from onnx_cbq.solving import Setting, Solution, make_solution, with_room
 from onnx_cbq.training import check_torch
-from onnx_cbq.training.records import Course, Quantized, Rate, Task
+from onnx_cbq.training.records import STATE_HEADER, Course, Quantized, Rate, Task
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,14 @@ class State:
 
     path: Path
     resume: bool
+
+    def is_ours(self) -> bool:
+        """Whether what is at the path is the state of a training, of this run or another."""
+        try:
+            with zipfile.ZipFile(self.path) as file:
+                return f"{STATE_HEADER}.npy" in file.namelist()
+        except (OSError, zipfile.BadZipFile):
+            return False
 
     def remove(self) -> None:
         """The result is safe: nobody needs to go on."""
@@ -37,11 +46,17 @@ def check_training(state: State | None) -> None:
 
     Raises:
         ConfigError: torch is not installed.
-        OutputError: there is nothing to go on from.
+        OutputError: there is nothing to go on from, or something else in its place.
     """
     check_torch()
-    if state is not None and state.resume and not state.path.is_file():
+    if state is None:
+        return
+    if state.resume and not state.path.is_file():
         raise OutputError(f"{state.path}: no such file to go on from; leave out --resume to start anew")
+    if state.path.exists() and not state.is_ours():
+        raise OutputError(
+            f"{state.path}: is not the state of a training, whose place it has; move it away, or give another --output"
+        )
 
 
 def refine(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ import onnxruntime
 
 from onnx_cbq.errors import ModelError
 from onnx_cbq.model import Array, Model
+from onnx_cbq.temporary import temporary_folder
 
 Feeds = Mapping[str, Array]
 Optimization = Literal["all", "basic", "off"]
@@ -89,8 +89,8 @@ def fused_operators(model: Path) -> Counter[str]:
     """How often each operator stands in the graph that onnxruntime runs after all its optimizations."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
-    with tempfile.TemporaryDirectory() as folder:
-        optimized = Path(folder) / "optimized.onnx"
+    with temporary_folder() as folder:
+        optimized = folder / "optimized.onnx"
         options.optimized_model_filepath = str(optimized)
         _start(str(model), options)
         graph = onnx.load(optimized, load_external_data=False).graph

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -58,12 +57,10 @@ def exported() -> Callable[..., onnx.ModelProto]:
 
 
 @pytest.fixture
-def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
+def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
     """The command line in this process; latencies are measured as briefly as possible."""
-    handler = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr("onnx_cbq.verify.median_latency", partial(median_latency, seconds=0))
-    yield lambda *arguments: run(arguments, capfd, monkeypatch)
-    signal.signal(signal.SIGTERM, handler)
+    return lambda *arguments: run(arguments, capfd, monkeypatch)
 
 
 def random_set(shape: tuple[int, ...], count: int = 40, classes: int = CLASSES) -> CalibrationSet:

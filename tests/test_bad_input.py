@@ -421,7 +421,7 @@ def refuse(error: int) -> Callable[..., None]:
 def test_folder_that_refuses_a_file_is_explained(
     out: Path, command: Command, monkeypatch: pytest.MonkeyPatch, error: int
 ) -> None:
-    monkeypatch.setattr(tempfile, "NamedTemporaryFile", refuse(error))
+    monkeypatch.setattr(tempfile, "mkstemp", refuse(error))
     assert_explained(quantize(command, Job(), out), out, f"q.onnx: cannot be written: {os.strerror(error)}")
 
 
@@ -585,15 +585,7 @@ def test_other_commands_explain_themselves_too(
 def test_signals_stop_a_real_process_without_leaving_anything(out: Path, number: signal.Signals) -> None:
     """Sent as soon as the first of nine temporary files is there, so that it never comes after the end."""
     temporary = out.parent / "temporary"
-    arguments: list[str | Path] = [
-        "-c",
-        # A shell's background job, as the tests may be, hands down that Ctrl-C is ignored.
-        "from signal import *; signal(SIGINT, default_int_handler); from onnx_cbq.cli import main; main()",
-        "quantize",
-        DIGITS_MODEL,
-        "--data",
-        DIGITS_CARD,
-    ]
+    arguments: list[str | Path] = ["-m", "onnx_cbq", "quantize", DIGITS_MODEL, "--data", DIGITS_CARD]
     process = subprocess.Popen(  # noqa: S603
         [sys.executable, *arguments, "--output", out / "q.onnx", "--curve"],
         env={**os.environ, "TMPDIR": str(temporary)},

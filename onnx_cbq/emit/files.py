@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
-import tempfile
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +16,13 @@ from onnx import ModelProto
 
 from onnx_cbq.errors import OutputError
 from onnx_cbq.model import Array, Model
+from onnx_cbq.temporary import temporary_file, temporary_folder
 
 # Protobuf refuses messages of 2 GiB; the margin is for the graph itself.
 LARGEST_PROTOBUF = (1 << 31) - (1 << 24)
 _ALIGNMENT = 4096
+# Of linux/fs.h and fcntl.h: both names change what they stand for at once; names are relative to the working folder.
+_RENAME_EXCHANGE, _AT_FDCWD = 2, -100
 ZSTD_LEVEL = 9
 
 
@@ -29,7 +33,7 @@ def check_writable(path: Path) -> None:
         OutputError: its folder is missing or may not be written to, or `path` is itself a folder or a device.
     """
     _check_kind(path)
-    with _explained(path), tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+    with _explained(path), temporary_file(path):
         pass
 
 
@@ -71,19 +75,28 @@ def write_model(model: Model, path: Path) -> int:
     return _write_with_data(model, path)
 
 
+def weights_beside(path: Path) -> Path:
+    """Where `write_model` puts the weights of a model that is too large for one file."""
+    return path.with_name(f"{path.name}.data")
+
+
 def check_folder(path: Path, replaceable: Pattern[str]) -> None:
     """Find out before the work begins whether the folder `path` can be made.
+
+    A folder that a killed run was about to replace is put back.
 
     Raises:
         OutputError: the folder above is missing or may not be written to; `path` is a file, or a folder that holds
             something that is not `replaceable` by name.
     """
+    with _explained(path):
+        _put_back(path)
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path}: is a file; give the name of a folder to make")
     others = [entry.name for entry in path.iterdir() if not replaceable.fullmatch(entry.name)] if path.is_dir() else []
     if others:
         raise OutputError(f"{path}: holds other files ({sorted(others)[0]!r}); give the name of a new folder")
-    with _explained(path), tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=f".{path.name}."):
+    with _explained(path), temporary_folder(path):
         pass
 
 
@@ -94,15 +107,50 @@ def write_folder(path: Path, files: Mapping[str, bytes], replaceable: Pattern[st
         OutputError: as `check_folder`, or the disk is full.
     """
     check_folder(path, replaceable)
-    parent = path.absolute().parent
-    with _explained(path), tempfile.TemporaryDirectory(dir=parent, prefix=f".{path.name}.") as temporary:
-        fresh, old = Path(temporary) / "new", Path(temporary) / "old"
+    with _explained(path), temporary_folder(path) as temporary:
+        fresh = temporary / "new"
         fresh.mkdir()
         for name, content in files.items():
             _write_bytes(fresh / name, content)
-        if path.exists():
-            path.rename(old)
+        if not path.exists():
+            fresh.rename(path)
+        elif not _exchange(fresh, path):
+            _replace_folder(fresh, path)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Let two names change what they stand for, at once; False where the system cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    names = os.fsencode(first.absolute()), os.fsencode(second.absolute())
+    return bool(rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)
+
+
+def _replace_folder(fresh: Path, path: Path) -> None:
+    """In two steps; the old folder stands beside until the new one is in place, and comes back if it is not."""
+    old = _kept(path)
+    try:
+        path.rename(old)
         fresh.rename(path)
+    finally:
+        _put_back(path)
+
+
+def _put_back(path: Path) -> None:
+    """The folder that was to be replaced comes back where nothing has taken its place; else it has had its time."""
+    old = _kept(path)
+    if not old.is_dir():
+        return
+    if path.exists():
+        shutil.rmtree(old)
+    else:
+        old.rename(path)
+
+
+def _kept(path: Path) -> Path:
+    return path.absolute().with_name(f".{path.name}.replaced.onnx-cbq")
 
 
 def compressed_size(path: Path) -> int:
@@ -115,7 +163,7 @@ def compressed_size(path: Path) -> int:
 
 
 def _write_with_data(model: Model, path: Path) -> int:
-    data = path.with_name(f"{path.name}.data")
+    data = weights_beside(path)
     with _replacing(path) as temporary, _replacing(data) as temporary_data, _explained(path):
         skeleton = _write_weights(model, temporary_data, data.name)
         _write_bytes(temporary, skeleton.SerializeToString())
@@ -152,17 +200,10 @@ def _write_bytes(path: Path, content: bytes) -> None:
 def _replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` that takes its place at the end, or is removed if anything goes wrong."""
     _check_kind(path)
-    with _explained(path):
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        os.close(descriptor)
-    temporary = Path(name)
-    try:
+    with _explained(path), temporary_file(path) as temporary:
         yield temporary
-        with _explained(path):
-            temporary.chmod(0o666 & ~_umask())
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
 
 
 @contextmanager

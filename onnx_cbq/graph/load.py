@@ -46,6 +46,29 @@ def load(source: str | Path | ModelProto) -> Model:
     return model if model.opset >= LOWEST_OPSET else raise_opset(model, LOWEST_OPSET)
 
 
+def data_files(path: Path) -> tuple[Path, ...]:
+    """The files that hold data of the model at `path`, wherever it refers to them; none where it cannot be read."""
+    try:
+        proto = _read(path)
+    except ModelError:
+        return ()
+    entries = (entry for tensor in _tensors(proto.graph) for entry in tensor.external_data)
+    locations = dict.fromkeys(entry.value for entry in entries if entry.key == "location")
+    return tuple(path.resolve().parent / location for location in locations)
+
+
+def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    """All tensors of a graph, those in attributes and in subgraphs as well."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _tensors(inner)
+
+
 def _read(path: Path) -> ModelProto:
     if path.is_dir():
         raise ModelError(f"{path}: expected an .onnx file, got a folder; give the file in it")
@@ -123,7 +146,8 @@ def _map_tensor(tensor: TensorProto, folder: Path, label: str) -> Array:
     path = (folder / fields.get("location", "")).resolve()
     if not fields.get("location") or not path.is_relative_to(folder):
         raise ModelError(f"{where} points outside the model's folder: {fields.get('location')!r}; move it beside it")
-    if not path.is_file():
+    # As it is spelled, too: that is how other libraries look for it.
+    if not (path.is_file() and (folder / fields["location"]).is_file()):
         raise ModelError(f"{where} is missing: expected the file {path.name!r} beside the model; copy it there")
     dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
     size = int(np.prod(tensor.dims, dtype=np.int64)) * dtype.itemsize

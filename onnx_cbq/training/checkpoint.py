@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from onnx_cbq.emit.files import write_arrays
 from onnx_cbq.errors import ModelError
 from onnx_cbq.model import Array
-from onnx_cbq.training.records import Course
+from onnx_cbq.training.records import STATE_HEADER, Course
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-_HEADER = "course"
 _DAMAGED = (OSError, EOFError, KeyError, ValueError, TypeError, RuntimeError, zipfile.BadZipFile, ClassValidationError)
 
 
@@ -48,7 +47,7 @@ class Checkpoint:
         for i, moments in optimizer.state_dict()["state"].items():
             arrays |= {f"adam/{i}/{name}": _array(moments[name]) for name in _MOMENTS}
         header = json.dumps({"key": self.key, "course": asdict(course)})
-        write_arrays(self.path, {_HEADER: np.frombuffer(header.encode(), np.uint8), **arrays})
+        write_arrays(self.path, {STATE_HEADER: np.frombuffer(header.encode(), np.uint8), **arrays})
 
     def load(self, student: nn.Module, optimizer: torch.optim.Adam) -> tuple[Course, dict[str, Tensor]]:
         """Put the state back; returns the course and the best state.
@@ -58,14 +57,14 @@ class Checkpoint:
         """
         try:
             with self.path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                header = json.loads(bytes(stored[_HEADER]))
+                header = json.loads(bytes(stored[STATE_HEADER]))
                 if header["key"] != self.key:
                     raise ModelError(
                         f"{self.path}: belongs to a run with another model, other samples or settings; "
                         "leave out --resume to start anew"
                     )
                 course = structure(header["course"], Course)
-                tensors = {name: torch.from_numpy(stored[name]) for name in stored.files if name != _HEADER}
+                tensors = {name: torch.from_numpy(stored[name]) for name in stored.files if name != STATE_HEADER}
                 student.load_state_dict(_part(tensors, "now"))
                 state = optimizer.state_dict()
                 indices = {int(name.split("/")[1]) for name in tensors if name.startswith("adam/")}

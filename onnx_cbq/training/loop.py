@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from onnx_cbq import stopping
 from onnx_cbq.progress import Progress, silent
 from onnx_cbq.records import Grouping
 from onnx_cbq.training.batches import Batches, TrainingBatch
@@ -98,7 +99,7 @@ def train(
     if checkpoint is not None and checkpoint.resume:
         course, best = checkpoint.load(student, optimizer)
     begun, shown = time.monotonic() - course.seconds, 0.0
-    try:
+    with stopping.going_on() as interruption:
         for batch in _until(course, schedule, learned.endless(schedule.seed, course.steps), begun):
             share = _share(course, schedule, begun)
             warm = min(1.0, (course.steps + 1) / _WARM_UP)
@@ -115,7 +116,7 @@ def train(
                 best = _keep_better(student, evaluate(student, held, answers, objective), objective, course, best)
                 if checkpoint is not None:
                     checkpoint.save(student, optimizer, course, best)
-    except KeyboardInterrupt:
+    if interruption.came:
         course.stopped = "Ctrl-C"
     best = _keep_better(student, evaluate(student, held, answers, objective), objective, course, best)
     student.load_state_dict(best)

@@ -10,6 +10,7 @@ from itertools import islice
 import numpy as np
 import torch
 
+from onnx_cbq import stopping
 from onnx_cbq.calibration.samples import Indices, Samples
 from onnx_cbq.config import StepConfig
 from onnx_cbq.model import Array, Model
@@ -103,7 +104,7 @@ def _move_all(
     found: Array = np.zeros((len(config.macs), units.count))
     # Labels are those of images as they are.
     seen, learning = replace(learned, augment=(), views=1).endless(config.seed + 2), learned.endless(config.seed + 3)
-    try:
+    with stopping.going_on() as interruption:
         for number in range(1, config.rounds + 1):
             found = importance(net, units, list(islice(seen, _LOOKS)), config.beta)
             net.assign(move_units(units, net.assignment, found, _limits(task, number / config.rounds)))
@@ -114,10 +115,9 @@ def _move_all(
                 loss = step(net, optimizer, objective, batch)
                 steps += 1
                 progress(f"move units, loss {loss:.4f}", steps, config.rounds * each)
-    except KeyboardInterrupt:
+    if interruption.came:
         net.assign(move_units(units, net.assignment, found, task.limits))
-        return steps, True
-    return steps, False
+    return steps, interruption.came
 
 
 def _limits(task: NestingTask, share: float) -> list[float]:

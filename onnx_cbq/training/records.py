@@ -18,6 +18,9 @@ from onnx_cbq.records import FREE, ActivationGrid, Grouping, Layer
 from onnx_cbq.rounding import Rounded
 from onnx_cbq.workload import Workload
 
+# What a file with the state of a training begins with.
+STATE_HEADER = "course"
+
 
 @dataclass(frozen=True)
 class Rate:
