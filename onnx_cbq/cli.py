@@ -132,7 +132,12 @@ def inspect(
         show(report.weights_table(layer_statistics(model, bits, per_tensor=per_tensor), bits))
         return
     found = pipeline.inspect(model)
-    show(report.plan_table(found.plan, found.unsafe) if found.plan else report.float_table(found.layers))
+    if found.plan is not None:
+        show(report.plan_table(found.plan, found.unsafe))
+    elif found.products:
+        show(report.products_table(found.products, found.unsafe))
+    else:
+        show(report.float_table(found.layers))
 
 
 @app.command()

@@ -19,7 +19,9 @@ from onnx_cbq.emit.files import write_model
 from onnx_cbq.errors import VerificationError
 from onnx_cbq.graph.load import load
 from onnx_cbq.graph.normalise import relative_error
+from onnx_cbq.graph.placement import MOVEMENT
 from onnx_cbq.model import Array, Model
+from onnx_cbq.processor import architecture
 from onnx_cbq.runtime import Feeds, Session
 from onnx_cbq.temporary import temporary_folder
 
@@ -74,6 +76,7 @@ def deviations(model: Model, feeds: Feeds, most: int = MOST_STEPS) -> list[Devia
         VerificationError: no codes differ, but an output does.
         ModelError: the model cannot be run.
     """
+    model = as_unsigned(model) if architecture() == "x86_64" else model
     makers = {node.output[0]: node.input[0] for node in model.nodes if node.op_type == "QuantizeLinear"}
     with temporary_folder() as folder:
         # A file, so that no optimization is left out.
@@ -90,6 +93,34 @@ def deviations(model: Model, feeds: Feeds, most: int = MOST_STEPS) -> list[Devia
     if not found:
         _check_outputs(model, fused, plain)
     return found
+
+
+def as_unsigned(model: Model) -> Model:
+    """The same numbers with uint8 codes where activations have int8 ones, as onnxruntime makes them on x86.
+
+    It does not where codes are outputs, as they are here (`qdq_s8_to_u8.cc`), and its int8 kernels are others.
+    """
+    moved: dict[str, Array] = {}
+    skeleton = ModelProto()
+    skeleton.CopyFrom(model.skeleton)
+    for node in skeleton.graph.node:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or len(node.input) < 3:
+            continue
+        zero = model.constant(node.input[2])
+        activation = node.op_type == "QuantizeLinear" or _is_quantized(model, node.input[0])
+        if zero is not None and zero.dtype == np.int8 and activation:
+            name = f"{node.input[2]} as uint8"
+            moved[name] = (zero.astype(np.int16) + 128).astype(np.uint8)
+            node.input[2] = name
+    return Model(skeleton, model.weights).with_graph(constants=moved)
+
+
+def _is_quantized(model: Model, tensor: str) -> bool:
+    """Whether codes come from a QuantizeLinear; those of weights are stored, or unpacked in the graph."""
+    producer = model.producers.get(tensor)
+    while producer is not None and producer.op_type in MOVEMENT:
+        producer = model.producers.get(producer.input[0])
+    return producer is not None and producer.op_type == "QuantizeLinear"
 
 
 def _check_outputs(model: Model, fused: Mapping[str, Array], plain: Mapping[str, Array]) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 
 from onnx import ModelProto
 from onnx.defs import onnx_opset_version
@@ -36,8 +37,8 @@ from onnx_cbq.solving import Setting, Solution, aim, make_setting, solve, with_b
 from onnx_cbq.targets import CPU, find_target
 from onnx_cbq.targets.fit import target_of
 from onnx_cbq.targets.lint import lint
-from onnx_cbq.targets.reading import QdqFile
-from onnx_cbq.targets.rules.weights import largest_sums, unsafe_products
+from onnx_cbq.targets.reading import Product, QdqFile
+from onnx_cbq.targets.running import Run
 from onnx_cbq.temporary import temporary_folder
 from onnx_cbq.verify import compare
 from onnx_cbq.workload import (
@@ -232,27 +233,29 @@ def check(model: ModelSource, target: str = "cpu") -> CheckResult:
             f"earlier; update onnx, or export with an earlier opset"
         )
     file = QdqFile(loaded)
+    run = Run(file, model.SerializeToString() if isinstance(model, ModelProto) else Path(model))
     if not file.is_quantized and read_metadata(loaded) is None:
         raise ModelError(
             f"{label}: nothing in it is quantized; expected QuantizeLinear and DequantizeLinear, or integer products"
         )
-    sums = [found for product in file.products if (found := largest_sums(file, product, wanted)) is not None]
-    integers = sum(product.codes is not None and product.activation is not None for product in file.products)
-    safe = all((found <= limit).all() for found, limit in sums)
-    return CheckResult(wanted, lint(file, wanted), len(file.products), integers, safe)
+    ran, violations = run.fused or file, lint(file, wanted, run)
+    safe = not (run.unsafe(CPU) or any(violation.finding.fact == "pairs" for violation in violations))
+    return CheckResult(wanted, violations, len(ran.products), ran.integer_products, safe)
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """The layers of a model, or the plan that it carries if onnx-cbq made it.
+    """The layers of a float model, the plan that a file carries if onnx-cbq made it, or the products of another's.
 
     Attributes:
+        products: of a quantized file that carries no plan.
         unsafe: layers of a quantized model whose codes may saturate in 16 bits; the largest sum of a pair for each.
     """
 
     layers: Layers
     plan: StoredPlan | None
     unsafe: Mapping[str, int]
+    products: tuple[Product, ...] = ()
 
 
 def inspect(model: ModelSource) -> Inspection:
@@ -263,8 +266,10 @@ def inspect(model: ModelSource) -> Inspection:
     """
     source = load(model)
     plan = read_metadata(source)
-    if plan is not None:
-        return Inspection(Layers(()), plan, unsafe_products(QdqFile(source), CPU))
+    file = QdqFile(source)
+    if plan is not None or file.is_quantized:
+        run = Run(file, model.SerializeToString() if isinstance(model, ModelProto) else Path(model))
+        return Inspection(Layers(()), plan, run.unsafe(CPU), run.products)
     example = Example.made_up(source)
     normalised = normalise(source, example).model
     return Inspection(find_layers(normalised, example.shapes(normalised)), None, {})

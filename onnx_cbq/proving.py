@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -23,11 +24,15 @@ from onnx_cbq.planning import Evidence, Planned
 from onnx_cbq.processor import architecture, processor_kind
 from onnx_cbq.progress import Progress, silent
 from onnx_cbq.records import Grouping, Layer, LayerWeights, Plan
+from onnx_cbq.records.lanes import lanes
 from onnx_cbq.result import Sizes
 from onnx_cbq.rounding import Rounded
 from onnx_cbq.runtime import Feeds, Session, saturates
 from onnx_cbq.solving import Setting, Solution, choose_grids, emit_solution, make_solution, with_room
-from onnx_cbq.targets.lint import lint
+from onnx_cbq.targets.lint import Violation, lint
+from onnx_cbq.targets.reading import QdqFile
+from onnx_cbq.targets.running import Run
+from onnx_cbq.targets.target import Target
 from onnx_cbq.temporary import temporary_folder
 from onnx_cbq.verify import Comparison, Fidelity, check_equal, check_file, compare
 from onnx_cbq.workload import Workload
@@ -84,7 +89,9 @@ def attempt(work: Workload, config: QuantizeConfig) -> None:
         VerificationError: what would be written cannot be loaded, or is not what it should be; or this processor
             cannot run what is for the target.
     """
-    if config.run_check and work.target.needs == "vnni" and saturates():
+    integers = config.activation_bits * bool(work.placement.measured)
+    meets = lanes((2,), (1 << integers) - 1) is not None
+    if config.run_check and work.target.needs == "vnni" and meets and saturates():
         raise VerificationError(
             f"--target {work.target.name}: the integer kernels of this processor ({processor_kind()}) saturate, so the "
             f"file cannot be run here as it will run there; use --target cpu, or say --no-run-check"
@@ -132,7 +139,8 @@ def prove(setting: Setting, solution: Solution, output: Model, progress: Progres
         )
         if comparison.fidelity is not None and not comparison.fidelity.holds():
             raise VerificationError(_unfaithful(comparison.fidelity, path, _some_samples(work)))
-    return Proof(comparison, sizes, _notes(setting, comparison, sizes))
+        slow = [violation for violation in _violations(path, work.target) if violation.effect == "slow"]
+    return Proof(comparison, sizes, (*_notes(setting, comparison, sizes), *_slower_there(slow, work.target)))
 
 
 def check_written(setting: Setting, solution: Solution, path: Path, feeds: Feeds) -> None:
@@ -143,21 +151,29 @@ def check_written(setting: Setting, solution: Solution, path: Path, feeds: Feeds
     """
     work = setting.work
     check_file(path, work.model, solution.written.layers, solution.written.weights, work.example.feeds)
-    model = load(path)
-    known = {violation.finding for violation in lint(work.source, work.target)}
-    broken = [v for v in lint(model, work.target) if v.effect != "slow" and v.finding not in known]
+    broken = [v for v in _violations(path, work.target) if v.effect != "slow"]
     if broken:
         raise VerificationError(
-            f"the file is not fit for --target {work.target.name}: {broken[0]}; report this as a bug"
+            f"the file is not fit for --target {work.target.name}: {broken[0]}; give another --target, or report it"
         )
     if setting.config.run_check:
-        size = Session(path).samples
-        check_kernels(path, {name: value[:size] for name, value in feeds.items()})
+        check_kernels(path, _cut(path, feeds))
+
+
+def _violations(path: Path, target: Target) -> tuple[Violation, ...]:
+    file = QdqFile(load(path))
+    return lint(file, target, Run(file, path))
+
+
+def _cut(path: Path, feeds: Feeds) -> Feeds:
+    """As many samples as the file takes at a time."""
+    size = Session(path).samples
+    return {name: value[:size] for name, value in feeds.items()}
 
 
 def _unfaithful(found: Fidelity, path: Path, feeds: Feeds) -> str:
     """Why the predictions of the fused graph cannot be trusted."""
-    first = next(iter(deviations(load(path), feeds, most=0)), None)
+    first = next(iter(deviations(load(path), _cut(path, feeds), most=0)), None)
     where = "" if first is None else f"; the first layer that deviates, {first}"
     return (
         f"the optimized graph and the plain one predict different classes for {found.differing} of {found.samples} "
@@ -194,6 +210,14 @@ def _trial_weights(layer: Layer, model: Model, config: QuantizeConfig) -> LayerW
     bits = np.full(layer.channels, _TRIAL_BITS, np.int8)
     table = np.arange(-largest, largest + 1, dtype=np.int8) if config.shares_values else None
     return LayerWeights(codes, scale, bits, table=table)
+
+
+def _slower_there(found: Sequence[Violation], target: Target) -> tuple[str, ...]:
+    """What the target computes in float, or elsewhere, though the file has integers."""
+    if not found:
+        return ()
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    return (f"{target.name} runs a part of the file in float or elsewhere: {found[0]}{more}; check lists them",)
 
 
 def _notes(setting: Setting, comparison: Comparison, sizes: Sizes) -> tuple[str, ...]:

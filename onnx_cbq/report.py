@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -18,6 +18,7 @@ from onnx_cbq.quantize.schemes import GridStatistics
 from onnx_cbq.records import Evaluation, Layers, Scores
 from onnx_cbq.result import CheckResult, EvaluationResult, Result
 from onnx_cbq.subnets import Steps
+from onnx_cbq.targets.reading import Product
 
 # Beyond this many classes only the worst are listed.
 LISTED_CLASSES = 20
@@ -204,11 +205,11 @@ def check_lines(result: CheckResult, path: Path) -> RenderableType:
     """A line per violation, and what the file is."""
     count, target = len(result.violations), result.target
     verdict = f"{count} violations of" if count > 1 else "1 violation of" if count else "fit for"
-    pairs = "pair-safe" if result.pair_safe else "NOT pair-safe: wrong on x86 without VNNI"
+    pairs = "pair-safe" if result.pair_safe else "NOT pair-safe: wrong in onnxruntime on x86 without VNNI"
     return Group(
         *(Text(str(violation)) for violation in result.violations),
         Text(f"{path}: {verdict} {target.name} ({target.what}); {pairs}"),
-        Text(f"{result.integers} of {result.products} products with a weight are of integers"),
+        Text(f"{result.integers} of {result.products} products with a weight are of integers in onnxruntime"),
     )
 
 
@@ -273,9 +274,24 @@ def plan_table(stored: StoredPlan, unsafe: Mapping[str, int]) -> RenderableType:
         columns = (str(counts[width] or "") for width in widths)
         table.add_row(name, layer.operator, shape, f"{layer.bits.mean():.2f}", *columns)
     title = f"made by onnx-cbq {stored.version}, method {stored.method}, {stored.average_bits:.3f} bits per weight"
+    return Group(table, Text("columns of a number: channels that have so many bits"), Text(title), _pairs(unsafe))
+
+
+def products_table(products: Sequence[Product], unsafe: Mapping[str, int]) -> RenderableType:
+    """The products of a quantized file of another tool, and which of them are wrong on x86 without VNNI."""
+    table = _table("product", "operator", "weight", "codes", "activations")
+    for product in products:
+        codes, kind = product.codes, product.activation_type
+        row = ("float", "") if codes is None else (str(codes.dtype), "x".join(map(str, codes.shape)))
+        table.add_row(product.name, product.operator, row[1], row[0], "float" if kind is None else str(kind))
+    return Group(table, Text(f"{len(products)} products, not made by onnx-cbq"), _pairs(unsafe))
+
+
+def _pairs(unsafe: Mapping[str, int]) -> Text:
     layers = ", ".join(f"{name} ({largest})" for name, largest in unsafe.items())
-    pairs = f"NOT pair-safe, wrong on x86 without VNNI; largest sum of two codes: {layers}" if unsafe else "pair-safe"
-    return Group(table, Text("columns of a number: channels that have so many bits"), Text(title), Text(pairs))
+    return Text(
+        f"NOT pair-safe, wrong on x86 without VNNI; largest sum of two codes: {layers}" if unsafe else "pair-safe"
+    )
 
 
 def _table(first: str, *columns: str) -> Table:

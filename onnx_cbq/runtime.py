@@ -18,10 +18,11 @@ from onnx_cbq.model import Array, Model
 from onnx_cbq.temporary import temporary_folder
 
 Feeds = Mapping[str, Array]
-Optimization = Literal["all", "basic", "off"]
+Optimization = Literal["all", "extended", "basic", "off"]
 
 _LEVELS = {
     "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "off": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
@@ -85,16 +86,27 @@ def median_latency(sessions: Sequence[Session], feeds: Feeds, seconds: float = 1
     return [float(np.median(spent)) for spent in times]
 
 
-def fused_operators(model: Path) -> Counter[str]:
-    """How often each operator stands in the graph that onnxruntime runs after all its optimizations."""
+def optimized(model: Path | bytes, optimization: Optimization = "all") -> onnx.ModelProto:
+    """The graph that onnxruntime runs after its optimizations.
+
+    Raises:
+        ModelError: it cannot load the model.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
+    options.graph_optimization_level = _LEVELS[optimization]
     with temporary_folder() as folder:
-        optimized = folder / "optimized.onnx"
-        options.optimized_model_filepath = str(optimized)
-        _start(str(model), options)
-        graph = onnx.load(optimized, load_external_data=False).graph
-    return Counter(node.op_type for node in graph.node)
+        path = folder / "optimized.onnx"
+        options.optimized_model_filepath = str(path)
+        # Otherwise weights beyond protobuf's 2 GB could not be written.
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
+        _start(str(model) if isinstance(model, Path) else model, options)
+        return onnx.load(path)
+
+
+def fused_operators(model: Path) -> Counter[str]:
+    """How often each operator stands in the graph that onnxruntime runs after all its optimizations."""
+    return Counter(node.op_type for node in optimized(model).graph.node)
 
 
 @cache

@@ -23,7 +23,7 @@ from onnx_cbq.progress import Clock, Progress
 from onnx_cbq.quantize.activations import choose_grid, join_grids
 from onnx_cbq.quantize.codebook import MOST_VALUES
 from onnx_cbq.quantize.weights import leave_room_for_bias
-from onnx_cbq.records import ActivationGrid, Plan, Removal, Seen, Written
+from onnx_cbq.records import ActivationGrid, ActivationRules, Plan, Removal, Seen, Written
 from onnx_cbq.removal import Run, remove_channels
 from onnx_cbq.rounding import Rounded, fitting_plan, round_in_order, round_to_nearest, run_of
 from onnx_cbq.scoring import batch_size
@@ -190,9 +190,24 @@ def choose_grids(
         for name, histogram in histograms.items()
     }
     for group in work.placement.alike:
-        shared = join_grids([grids[name] for name in sorted(group) if name in grids], rules)
-        grids |= dict.fromkeys(group & grids.keys(), shared)
+        grids |= _joined({name: grids[name] for name in sorted(group) if name in grids}, work, rules)
     return grids
+
+
+def _joined(grids: Mapping[str, ActivationGrid], work: Workload, rules: ActivationRules) -> dict[str, ActivationGrid]:
+    """One grid for tensors that are to be alike.
+
+    Where it reaches below 0, those behind a Relu stay out: their lowest code stands for the Relu, so it has to be 0.
+    The runtime then converts them.
+    """
+    if not grids:
+        return {}
+    shared = join_grids(list(grids.values()), rules)
+    cut = grids.keys() & work.placement.saturated
+    if rules.symmetric or not cut or shared.zero_point == shared.bottom:
+        return dict.fromkeys(grids, shared)
+    others = {name: grid for name, grid in grids.items() if name not in cut}
+    return dict.fromkeys(others, join_grids(list(others.values()), rules)) if others else {}
 
 
 def class_weights(names: Sequence[str], config: QuantizeConfig) -> Array:

@@ -20,7 +20,7 @@ from onnx_cbq.graph.placement import NO_ACTIVATIONS, Placement, place_activation
 from onnx_cbq.graph.shapes import EXAMPLE_BATCH, Example, Shapes
 from onnx_cbq.model import Model
 from onnx_cbq.records import Layer, Layers, WeightRules
-from onnx_cbq.targets.fit import check_opset
+from onnx_cbq.targets.fit import check_model
 from onnx_cbq.targets.onnxruntime import CPU
 from onnx_cbq.targets.target import Target
 
@@ -75,7 +75,7 @@ def aimed_at(work: Workload, target: Target, activation_bits: int) -> Workload:
     Raises:
         ModelError: the target does not read the model's operator set.
     """
-    check_opset(work.model, target)
+    check_model(work.model, target)
     if activation_bits:
         work = replace(work, placement=place_activations(work.model, work.layers, target.placement))
     work = replace(work, target=target)

@@ -57,7 +57,7 @@ def test_check_names_what_saturates(tmp_path: Path, command: Command) -> None:
     assert (finished.code, finished.err) == (3, "")
     lines = finished.out.splitlines()
     assert lines[0].startswith("wrong: Conv_p: w: expected codes that meet in 16 bits to add up to 128 at most, found ")
-    assert "NOT pair-safe: wrong on x86 without VNNI" in lines[-2]
+    assert "NOT pair-safe: wrong in onnxruntime on x86 without VNNI" in lines[-2]
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     (violation,) = found["violations"]
     assert (found["target"], violation["node"], violation["tensor"], violation["effect"]) == (

@@ -47,7 +47,9 @@ def leave_room_for_bias(layer: Layer, weights: LayerWeights, bias: Array, activa
     That happens where a channel's weights are next to nothing beside its bias; a channel of 0 bits takes the finest
     scale that its bias allows.
     """
-    needed = np.abs(np.broadcast_to(bias.reshape(-1), weights.scale.shape)) / (activation_scale * LARGEST_BIAS)
+    # A transposed convolution of groups has a bias for the channel of each group, and one scale for all of these.
+    largest = np.abs(bias.reshape(-1, min(bias.size, weights.scale.size))).max(axis=0)
+    needed = np.broadcast_to(largest, weights.scale.shape) / (activation_scale * LARGEST_BIAS)
     needed = np.maximum(needed, np.finfo(np.float32).smallest_normal).astype(np.float32)
     if layer.rules.per_tensor:
         return make_coarser(layer, weights, np.maximum(needed / weights.scale, 1))

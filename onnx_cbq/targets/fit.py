@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from onnx_cbq.config import QuantizeConfig
 from onnx_cbq.errors import ConfigError, ModelError
+from onnx_cbq.graph.shapes import fixed_batch
 from onnx_cbq.model import Model
 from onnx_cbq.targets import TARGETS, find_target
 from onnx_cbq.targets.target import Target
@@ -27,12 +28,17 @@ def target_of(config: QuantizeConfig) -> Target:
     return target
 
 
-def check_opset(model: Model, target: Target) -> None:
-    """Make sure that the target reads the model's operator set.
+def check_model(model: Model, target: Target) -> None:
+    """Make sure that the target reads the model's operator set, and as many samples as it insists on.
 
     Raises:
         ModelError: it does not.
     """
+    if "samples" in target.demands and fixed_batch(model) not in (None, 1):
+        raise ModelError(
+            f"the model takes {fixed_batch(model)} samples at a time, expected 1 or any number for --target "
+            f"{target.name}; export it again with a batch of 1"
+        )
     if model.opset > target.highest_opset:
         raise ModelError(
             f"the model has opset {model.opset}, expected {target.highest_opset} or earlier for "

@@ -20,6 +20,8 @@ _RUNS: Mapping[Fact, Demand] = {
     "bias": Demand("slow", "onnxruntime qdq_selectors.cc ConvNodeGroupSelector: bias int32"),
     "bias scale": Demand("wrong", "onnxruntime qdq_actions.cc ConvMoves: the bias is taken as it is"),
     "equal grids": Demand("slow", "onnxruntime qdq_selectors.cc DropQDQNodeGroupSelector: IsQDQPairSupported"),
+    "ir": Demand("refused", "onnxruntime model.cc: IR versions that it opens"),
+    "loads": Demand("refused", "onnxruntime itself, on the CPU"),
     "float weight": Demand("wrong", "onnxruntime weight_bias_quantization.cc: quantizes it by itself"),
     "one scale": Demand("slow", "onnxruntime qdq_util.cc: scales of activations are scalars"),
     "opset": Demand("refused", "onnxruntime: opsets that it opens"),

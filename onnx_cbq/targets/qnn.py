@@ -35,6 +35,8 @@ QNN = Target(
         "equal grids": Demand("slow", "onnxruntime-qnn qnn_ep_utils.cc IsQDQPairSupported"),
         "float activation": _FLOAT,
         "float weight": _FLOAT,
+        "ir": Demand("refused", "onnxruntime model.cc: IR versions that it opens"),
+        "loads": Demand("refused", "onnxruntime itself, on the CPU"),
         "on integers": _FLOAT,
         "one scale": Demand("slow", "onnxruntime-qnn simple_op_builder.cc ExplicitOpCheck"),
         "opset": Demand("slow", "onnxruntime layout_transformation.cc kMaxSupportedOpset"),

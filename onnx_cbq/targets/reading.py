@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 from onnx import NodeProto
 
+from onnx_cbq.errors import ModelError
 from onnx_cbq.graph.load import LAYER_OPERATORS
 from onnx_cbq.graph.passes.constants import fold_constants
 from onnx_cbq.graph.placement import MOVEMENT, SATURATION
@@ -24,12 +25,16 @@ _ON_CODES = {
     "QGemm": (0, 3, 2),
     "ConvInteger": (0, 1, 2),
     "MatMulInteger": (0, 1, 2),
+    "MatMulIntegerToFloat": (0, 1, 4),
+    "DynamicQuantizeMatMul": (0, 1, -1),
 }
 _CODES_OPERATOR = {
     "QLinearConv": "Conv",
     "ConvInteger": "Conv",
     "QLinearMatMul": "MatMul",
     "MatMulInteger": "MatMul",
+    "MatMulIntegerToFloat": "MatMul",
+    "DynamicQuantizeMatMul": "MatMul",
     "QGemm": "Gemm",
 }
 
@@ -69,6 +74,7 @@ class Product:
         activation_type: of these codes.
         weight: the name of the weight's codes; `codes` are they, None where the weight is float.
         grids: of activation, weight and bias, where they are dequantized in front of the node.
+        index: which input of the node the weight is.
     """
 
     node: NodeProto
@@ -78,6 +84,7 @@ class Product:
     weight: str
     codes: Array | None
     grids: tuple[Grid | None, Grid | None, Grid | None] = (None, None, None)
+    index: int = 1
 
     @property
     def name(self) -> str:
@@ -91,8 +98,31 @@ class Product:
         if self.operator == "Conv":
             return 0
         if self.operator == "ConvTranspose":
-            return 1
-        return 0 if self.operator == "Gemm" and attributes(self.node).get("transB", 0) else self.codes.ndim - 1
+            # One output channel for each group: those of the groups lie along the first axis.
+            return 0 if self.groups > 1 and self.codes.shape[1] == 1 else 1
+        if self.operator == "Gemm":
+            return 0 if attributes(self.node).get("transB", 0) else 1
+        return max(self.codes.ndim - (1 if self.index else 2), 0)
+
+    @property
+    def on_codes(self) -> bool:
+        """Whether the node itself multiplies codes, with no DequantizeLinear in front."""
+        return self.node.op_type in _ON_CODES
+
+    @property
+    def by_group(self) -> Array:
+        """The codes with the weights of each output channel in a row, in the order of its group's input channels."""
+        assert self.codes is not None
+        if self.operator != "ConvTranspose":
+            return np.moveaxis(self.codes, self.channel_axis, 0)
+        # [input channels, output channels of a group, kernel]
+        grouped = self.codes.reshape(self.groups, -1, *self.codes.shape[1:])
+        return np.moveaxis(grouped, 2, 1).reshape(-1, grouped.shape[1], *self.codes.shape[2:])
+
+    @property
+    def groups(self) -> int:
+        """Of a convolution."""
+        return int(attributes(self.node).get("group", 1))
 
 
 class QdqFile:
@@ -119,6 +149,10 @@ class QdqFile:
     def grid(self, node: NodeProto) -> Grid:
         """That of a QuantizeLinear or DequantizeLinear."""
         tensor = node.output[0] if node.op_type == QUANTIZE else node.input[0]
+        if len(node.input) < 2:
+            raise ModelError(
+                f"node {node.name or node.output[0]!r} ({node.op_type}) has no scale: the model is damaged"
+            )
         zero = self.model.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
         return Grid(tensor, self.model.constant(node.input[1]), zero, attributes(node).get("axis"))
 
@@ -162,22 +196,31 @@ class QdqFile:
             return readers[0], readers[0]
         return node, None
 
+    @property
+    def integer_products(self) -> int:
+        """How many products stand in it as one node on codes: in a graph as it is run, those of integers."""
+        return sum(product.node.op_type in _ON_CODES for product in self.products)
+
     def _product(self, node: NodeProto) -> Product | None:
         if node.op_type in _ON_CODES:
             return self._on_codes(node)
-        if node.op_type not in LAYER_OPERATORS or node.domain not in STANDARD or len(node.input) < 2:
+        operator = node.op_type.removeprefix("Fused")
+        if operator not in LAYER_OPERATORS or len(node.input) < 2:
             return None
-        for index in (1, 0) if node.op_type == "MatMul" else (1,):
+        if node.domain not in STANDARD and operator == node.op_type:
+            return None
+        for index in (1, 0) if operator == "MatMul" else (1,):
             dequantizer = self.dequantizer(node.input[index])
             if self.model.is_constant(node.input[index]):
-                return Product(node, node.op_type, None, None, node.input[index], None, self._grids(node, index))
+                grids = self._grids(node, index)
+                return Product(node, operator, None, None, node.input[index], None, grids, index)
             if dequantizer is not None and self.model.is_constant(dequantizer.input[0]):
                 codes = self.model.weight(dequantizer.input[0])
                 grids = self._grids(node, index)
                 other = self.dequantizer(node.input[1 - index])
                 activation = other.input[0] if other is not None else None
                 kind = grids[0].dtype if grids[0] is not None else None
-                return Product(node, node.op_type, activation, kind, dequantizer.input[0], codes, grids)
+                return Product(node, operator, activation, kind, dequantizer.input[0], codes, grids, index)
         return None
 
     def _grids(self, node: NodeProto, index: int) -> tuple[Grid | None, Grid | None, Grid | None]:
@@ -191,7 +234,8 @@ class QdqFile:
         codes = self.model.constant(node.input[weight])
         if codes is None:
             return None
-        point = self.model.constant(node.input[zero]) if len(node.input) > zero and node.input[zero] else None
+        known = 0 <= zero < len(node.input) and node.input[zero]
+        point = self.model.constant(node.input[zero]) if known else None
         kind = np.dtype(np.uint8) if point is None else point.dtype
         name = node.input[activation]
         return Product(node, _CODES_OPERATOR[node.op_type], name, kind, node.input[weight], codes)

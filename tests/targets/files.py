@@ -13,6 +13,8 @@ from onnx_cbq.graph.load import load
 from onnx_cbq.model import Array
 from onnx_cbq.targets import find_target
 from onnx_cbq.targets.lint import Violation, lint
+from onnx_cbq.targets.reading import QdqFile
+from onnx_cbq.targets.running import Run
 from tests.conftest import random_set
 from tests.graphs import make_model, node
 
@@ -71,7 +73,8 @@ def copy(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def found_in(proto: onnx.ModelProto, target: str) -> list[Violation]:
-    return list(lint(load(proto), find_target(target)))
+    file = QdqFile(load(proto))
+    return list(lint(file, find_target(target), Run(file, proto.SerializeToString())))
 
 
 def facts(proto: onnx.ModelProto, target: str) -> set[str]:

@@ -11,7 +11,7 @@ import pytest
 from onnx_cbq import ConfigError, ModelError, QuantizeConfig, quantize
 from onnx_cbq.graph.load import load
 from onnx_cbq.targets import TARGETS, find_target
-from onnx_cbq.targets.fit import check_opset, target_of
+from onnx_cbq.targets.fit import check_model, target_of
 from tests.graphs import make_model, node
 
 
@@ -63,6 +63,6 @@ def test_a_later_opset_is_refused(tmp_path: Path) -> None:
     proto = make_model([node("Gemm", "x w")], {"x": ["N", 4]}, ["y"], {"w": np.ones((4, 2), np.float32)}, opset=21)
     onnx.save(proto, tmp_path / "model.onnx")
     model = load(tmp_path / "model.onnx")
-    check_opset(model, find_target("qnn"))
+    check_model(model, find_target("qnn"))
     with pytest.raises(ModelError, match="opset 21, expected 20 or earlier for --target tensorrt"):
-        check_opset(model, find_target("tensorrt"))
+        check_model(model, find_target("tensorrt"))

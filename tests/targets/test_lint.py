@@ -199,6 +199,18 @@ def later_opset(proto: onnx.ModelProto) -> None:
     proto.opset_import[0].version = 27
 
 
+def later_version(proto: onnx.ModelProto) -> None:
+    proto.ir_version = 20
+
+
+def missing_constant(proto: onnx.ModelProto) -> None:
+    name = maker(proto, "c2").input[2]
+    name = maker(proto, name).input[0]
+    kept = [tensor for tensor in proto.graph.initializer if tensor.name != name]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)
+
+
 def defaults(proto: onnx.ModelProto) -> None:
     conv = maker(proto, "c2")
     kept = [attribute for attribute in conv.attribute if attribute.name != "strides"]
@@ -249,6 +261,8 @@ FOUND: list[tuple[str, Change, Fact]] = [
     ("xnnpack", uint8_weight, "same type"),
     ("tensorrt", no_zero_point, "zero point written"),
     ("tensorrt", quantized_branch, "residual"),
+    ("cpu", later_version, "ir"),
+    ("cpu", missing_constant, "loads"),
 ]
 
 

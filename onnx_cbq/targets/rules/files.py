@@ -18,6 +18,13 @@ def opset(file: QdqFile, target: Target) -> Iterator[Finding]:
         yield Finding("opset", "the file", "opset", f"{target.highest_opset} or earlier", str(found))
 
 
+def ir_version(file: QdqFile, target: Target) -> Iterator[Finding]:
+    """A version of the format that the runtime knows."""
+    found = file.source.skeleton.ir_version
+    if found > target.highest_ir:
+        yield Finding("ir", "the file", "IR version", f"{target.highest_ir} or earlier", str(found))
+
+
 def sizes(file: QdqFile, _target: Target) -> Iterator[Finding]:
     """Every size of every input is a number."""
     for spec in file.model.inputs:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnx_cbq.model import Array, attributes
+from onnx_cbq.model import Array
 from onnx_cbq.records.lanes import lanes
 from onnx_cbq.targets.reading import Product, QdqFile
 from onnx_cbq.targets.rules.finding import Finding
@@ -35,10 +35,13 @@ def largest_sums(file: QdqFile, product: Product, target: Target) -> tuple[Array
     codes = product.codes
     if codes is None or codes.dtype != np.int8 or product.activation is None or product.operator not in target.products:
         return None
-    depthwise = codes.shape[1] == 1 and attributes(product.node).get("group", 1) == len(codes)
-    if product.activation_type not in _BYTES or (product.operator == "Conv" and depthwise):
+    depthwise = product.operator == "Conv" and codes.ndim > 1 and codes.shape[1] == 1 and product.groups == len(codes)
+    # Codes on the left, and int8 activations as the operators on codes have them, are added in 32 bits. Those between
+    # QuantizeLinear and DequantizeLinear become uint8 when a session is opened on x86.
+    exact = product.index == 0 or (product.on_codes and product.activation_type == np.int8)
+    if product.activation_type not in _BYTES or depthwise or exact:
         return None
-    moved = np.moveaxis(codes, product.channel_axis, 0)
+    moved = product.by_group
     top, matrices = file.largest_code(product.activation), product.operator == "MatMul"
     known = lanes(moved.shape[1:], top, positions_first=matrices)
     if known is None:
@@ -46,13 +49,6 @@ def largest_sums(file: QdqFile, product: Product, target: Target) -> tuple[Array
     if "ConvTranspose" not in target.products:  # onnxruntime, which has one order
         known = replace(known, partners=known.partners[:1])
     return known.sums(moved.reshape(len(moved), -1)), known.limit
-
-
-def unsafe_products(file: QdqFile, target: Target) -> dict[str, int]:
-    """The products whose pairs may overflow, by name, and the largest sum of each."""
-    found = {product.name: largest_sums(file, product, target) for product in file.products}
-    worst = {name: (int(sums[0].max(initial=0)), sums[1]) for name, sums in found.items() if sums is not None}
-    return {name: largest for name, (largest, limit) in worst.items() if largest > limit}
 
 
 def lowest_code(file: QdqFile, _target: Target) -> Iterator[Finding]:

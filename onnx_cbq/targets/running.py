@@ -1,0 +1,54 @@
+"""What onnxruntime makes of a file: it fuses more, and quantizes more, than the file itself says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from onnx_cbq.errors import ModelError
+from onnx_cbq.model import Model
+from onnx_cbq.runtime import optimized
+from onnx_cbq.targets.reading import Product, QdqFile
+from onnx_cbq.targets.rules.weights import largest_sums
+from onnx_cbq.targets.target import Target
+
+
+class Run:
+    """A file as it says, and as onnxruntime runs it.
+
+    Attributes:
+        said: the file.
+        fused: the graph after onnxruntime's own optimizations but those of the layout; None where it refuses the file.
+        refusal: why it does, "" where it does not.
+    """
+
+    def __init__(self, said: QdqFile, source: Path | bytes) -> None:
+        self.said, self.refusal = said, ""
+        self.fused: QdqFile | None = None
+        try:
+            self.fused = QdqFile(Model.from_proto(optimized(source, "extended")))
+        except ModelError as error:
+            self.refusal = str(error)
+
+    @property
+    def products(self) -> tuple[Product, ...]:
+        """All products: those of the file, and those that only onnxruntime makes integers of."""
+        known = {p.name for p in self.said.products if p.codes is not None and p.activation_type is not None}
+        fused = self.fused.products if self.fused is not None else ()
+        more = {p.name: p for p in fused if p.codes is not None and p.name not in known}
+        return (*(p for p in self.said.products if p.name not in more), *more.values())
+
+    def sums(self, target: Target) -> Mapping[str, tuple[int, int]]:
+        """Products whose pairs may meet in 16 bits, by name: the largest sum of two codes, and the limit."""
+        found = {}
+        for product in self.products:
+            own = any(product is said for said in self.said.products)
+            file = self.said if own or self.fused is None else self.fused
+            sums = largest_sums(file, product, target)
+            if sums is not None:
+                found[product.name] = int(sums[0].max(initial=0)), sums[1]
+        return found
+
+    def unsafe(self, target: Target) -> dict[str, int]:
+        """The products whose pairs may overflow, by name, and the largest sum of each."""
+        return {name: largest for name, (largest, limit) in self.sums(target).items() if largest > limit}
