@@ -17,12 +17,13 @@ quantized, its input is not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from onnx import NodeProto
 
+from onnx_cbq.graph.load import LAYER_OPERATORS
 from onnx_cbq.model import Model, attributes
 from onnx_cbq.records import FUSED, Layer, Layers, PlacementRules, Use
 
@@ -71,6 +72,7 @@ NO_ACTIVATIONS = Placement((), {}, frozenset())
 def place_activations(model: Model, layers: Layers, rules: PlacementRules = FUSED) -> Placement:
     """Choose the tensors to quantize."""
     wanted = {"kernels": _for_kernels, "operands": _operands, "everywhere": _everywhere}[rules.style](model, layers)
+    wanted = _leave_float(model, layers, wanted)
     shared = {}
     for name in wanted if rules.style != "operands" else ():
         producer = model.producers.get(name)
@@ -139,6 +141,31 @@ def _everywhere(model: Model, layers: Layers) -> set[str]:
             wanted -= {name}
             wanted |= {behind}
     return {name for name in wanted if not model.is_constant(name)}
+
+
+def _leave_float(model: Model, layers: Layers, wanted: set[str]) -> set[str]:
+    """`wanted` without one side of each product whose weight stays float.
+
+    Between DequantizeLinear and QuantizeLinear onnxruntime would quantize that weight by a grid of its own.
+    """
+    activations = {use.activation for layer in layers for use in layer.uses}
+    outputs = {use.output for layer in layers for use in layer.uses}
+    for node in model.nodes:
+        if node.op_type not in LAYER_OPERATORS or node.output[0] in outputs:
+            continue
+        if any(map(model.is_constant, node.input[:2])):
+            moved = {name for source in node.input[:2] for name in _moved_from(model, source)}
+            wanted -= {*moved, _behind_saturation(model, node.output[0])} - activations
+    return wanted
+
+
+def _moved_from(model: Model, name: str) -> Iterator[str]:
+    """`name`, and the tensors that operators which only move numbers made it from: they would carry a grid to it."""
+    yield name
+    producer = model.producers.get(name)
+    while producer is not None and producer.op_type in MOVEMENT:
+        yield producer.input[0]
+        producer = model.producers.get(producer.input[0])
 
 
 def has_integer_kernel(layer: Layer, use: Use) -> bool:

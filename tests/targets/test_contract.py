@@ -24,7 +24,9 @@ def weight(*shape: int) -> Array:
     return np.asarray(_RANDOM.standard_normal(shape) / np.sqrt(np.prod(shape[1:])), np.float32)
 
 
-def classifier(nodes: Sequence[onnx.NodeProto], constants: dict[str, Array], batch: int | str = "N") -> onnx.ModelProto:
+def classifier(
+    nodes: Sequence[onnx.NodeProto], constants: dict[str, Array], batch: int | str = "N", opset: int = 18
+) -> onnx.ModelProto:
     """`nodes` make `h`, [N, 6, 8, 8] or so, of `c`, which a first convolution gives; a Gemm ends in 4 classes."""
     all_nodes = [
         node("Conv", "x first bias", "a", pads=[1, 1, 1, 1]),
@@ -35,7 +37,9 @@ def classifier(nodes: Sequence[onnx.NodeProto], constants: dict[str, Array], bat
         node("Gemm", "f last", "y", transB=1),
     ]
     ends = {"first": weight(6, 3, 3, 3), "bias": weight(6)}
-    return make_model(all_nodes, {"x": [batch, 3, 8, 8]}, ["y"], {**ends, "last": weight(4, 6), **constants})
+    return make_model(
+        all_nodes, {"x": [batch, 3, 8, 8]}, ["y"], {**ends, "last": weight(4, 6), **constants}, opset=opset
+    )
 
 
 MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
@@ -52,6 +56,17 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "weight-on-the-left": lambda: classifier(
         [node("Reshape", "c rows", "r"), node("MatMul", "w r", "m"), node("Reshape", "m image", "h")],
         {"w": weight(6, 6), "rows": np.array([0, 6, 64]), "image": np.array([0, 6, 8, 8])},
+    ),
+    "gemm-of-a-transposed-input": lambda: classifier(
+        [
+            node("Conv", "c w", "b"),
+            node("ReduceMean", "b", "m", axes=[0, 3], keepdims=0),
+            node("Gemm", "m v", "g", transA=1),
+            node("Reshape", "g row", "k"),
+            node("Mul", "b k", "h"),
+        ],
+        {"w": weight(6, 6, 1, 1), "v": weight(6, 6), "row": np.array([1, 6, 8, 1])},
+        opset=17,
     ),
     "depthwise": lambda: classifier([node("Conv", "c w", "h", group=6, pads=[1, 1, 1, 1])], {"w": weight(6, 1, 3, 3)}),
     "batch-of-4": lambda: classifier([node("Conv", "c w", "h")], {"w": weight(6, 6, 1, 1)}, batch=4),

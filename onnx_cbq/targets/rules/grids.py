@@ -32,9 +32,11 @@ def activations(file: QdqFile, target: Target) -> Iterator[Finding]:
 
 
 def written_zero_points(file: QdqFile, _target: Target) -> Iterator[Finding]:
-    """Without a zero point ONNX means uint8, and some runtimes int8."""
+    """Without a zero point ONNX means uint8 for activations, and some runtimes int8; stored codes have a type."""
     for node in file.of_type(QUANTIZE, DEQUANTIZE):
-        if len(node.input) < 3 or not node.input[2]:
+        codes = file.model.constant(node.input[0]) if node.op_type == DEQUANTIZE else None
+        stored = codes is not None and codes.dtype == np.int8
+        if not stored and (len(node.input) < 3 or not node.input[2]):
             yield Finding("zero point written", node.name or node.output[0], node.input[0], "a zero point", "none")
 
 
