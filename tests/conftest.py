@@ -56,10 +56,15 @@ def exported() -> Callable[..., onnx.ModelProto]:
     return get
 
 
+@pytest.fixture(autouse=True)
+def _brief_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latencies are measured as briefly as possible: no test asks how long anything takes by this figure."""
+    monkeypatch.setattr("onnx_cbq.verify.median_latency", partial(median_latency, seconds=0))
+
+
 @pytest.fixture
 def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    """The command line in this process; latencies are measured as briefly as possible."""
-    monkeypatch.setattr("onnx_cbq.verify.median_latency", partial(median_latency, seconds=0))
+    """The command line in this process."""
     return lambda *arguments: run(arguments, capfd, monkeypatch)
 
 

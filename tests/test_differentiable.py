@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +18,18 @@ from onnx_cbq import (
     QuantizeConfig,
     RefineConfig,
     quantize,
-    verify,
 )
 from onnx_cbq.differentiable import descend_to_plan
 from onnx_cbq.model import Array
 from onnx_cbq.planning import Evidence, Planned
 from onnx_cbq.progress import silent
 from onnx_cbq.records import Grouping
-from onnx_cbq.runtime import median_latency
 from onnx_cbq.workload import Workload, prepare
 from tests.command import Command, refused_without_torch
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 from tests.graphs import make_model, node
 
 QUICK = DifferentiableConfig(steps=30, batch=32, rate=0.1, bfloat16=False)
-
-
-@pytest.fixture(autouse=True)
-def _no_time_for_latency(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "median_latency", partial(median_latency, seconds=0))
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +11,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnx_cbq
-from onnx_cbq import CalibrationSet, ModelError, QuantizeConfig, Result, evaluate, quantize, score, verify
+from onnx_cbq import CalibrationSet, ModelError, QuantizeConfig, Result, evaluate, quantize, score
 from onnx_cbq.graph.load import load
 from onnx_cbq.model import Array
-from onnx_cbq.runtime import Session, fused_operators, median_latency
+from onnx_cbq.runtime import Session, fused_operators
 from onnx_cbq.verify import check_codes
 from tests.conftest import random_set
 from tests.emit.emitted import distance
@@ -26,11 +25,6 @@ UNIFORM = QuantizeConfig(bits=8, method="uniform")
 CBQ = QuantizeConfig(bits=4, method="cbq")
 DEFAULT = QuantizeConfig(bits=3.3)
 SHAPES: dict[str, tuple[int, ...]] = {name: make_net(name).example_shape for name in NETS}  # type: ignore[misc]
-
-
-@pytest.fixture(autouse=True)
-def _no_time_for_latency(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "median_latency", partial(median_latency, seconds=0.01))
 
 
 def assert_plan_is_in_the_file(result: Result) -> None:

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
-from onnx_cbq import CalibrationSet, ConfigError, QuantizeConfig, quantize, verify
+from onnx_cbq import CalibrationSet, ConfigError, QuantizeConfig, quantize
 from onnx_cbq.calibration.samples import draw
 from onnx_cbq.config import CbqConfig, DifferentiableConfig, RateDistortionConfig
 from onnx_cbq.model import Array
 from onnx_cbq.planning import Evidence, Planned, criteria, gather_evidence, kept_layers, make_measure, make_plan
 from onnx_cbq.progress import silent
 from onnx_cbq.records import Grouping, Layers, Plan
-from onnx_cbq.runtime import median_latency
 from onnx_cbq.workload import Workload, prepare
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 
 CLASSES = 10
 NAMES = ["/0/Conv", "/3/Conv", "/7/Conv", "12"]
 EVERYTHING = np.ones(CLASSES)
-
-
-@pytest.fixture(autouse=True)
-def _no_time_for_latency(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "median_latency", partial(median_latency, seconds=0.01))
 
 
 @pytest.fixture(scope="module")

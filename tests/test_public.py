@@ -59,14 +59,14 @@ def test_the_public_names_are_these() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_public_name_is_explained(name: str) -> None:
     """A dataclass without a docstring gets its signature for one."""
-    explanation = vars(onnx_cbq)[name].__doc__
+    explanation = getattr(onnx_cbq, name).__doc__
     assert explanation
     assert not explanation.startswith(f"{name}(")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_public_method_is_explained_and_records_are_frozen(name: str) -> None:
-    thing = vars(onnx_cbq)[name]
+    thing = getattr(onnx_cbq, name)
     if not inspect.isclass(thing):
         assert "Raises:" in (thing.__doc__ or "")
         return
@@ -78,7 +78,7 @@ def test_every_public_method_is_explained_and_records_are_frozen(name: str) -> N
 
 
 def test_every_error_is_of_the_package_and_says_how_the_command_ends() -> None:
-    errors = [vars(onnx_cbq)[name] for name in NAMES if name.endswith("Error")]
+    errors = [getattr(onnx_cbq, name) for name in NAMES if name.endswith("Error")]
     assert all(issubclass(error, onnx_cbq.OnnxCbqError) for error in errors)
     codes = {error.__name__: error.exit_code for error in errors}
     assert codes.pop("VerificationError") == 3

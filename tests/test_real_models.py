@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pytest
 from onnx import numpy_helper
 
-from onnx_cbq import CalibrationSet, QuantizeConfig, evaluate, quantize, verify
-from onnx_cbq.runtime import median_latency
+from onnx_cbq import CalibrationSet, QuantizeConfig, evaluate, quantize
 from onnx_cbq.verify import check_codes
 from tests.conftest import ROOT
 
 RESNETS = ["resnet20_cifar10.onnx", "resnet20_cifar10_torchscript.onnx"]
 RealData = Callable[[str], Path]
-
-
-@pytest.fixture(autouse=True)
-def _no_time_for_latency(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "median_latency", partial(median_latency, seconds=0.01))
 
 
 def part_of(path: Path, count: int, folder: Path) -> Path:

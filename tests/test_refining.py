@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,8 @@ import onnxruntime
 import pytest
 import torch
 
-from onnx_cbq import QuantizeConfig, quantize, verify
+from onnx_cbq import QuantizeConfig, quantize
 from onnx_cbq.refining import State, quantized_by, refine
-from onnx_cbq.runtime import median_latency
 from onnx_cbq.solving import emit_solution
 from onnx_cbq.targets import find_target
 from onnx_cbq.targets.lint import lint
@@ -21,11 +19,6 @@ from onnx_cbq.training.student import Student
 from tests.command import Command, refused_without_torch
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 from tests.training.digits import COARSE, QUICK, make_solution
-
-
-@pytest.fixture(autouse=True)
-def _no_time_for_latency(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "median_latency", partial(median_latency, seconds=0))
 
 
 def test_what_is_written_is_what_was_trained() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,11 @@ from onnx_cbq import (
     Result,
     RoundingConfig,
     quantize,
-    verify,
 )
 from onnx_cbq.config import CURVE
 from onnx_cbq.planning import gather_evidence
 from onnx_cbq.progress import Clock, silent
 from onnx_cbq.quantize.grid import quantize_rows
-from onnx_cbq.runtime import median_latency
 from onnx_cbq.solving import class_index, class_weights, make_setting, solve, with_bits
 from onnx_cbq.workload import prepare
 from tests.command import Command
@@ -38,11 +35,6 @@ QUICK = QuantizeConfig(
     search=RateDistortionConfig(exchanges=4),
     compensation=RoundingConfig(refits=0, sweeps=0, rows=2000),
 )
-
-
-@pytest.fixture(autouse=True)
-def _no_time_for_latency(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "median_latency", partial(median_latency, seconds=0))
 
 
 def digits(**changes: Any) -> Result:
