@@ -343,7 +343,8 @@ CASES["fixed-batch"] = replace(CASES["reshape"], shape=(3, 3, 6, 6))
 @pytest.fixture(autouse=True)
 def _channels_go_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else small nets would keep most."""
-    monkeypatch.setattr(removal, "INTEGER_UNIT", 1)
+    monkeypatch.setattr(removal, "INTEGER_BLOCKS", ())
+    monkeypatch.setattr(removal, "FLOAT_BLOCKS", ())
 
 
 def run(case: Emitted) -> tuple[Written, Removal]:
@@ -501,7 +502,7 @@ def test_a_graph_inside_a_node_may_read_anything() -> None:
 @pytest.mark.parametrize("activations", [True, False], ids=["integers", "float-activations"])
 def test_channels_of_integer_convolutions_go_in_fours(activations: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a depthwise Conv ties two layers; Gemms, and layers of another number of channels, lose any number."""
-    monkeypatch.setattr(removal, "INTEGER_UNIT", 4)
+    monkeypatch.setattr(removal, "INTEGER_BLOCKS", (4,))
     nodes = [
         conv("x", "a", "w"),
         node("Relu", "a", "r"),

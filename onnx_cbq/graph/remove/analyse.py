@@ -6,7 +6,7 @@ every reader of a channel either takes it up in its bias, has no weight for it, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,11 +44,12 @@ def analyse(
     written: Written,
     shapes: Shapes,
     values: Mapping[str, Array],
-    unit: int = 1,
+    blocks: Sequence[int] = (),
 ) -> Found:
     """Find the channels that can be cut; every layer keeps at least one.
 
-    `values` are those of `find_channels`. A Conv that has a multiple of `unit` channels keeps a multiple of it.
+    `values` are those of `find_channels`. Of the `blocks`, the first that divides the channels of a Conv divides those
+    that stay as well.
     """
     model, layers, weights = written.model, written.layers, written.weights
     channels = find_channels(model, layers, weights, shapes, values)
@@ -66,11 +67,17 @@ def analyse(
             if not kept[use.output].any():
                 kept.add(use.output, np.arange(channels.sizes[use.output]) == 0, "all channels of the layer would go")
                 _settle(channels, kept, fixed)
-    convs = [layer for layer in layers if layer.operator == "Conv" and layer.channels % unit == 0]
-    while odd := [use.output for layer in convs for use in layer.uses if (kept[use.output] > 0).sum() % unit]:
-        gone = np.flatnonzero(kept[odd[0]] == 0)
-        some = np.isin(np.arange(channels.sizes[odd[0]]), gone[: (len(gone) % unit)])
-        kept.add(odd[0], some, f"channels of a Conv go {unit} at a time, since kernels are slow at other numbers")
+    whole = {
+        use.output: next((block for block in blocks if layer.channels % block == 0), 1)
+        for layer in layers
+        if layer.operator == "Conv"
+        for use in layer.uses
+    }
+    while odd := [name for name, block in whole.items() if (kept[name] > 0).sum() % block]:
+        name, block = odd[0], whole[odd[0]]
+        gone = np.flatnonzero(kept[name] == 0)
+        some = np.isin(np.arange(channels.sizes[name]), gone[: (len(gone) % block)])
+        kept.add(name, some, f"channels of a Conv go {block} at a time, since kernels are slow at other numbers")
         _settle(channels, kept, fixed)
     return Found(channels, kept)
 
