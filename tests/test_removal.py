@@ -500,9 +500,13 @@ def test_a_graph_inside_a_node_may_read_anything() -> None:
 
 
 @pytest.mark.parametrize("activations", [True, False], ids=["integers", "float-activations"])
-def test_channels_of_integer_convolutions_go_in_fours(activations: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where a depthwise Conv ties two layers; Gemms, and layers of another number of channels, lose any number."""
+def test_channels_of_convolutions_go_in_blocks(activations: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Integers in fours, floats in sixteens, which leaves all here; also where a depthwise Conv ties two layers.
+
+    Gemms, and layers of another number of channels, lose any number.
+    """
     monkeypatch.setattr(removal, "INTEGER_BLOCKS", (4,))
+    monkeypatch.setattr(removal, "FLOAT_BLOCKS", (16, 8))
     nodes = [
         conv("x", "a", "w"),
         node("Relu", "a", "r"),
@@ -524,9 +528,9 @@ def test_channels_of_integer_convolutions_go_in_fours(activations: bool, monkeyp
     case = emitted(net.proto(), 6, activations=activations, zeros=net.zeros)
     found, report = run(case)
     counts = {name: len(channels) for name, channels in report.removed.items()}
-    assert counts == {"w": 4 if activations else 7, "v": 4 if activations else 7, "z": 1, "q": 3}
-    assert all("4 at a time" in entry.reason for entry in report.kept_zero)
-    assert bool(report.kept_zero) is activations
+    assert counts == {**({"w": 4, "v": 4} if activations else {}), "z": 1, "q": 3}
+    assert report.kept_zero
+    assert all(f"{4 if activations else 16} at a time" in entry.reason for entry in report.kept_zero)
     before, after = (Session(model).run(case.feeds)["y"] for model in (case.model, written(found, case)))
     assert distance(after, before) < TOLERANCE or not activations
 
