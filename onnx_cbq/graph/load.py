@@ -22,6 +22,8 @@ from onnx_cbq.model import Array, Model, opset_version
 
 OLDEST_OPSET = 11
 LOWEST_OPSET = 13
+# What an archive begins with (`emit.coding.container.MAGIC`, which stands above this folder).
+_ARCHIVE = b"CBQZ"
 LAYER_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 CONTROL_FLOW = ("If", "Loop", "Scan")
 
@@ -77,7 +79,10 @@ def _read(path: Path) -> ModelProto:
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file; check the model's path") from None
     except DecodeError:
-        raise ModelError(f"{path}: not an ONNX model, or cut short; export or copy it again") from None
+        with path.open("rb") as file:
+            archived = file.read(len(_ARCHIVE)) == _ARCHIVE
+        what = "an archive; make it a model with onnx-cbq restore" if archived else None
+        raise ModelError(f"{path}: {what or 'not an ONNX model, or cut short; export or copy it again'}") from None
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
 

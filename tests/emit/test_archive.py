@@ -29,7 +29,8 @@ from onnx_cbq import (
     quantize_without_data,
     restore,
 )
-from onnx_cbq.emit.coding.container import largest_file, pack, unpack, write_varints
+from onnx_cbq.emit.coding.container import MAGIC, largest_file, pack, unpack, write_varints
+from onnx_cbq.graph.load import load
 from tests.conftest import DIGITS_MODEL
 from tests.emit.quantized import Weight, codes_on_grid, model_of
 
@@ -380,3 +381,10 @@ GOLDEN = (
     "L@|n_kdiT@uGaCv|FSsxh3DytNJ#K(AsRJNIIh{+PBS0LY7>{SN=GL581qrJm+rPTbw^O*2GDI{Ly1!SlNQ_4xTY`I-"
     "rS!Bv7tH>l(V0hu$RJY?c!(^7Nv$zt+g@VFW4f<sK}@^*d_sX0w0E^a+$#6!C8%I|HGwwCeqWl=sX}*Y>*9MtQ40ecrp|Kb^"
 )
+
+
+def test_an_archive_given_as_a_model_says_what_it_is(tmp_path: Path) -> None:
+    """By the same first bytes, which `graph.load` cannot import."""
+    (tmp_path / "a.cbqz").write_bytes(MAGIC + bytes([255] * 20))
+    with pytest.raises(ModelError, match="an archive; make it a model with onnx-cbq restore"):
+        load(tmp_path / "a.cbqz")
