@@ -238,9 +238,11 @@ def check(model: ModelSource, target: str = "cpu") -> CheckResult:
         raise ModelError(
             f"{label}: nothing in it is quantized; expected QuantizeLinear and DequantizeLinear, or integer products"
         )
-    ran, violations = run.fused or file, lint(file, wanted, run)
+    violations, products = lint(file, wanted, run), run.products
+    integers = sum(product.codes is not None and product.activation_type is not None for product in products)
+    fused = run.fused.integer_products if run.fused is not None else 0
     safe = not (run.unsafe(CPU) or any(violation.finding.fact == "pairs" for violation in violations))
-    return CheckResult(wanted, violations, len(ran.products), ran.integer_products, safe)
+    return CheckResult(wanted, violations, len(products), integers, fused, safe)
 
 
 @dataclass(frozen=True)

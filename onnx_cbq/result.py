@@ -195,7 +195,8 @@ class CheckResult:
 
     Attributes:
         violations: in the order of what comes of them: refused, wrong, slow.
-        products: how many nodes multiply a constant weight; `integers` of them integers.
+        products: how many nodes multiply a constant weight; `integers` of them integers, by what the file says.
+        fused: how many onnxruntime's CPU provider runs on integers.
         pair_safe: whether no two codes can overflow where kernels add in 16 bits.
     """
 
@@ -203,6 +204,7 @@ class CheckResult:
     violations: tuple[Violation, ...]
     products: int
     integers: int
+    fused: int
     pair_safe: bool
 
     def to_json(self) -> str:
@@ -216,6 +218,7 @@ class CheckResult:
                 ],
                 "products": self.products,
                 "integers": self.integers,
+                "fused": self.fused,
                 "pair_safe": self.pair_safe,
             }
         )

@@ -89,7 +89,7 @@ def test_a_file_that_saturates_is_found_in_every_form(form: str) -> None:
 @pytest.mark.parametrize("form", ["plain", "weight-quantized-in-the-file", "weight-left-float"])
 def test_integers_are_counted_as_they_are_run(form: str) -> None:
     found = check(FORMS[form]())
-    assert (found.integers, found.products) == (1, 1)
+    assert (found.fused, found.products) == (1, 1)
 
 
 def test_types_without_an_integer_kernel_are_not_counted() -> None:
@@ -98,7 +98,7 @@ def test_types_without_an_integer_kernel_are_not_counted() -> None:
         shape = [8, 4] if name == "k4" else [4]
         proto.graph.initializer.append(helper.make_tensor(name, onnx.TensorProto.INT4, shape, value))
     proto.opset_import[0].version, proto.ir_version = 21, 10
-    assert check(proto).integers == 0
+    assert check(proto).fused == 0
 
 
 def test_codes_that_are_multiplied_as_int8_are_exact() -> None:
