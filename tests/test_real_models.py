@@ -48,7 +48,7 @@ def test_resnet20_at_8_bits_keeps_its_accuracy_from_either_exporter(real_data: R
 
 def test_resnet20_by_cbq_meets_its_average_and_its_file_does_what_it_says(real_data: RealData, tmp_path: Path) -> None:
     data = samples("cifar10.toml", part_of(real_data("cifar10_calibration.npz"), 200, tmp_path))
-    result = quantize(real_data(RESNETS[0]), data, QuantizeConfig(bits=4, method="cbq", equalize=False))
+    result = quantize(real_data(RESNETS[0]), data, QuantizeConfig(bits=4, method="cbq", rounding="nearest", equalize=False))
     assert 3.8 < result.average_bits <= 4.0
     codes = {tensor.name: tensor for tensor in result.proto.graph.initializer}
     for layer in result.layers:
@@ -84,11 +84,11 @@ def test_vgg_small_at_8_bits_is_a_quarter_of_its_size_and_predicts_the_same(
 ) -> None:
     """A few samples only, to be quick; its accuracy on all of them is checked in the benchmarks."""
     model = real_data("vgg_small_cifar10.onnx")
-    calibration = samples("cifar10.toml", part_of(real_data("cifar10_calibration.npz"), 200, tmp_path))
+    calibration = samples("cifar10.toml", part_of(real_data("cifar10_calibration.npz"), 100, tmp_path))
     config = QuantizeConfig(bits=8, method="uniform", rounding="nearest", equalize=False)
     result = quantize(model, calibration, config)
     assert result.save(tmp_path / "quantized.onnx") <= 4_750_000
-    test = samples("cifar10.toml", part_of(real_data("cifar10_test.npz"), 200, tmp_path))
+    test = samples("cifar10.toml", part_of(real_data("cifar10_test.npz"), 100, tmp_path))
     found = evaluate(tmp_path / "quantized.onnx", test, reference=model)
     assert found.agreement is not None
     # A net that changes its mind more often than this loses more than the 0.2 points allowed to it.
