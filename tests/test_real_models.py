@@ -48,7 +48,9 @@ def test_resnet20_at_8_bits_keeps_its_accuracy_from_either_exporter(real_data: R
 
 def test_resnet20_by_cbq_meets_its_average_and_its_file_does_what_it_says(real_data: RealData, tmp_path: Path) -> None:
     data = samples("cifar10.toml", part_of(real_data("cifar10_calibration.npz"), 200, tmp_path))
-    result = quantize(real_data(RESNETS[0]), data, QuantizeConfig(bits=4, method="cbq", rounding="nearest", equalize=False))
+    result = quantize(
+        real_data(RESNETS[0]), data, QuantizeConfig(bits=4, method="cbq", rounding="nearest", equalize=False)
+    )
     assert 3.8 < result.average_bits <= 4.0
     codes = {tensor.name: tensor for tensor in result.proto.graph.initializer}
     for layer in result.layers:
