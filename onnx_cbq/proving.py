@@ -119,7 +119,7 @@ def prove(setting: Setting, solution: Solution, output: Model, progress: Progres
     with temporary_folder() as folder:
         path = folder / "quantized.onnx"
         size = write_model(output, path)
-        check_written(setting, solution, path, _some_samples(work))
+        slow = check_written(setting, solution, path, _some_samples(work))
         if config.storage != "int8":
             check_equal(path, emit_solution(setting, solution, "int8"), work.example.feeds)
         ideal = math.ceil(solution.plan.average_bits(work.layers) * work.layers.size / 8)
@@ -139,30 +139,29 @@ def prove(setting: Setting, solution: Solution, output: Model, progress: Progres
         )
         if comparison.fidelity is not None and not comparison.fidelity.holds():
             raise VerificationError(_unfaithful(comparison.fidelity, path, _some_samples(work)))
-        slow = [violation for violation in _violations(path, work.target) if violation.effect == "slow"]
     return Proof(comparison, sizes, (*_notes(setting, comparison, sizes), *_slower_there(slow, work.target)))
 
 
-def check_written(setting: Setting, solution: Solution, path: Path, feeds: Feeds) -> None:
+def check_written(setting: Setting, solution: Solution, path: Path, feeds: Feeds) -> list[Violation]:
     """Hold a written file against the solution, against its target, and its kernels against what it says.
+
+    Returns what the target runs, but slowly.
 
     Raises:
         VerificationError: something does not hold.
     """
     work = setting.work
     check_file(path, work.model, solution.written.layers, solution.written.weights, work.example.feeds)
-    broken = [v for v in _violations(path, work.target) if v.effect != "slow"]
+    file = QdqFile(load(path))
+    found = lint(file, work.target, Run(file, path))
+    broken = [violation for violation in found if violation.effect != "slow"]
     if broken:
         raise VerificationError(
             f"the file is not fit for --target {work.target.name}: {broken[0]}; give another --target, or report it"
         )
     if setting.config.run_check:
         check_kernels(path, _cut(path, feeds))
-
-
-def _violations(path: Path, target: Target) -> tuple[Violation, ...]:
-    file = QdqFile(load(path))
-    return lint(file, target, Run(file, path))
+    return [violation for violation in found if violation.effect == "slow"]
 
 
 def _cut(path: Path, feeds: Feeds) -> Feeds:

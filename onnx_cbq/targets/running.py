@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 
 from onnx_cbq.errors import ModelError
@@ -33,17 +34,23 @@ class Run:
     @property
     def products(self) -> tuple[Product, ...]:
         """All products: those of the file, and those that only onnxruntime makes integers of."""
+        return tuple(product for _, product in self._found)
+
+    @cached_property
+    def _found(self) -> list[tuple[QdqFile, Product]]:
+        """Each product with the graph that it stands in."""
         known = {p.name for p in self.said.products if p.codes is not None and p.activation_type is not None}
-        fused = self.fused.products if self.fused is not None else ()
-        more = {p.name: p for p in fused if p.codes is not None and p.name not in known}
-        return (*(p for p in self.said.products if p.name not in more), *more.values())
+        fused = self.fused
+        more = (
+            [] if fused is None else [(fused, p) for p in fused.products if p.codes is not None and p.name not in known]
+        )
+        names = {product.name for _, product in more}
+        return [(self.said, product) for product in self.said.products if product.name not in names] + more
 
     def sums(self, target: Target) -> Mapping[str, tuple[int, int]]:
         """Products whose pairs may meet in 16 bits, by name: the largest sum of two codes, and the limit."""
         found = {}
-        for product in self.products:
-            own = any(product is said for said in self.said.products)
-            file = self.said if own or self.fused is None else self.fused
+        for file, product in self._found:
             sums = largest_sums(file, product, target)
             if sums is not None:
                 found[product.name] = int(sums[0].max(initial=0)), sums[1]
