@@ -33,6 +33,7 @@ from onnx_cbq.console import (
     TargetName,
     prepare_streams,
     progress_bars,
+    sample_count,
     show,
 )
 from onnx_cbq.data_free import layer_statistics
@@ -97,7 +98,7 @@ def score(
             show_default="none",
         ),
     ] = None,
-    samples: Samples = 1000,
+    samples: Samples = None,
     seed: Seed = 0,
     logits: Logits = None,
     skip_unreadable: SkipUnreadable = False,
@@ -105,7 +106,7 @@ def score(
 ) -> None:
     """Score every channel of MODEL by how many classes need it."""
     check_outputs(output, inputs=Inputs((model,), data, source))
-    config = QuantizeConfig(samples=samples or None, seed=seed, logits=logits)
+    config = QuantizeConfig(samples=sample_count(samples), seed=seed, logits=logits)
     card = CalibrationSet.from_card(data, source, skip_unreadable=skip_unreadable)
     with progress_bars(quiet=quiet) as progress:
         layers, scores = pipeline.score(model, card, config, progress)

@@ -41,10 +41,12 @@ from onnx_cbq.console import (
     named_number,
     progress_bars,
     read_clusters,
+    sample_count,
     show,
 )
 from onnx_cbq.emit.files import weights_beside, write_text
 from onnx_cbq.outputs import Inputs, check_outputs
+from onnx_cbq.records.names import split_names
 from onnx_cbq.refining import State
 
 # Options of quantize that mean something with --data-free, and those that mean nothing without it.
@@ -97,8 +99,12 @@ def quantize(
         ),
     ] = None,
     classes: Annotated[
-        str | None,
-        typer.Option(metavar="A,B,C", help="The only classes that matter; the rest may degrade.", show_default="all"),
+        list[str] | None,
+        typer.Option(
+            metavar="A,B,C",
+            help="The only classes that matter; the rest may degrade. Repeatable; names with commas in double quotes.",
+            show_default="all",
+        ),
     ] = None,
     class_weight: Annotated[
         list[str] | None,
@@ -208,7 +214,7 @@ def quantize(
     per_tensor: Annotated[
         bool, typer.Option("--per-tensor", help="--data-free: one scale per layer.", show_default="one per channel")
     ] = False,
-    samples: Samples = 1000,
+    samples: Samples = None,
     seed: Seed = 0,
     logits: Logits = None,
     skip_unreadable: SkipUnreadable = False,
@@ -232,7 +238,7 @@ def quantize(
         ),
         rounding=rounding,
         keep=tuple(named_number("--keep", entry, int) for entry in keep or ()),
-        classes=None if classes is None else tuple(name.strip() for name in classes.split(",")),
+        classes=tuple(name for text in classes for name in split_names(text, "--classes")) if classes else None,
         class_weights=tuple(named_number("--class-weight", entry, float) for entry in class_weight or ()),
         clusters=read_clusters(clusters),
         storage=storage,
@@ -248,7 +254,7 @@ def quantize(
         target=target,
         run_check=not no_run_check,
         equalize=not no_equalize,
-        samples=samples or None,
+        samples=sample_count(samples),
         seed=seed,
         logits=logits,
         refine=RefineConfig(refine_steps, refine_minutes, alpha=alpha, augment=changed, views=views)

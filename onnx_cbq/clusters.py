@@ -19,6 +19,7 @@ from onnx_cbq.calibration.samples import Draw
 from onnx_cbq.errors import ConfigError
 from onnx_cbq.model import Array
 from onnx_cbq.records import Grouping
+from onnx_cbq.records.names import class_indices, split_names
 from onnx_cbq.runtime import Session
 from onnx_cbq.scoring import batch_size
 from onnx_cbq.workload import Workload
@@ -53,18 +54,18 @@ def by_confusion(names: Sequence[str], confusion: Array, count: int) -> Grouping
 
 
 def read_groups(path: Path) -> tuple[tuple[str, ...], ...]:
-    """Groups from a text file: a line per group, class names with commas between them.
+    """Groups from a text file: a line per group, class names with commas between them, in quotes if they hold one.
 
     Raises:
         ConfigError: the file cannot be read, or is empty.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError):
         raise ConfigError(
             f"--clusters {path}: no such text file; give a number, or a file with a line of class names per group"
         ) from None
-    groups = tuple(tuple(name.strip() for name in line.split(",") if name.strip()) for line in lines if line.strip())
+    groups = tuple(names for line in lines if (names := split_names(line, f"--clusters {path}")))
     if not groups:
         raise ConfigError(f"--clusters {path}: the file is empty; expected a line of class names per group")
     return groups
@@ -74,12 +75,10 @@ def _listed(names: Sequence[str], groups: tuple[tuple[str, ...], ...]) -> Groupi
     """Groups as listed; classes that are not listed stay alone."""
     of_class = np.full(len(names), -1)
     for number, group in enumerate(groups):
-        for name in group:
-            if name not in names:
-                raise ConfigError(f"--clusters: {name!r} is no class; the classes are: {', '.join(names[:10])}")
-            if of_class[list(names).index(name)] >= 0:
-                raise ConfigError(f"--clusters: class {name!r} stands in two groups; name it once")
-            of_class[list(names).index(name)] = number
+        for m in class_indices(names, group, "--clusters"):
+            if of_class[m] >= 0:
+                raise ConfigError(f"--clusters: class {names[m]!r} stands in two groups; name it once")
+            of_class[m] = number
     alone = np.flatnonzero(of_class < 0)
     of_class[alone] = len(groups) + np.arange(len(alone))
     if of_class.max() == 0:

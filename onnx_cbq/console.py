@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 import typer.core
@@ -61,7 +61,12 @@ Logits = Annotated[
     ),
 ]
 Samples = Annotated[
-    int, typer.Option(metavar="N", help="Calibration samples, drawn evenly from the classes; 0 takes all.")
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Calibration samples, drawn evenly from the classes that have any; 0 takes all.",
+        show_default="1000, or 2 of each class if that is more",
+    ),
 ]
 Seed = Annotated[int, typer.Option(metavar="N", help="Decides which samples are drawn.")]
 TargetName = Annotated[
@@ -141,6 +146,11 @@ def _discard_output() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
+
+
+def sample_count(samples: int | None) -> int | Literal["auto"] | None:
+    """What `QuantizeConfig` calls this number of samples."""
+    return "auto" if samples is None else samples or None
 
 
 def named_number(option: str, entry: str, kind: Callable[[str], _N]) -> tuple[str, _N]:

@@ -29,7 +29,7 @@ from onnx_cbq.records import ActivationGrid, Grouping, Layer, Layers, Plan
 from onnx_cbq.rounding import fitting_plan, round_in_order, round_to_nearest, run_of
 from onnx_cbq.scoring import batch_size
 from onnx_cbq.search.rate_distortion import saves
-from onnx_cbq.solving import aim, choose_grids, class_weights, draw_samples
+from onnx_cbq.solving import aim, choose_grids, draw_samples, weights_of
 from onnx_cbq.statistics import collect_ranges
 from onnx_cbq.workload import Workload
 
@@ -73,7 +73,7 @@ def equalize(work: Workload, config: QuantizeConfig, progress: Progress = silent
         OnnxCbqError: the samples are too few, or a class is unknown.
     """
     work = aim(work, config)
-    weights = class_weights(work.class_names, config)
+    weights = weights_of(work, config)
     train, held = draw_samples(work, config, weights).split(_HELD_BACK)
     pairs = find_pairs(work.model, work.layers, work.example.shapes(work.model))
     if not pairs or len(held.indices) < _FEWEST_HELD:
@@ -190,7 +190,7 @@ def _rounded(work: Workload, config: QuantizeConfig, drawn: Draw, pairs: Sequenc
     constants = round_to_nearest(work.model, Layers(tuple(wide)), nearest).constants(Layers(tuple(wide)))
     if rest:
         settings = replace(config.compensation, refits=0, sweeps=0, rows=_ROWS, passes=1)
-        run = run_of(work, drawn, settings, class_weights(work.class_names, config))
+        run = run_of(work, drawn, settings, weights_of(work, config))
         layers = Layers(tuple(rest))
         constants |= round_in_order(work.model, None, layers, fitting_plan(quick, settings), run, settings).constants(
             layers

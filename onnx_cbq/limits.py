@@ -94,7 +94,10 @@ def meet_limits(setting: Setting, clock: Clock, progress: Progress) -> tuple[Sol
             f"{losses.per_class[worst]:.2f} points" + (f"; weights raised: {', '.join(raised)}" if raised else "")
         ]
     counted = int(losses.samples[setting.class_weights > 0].sum())
-    return solution, (*check.notes, f"{notes[0]}, on {counted:,} {check.samples}")
+    empty = len(setting.work.samples.empty_classes(setting.work.class_names))
+    if empty and setting.config.max_class_drop is not None:
+        notes.append(f"--max-class-drop: what the {empty:,} classes without samples lose cannot be known")
+    return solution, (*check.notes, f"{notes[0]}, on {counted:,} {check.samples}", *notes[1:])
 
 
 def too_much(losses: Losses, config: QuantizeConfig) -> Array:
@@ -197,6 +200,7 @@ def _limit_samples(setting: Setting) -> tuple[Draw, tuple[str, ...]]:
     work, drawn = setting.work, setting.drawn
     used = set(drawn.indices.tolist())
     everything = draw(work.samples, work.class_names, None, setting.config.seed)
+    # Classes without samples count nothing.
     share = max(LIMIT_SAMPLES // int((setting.class_weights > 0).sum()), 1)
     rest = [
         np.array([i for i in part.tolist() if i not in used][:share], np.int64)

@@ -27,7 +27,7 @@ from onnx_cbq.limits import meet_limits
 from onnx_cbq.processor import processor_kind
 from onnx_cbq.progress import Clock, Progress, silent
 from onnx_cbq.proving import attempt, file_size, prove, write_solution
-from onnx_cbq.records import Evaluation, Grouping, Layers, Scores
+from onnx_cbq.records import Grouping, Layers, Scores
 from onnx_cbq.refining import State, check_training, refine
 from onnx_cbq.result import CheckResult, CurvePoint, EvaluationResult, Result
 from onnx_cbq.runtime import versions
@@ -50,6 +50,7 @@ from onnx_cbq.workload import (
     make_example,
     prepare,
     size_of,
+    without_samples,
 )
 
 # Scales and biases that were trained may take a little more once compressed.
@@ -204,7 +205,7 @@ def evaluate(
     samples = as_set(data).for_model(loaded.inputs)
     example = make_example(samples)
     found = find_logits(loaded, example.shapes(loaded), logits)
-    names = samples.check_labels(found.classes, every_class=False)
+    names = samples.check_labels(found.classes)
     everything = draw(samples, names, None, seed=0)
     models = [loaded] if reference is None else [load(reference), loaded]
     sizes = [size_of(model)] if reference is None else [size_of(reference), size_of(model)]
@@ -214,7 +215,7 @@ def evaluate(
         reference=comparison.evaluations[0] if reference is not None else None,
         agreement=comparison.agreements[-1] if reference is not None else None,
         class_names=names,
-        notes=(*_missing_classes(comparison.evaluations[-1], names), *left_out(samples)),
+        notes=(*without_samples(samples, names), *left_out(samples)),
         versions=_versions(),
     )
 
@@ -293,11 +294,6 @@ def _curve_point(setting: Setting, bits: float, clock: Clock, progress: Progress
         found = compare([path], [size], work.logits, work.samples, everything, progress)
     average = solution.plan.average_bits(work.layers)
     return CurvePoint(bits, average, math.ceil(average * work.layers.size / 8), found.evaluations[0])
-
-
-def _missing_classes(evaluation: Evaluation, names: tuple[str, ...]) -> tuple[str, ...]:
-    missing = [name for name, accuracy in zip(names, evaluation.per_class, strict=True) if accuracy is None]
-    return (f"no samples of {len(missing)} classes, the first of them {missing[0]!r}",) if missing else ()
 
 
 def _versions() -> dict[str, str]:

@@ -223,10 +223,15 @@ def _by_importance(
         notes.append(f"first and last layer are searched too: they hold {share:.0%} of the weights")
         free = FreeChannels(layers, kept, config.bits)
     free.require_budget(config.keep, config.bits)
-    classes = float(len(scores.class_names))
+    classes = sum(count > 0 for count in scores.samples)
+    if classes < len(scores.class_names):
+        notes.append(
+            f"importance counts the {classes:,} of {len(scores.class_names):,} classes that were scored; whether a "
+            f"channel is needed for others cannot be known without samples of them"
+        )
     decides = {layer.name for layer in layers if any(use.output == work.logits.tensor for use in layer.uses)}
     importance = [
-        np.full(layer.channels, classes) if layer.name in decides else scores.by_layer[layer.name].gamma
+        np.full(layer.channels, float(classes)) if layer.name in decides else scores.by_layer[layer.name].gamma
         for layer in free.layers
     ]
     found = search_thresholds(

@@ -69,11 +69,12 @@ def _class_table(before: Evaluation, after: Evaluation, names: tuple[str, ...]) 
     table = _table("class", "samples", "float, %", "quantized, %", "change")
     pairs = list(zip(before.per_class, after.per_class, strict=True))
     changes = [0.0 if one is None or other is None else other - one for one, other in pairs]
-    listed = sorted(sorted(range(len(names)), key=changes.__getitem__)[:LISTED_CLASSES])
     counts = after.confusion.sum(axis=1)
+    seen = [m for m in range(len(names)) if counts[m]]
+    listed = sorted(sorted(seen, key=changes.__getitem__)[:LISTED_CLASSES])
     for m in listed:
         table.add_row(names[m], f"{counts[m]:,}", *map(_percent, pairs[m]), f"{changes[m]:+.2f}")
-    hidden = len(names) - len(listed)
+    hidden = len(seen) - len(listed)
     return [table, *([Text(f"{hidden} classes that lost less are in the JSON")] if hidden else [])]
 
 
@@ -191,7 +192,8 @@ def evaluation_table(result: EvaluationResult) -> RenderableType:
     table.add_row("latency, ms", *(f"{e.latency_ms:.3f}" for e in compared))
     if result.agreement is not None:
         table.add_row("same prediction, %", "", _percent(result.agreement))
-    order = sorted(range(len(result.class_names)), key=lambda m: result.model.per_class[m] or 0.0)
+    seen = [m for m, accuracy in enumerate(result.model.per_class) if accuracy is not None]
+    order = sorted(seen, key=lambda m: result.model.per_class[m] or 0.0)
     listed = sorted(order[:LISTED_CLASSES])
     table.add_section()
     for m in listed:
@@ -241,7 +243,7 @@ def archive_table(archive: Archive, path: Path) -> RenderableType:
 def score_table(layers: Layers, scores: Scores) -> RenderableType:
     """Importance gamma per layer: how many classes need its channels."""
     table = _table("layer", "channels", "weights", "lowest", "median", "highest", "needed by none", "by all")
-    classes = len(scores.class_names)
+    classes = sum(count > 0 for count in scores.samples)
     for layer in layers:
         gamma = sorted(scores.by_layer[layer.name].gamma.tolist())
         table.add_row(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -24,6 +23,7 @@ from onnx_cbq.quantize.activations import choose_grid, join_grids
 from onnx_cbq.quantize.codebook import MOST_VALUES
 from onnx_cbq.quantize.weights import leave_room_for_bias
 from onnx_cbq.records import ActivationGrid, ActivationRules, Plan, Removal, Seen, Written
+from onnx_cbq.records.names import class_indices
 from onnx_cbq.removal import Run, remove_channels
 from onnx_cbq.rounding import Rounded, fitting_plan, round_in_order, round_to_nearest, run_of
 from onnx_cbq.scoring import batch_size
@@ -89,10 +89,10 @@ def make_setting(work: Workload, config: QuantizeConfig, clock: Clock, progress:
         OnnxCbqError: the samples are too few, a class is unknown, or an operator has no gradient rule.
     """
     work = aim(work, config)
-    weights = class_weights(work.class_names, config)
+    weights = weights_of(work, config)
     with clock.stage("statistics"):
         drawn = draw_samples(work, config, weights)
-        train, held = _split(drawn, config)
+        train, held = drawn.split(config.held_back) if config.held_back else (drawn, drawn)
         groups = find_groups(work, drawn, config.clusters)
         evidence = gather_evidence(work, train, groups, config, weights, progress)
         measured = config.held_back and (config.storage == "archive" or not config.shares_values)
@@ -171,10 +171,15 @@ def draw_samples(work: Workload, config: QuantizeConfig, weights: Array) -> Draw
     """The calibration samples, from the classes that matter.
 
     Raises:
-        CalibrationError: fewer samples than classes are asked for.
+        CalibrationError: fewer samples than classes are asked for, or there are too few to hold some back.
     """
-    among = None if config.classes is None else np.flatnonzero(weights).tolist()
-    return draw(work.samples, work.class_names, config.samples, config.seed, among)
+    drawn = draw(work.samples, work.class_names, config.samples, config.seed, np.flatnonzero(weights).tolist())
+    if config.held_back and len(drawn.indices) < 2:
+        raise CalibrationError(
+            f"{work.samples.data.source.label}: a single sample, expected two: one to score channels and one to "
+            f"measure plans; give more samples, or use --method uniform"
+        )
+    return drawn
 
 
 def choose_grids(
@@ -210,46 +215,32 @@ def _joined(grids: Mapping[str, ActivationGrid], work: Workload, rules: Activati
     return dict.fromkeys(others, join_grids(list(others.values()), rules)) if others else {}
 
 
-def class_weights(names: Sequence[str], config: QuantizeConfig) -> Array:
-    """What a sample of each class counts: 1, unless the settings say otherwise.
+def weights_of(work: Workload, config: QuantizeConfig) -> Array:
+    """The class weights of the settings for these samples, [classes]."""
+    return class_weights(work.class_names, config, work.samples.empty_classes(work.class_names).tolist())
+
+
+def class_weights(names: Sequence[str], config: QuantizeConfig, empty: Sequence[int] = ()) -> Array:
+    """What a sample of each class counts: 1, unless the settings say otherwise; 0 for the `empty`, without samples.
 
     Raises:
-        ConfigError: a class is unknown.
+        ConfigError: a class that the settings name is unknown, or has no samples.
     """
-    chosen = names if config.classes is None else config.classes
-    weights = np.zeros(len(names))
-    weights[[class_index(names, name, "--classes") for name in chosen]] = 1.0
+    weights = np.full(len(names), float(config.classes is None))
+    named = [(m, "--classes", 1.0) for m in class_indices(names, config.classes or (), "--classes")]
     for name, weight in config.class_weights:
-        weights[class_index(names, name, "--class-weight")] *= weight
+        named += [(m, "--class-weight", weight) for m in class_indices(names, (name,), "--class-weight")]
+    for m, option, weight in named:
+        if m in empty:
+            raise ConfigError(
+                f"{option} {names[m]!r}: there are no samples of this class, so nothing is known of it; leave it out, "
+                f"or give samples of it"
+            )
+        weights[m] = weight if option == "--classes" else weights[m] * weight
+    weights[list(empty)] = 0
     if not weights.any():
         raise ConfigError("--class-weight: every class that counts has weight 0; give one a weight above 0")
     return weights
-
-
-def class_index(names: Sequence[str], name: str, option: str) -> int:
-    """The position of a class.
-
-    Raises:
-        ConfigError: there is none of that name.
-    """
-    if name in names:
-        return list(names).index(name)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"the classes are: {', '.join(names[:10])}"
-    raise ConfigError(f"{option} {name!r}: no such class; {hint}")
-
-
-def _split(drawn: Draw, config: QuantizeConfig) -> tuple[Draw, Draw]:
-    """The samples to gather statistics from, and those that plans are measured on."""
-    if not config.held_back:
-        return drawn, drawn
-    train, held = drawn.split(config.held_back)
-    if not len(held.indices):
-        raise CalibrationError(
-            "no class has two samples, one to score channels and one to measure plans; give more samples, "
-            "or use --method uniform"
-        )
-    return train, held
 
 
 def _solve_at_rate(setting: Setting, steps: StepEvidence, progress: Progress) -> Solution:

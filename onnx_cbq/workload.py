@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from onnx import ModelProto
 
 from onnx_cbq.calibration.samples import CalibrationSet, Samples
 from onnx_cbq.config import MOST_BITS
+from onnx_cbq.errors import CalibrationError
 from onnx_cbq.graph.layers import find_layers
 from onnx_cbq.graph.load import load
 from onnx_cbq.graph.logits import Logits, find_logits
@@ -104,8 +105,13 @@ def prepare(model: ModelSource, data: DataSource, logits: str | None = None) -> 
     shapes = example.shapes(normalised.model)
     layers = find_layers(normalised.model, shapes)
     found = find_logits(normalised.model, shapes, logits)
-    names = samples.check_labels(found.classes, every_class=True)
-    size, notes = size_of(model), (*normalised.notes, *left_out(samples))
+    names = samples.check_labels(found.classes)
+    size, notes = size_of(model), (*normalised.notes, *left_out(samples), *without_samples(samples, names))
+    if len(names) - len(samples.empty_classes(names)) < 2:
+        raise CalibrationError(
+            f"{samples.data.source.label}: all samples are of class {names[samples.labels[0]]!r}; expected samples of "
+            f"at least two classes"
+        )
     return Workload(source, size, normalised.model, shapes, layers, found, samples, example, names, notes)
 
 
@@ -133,6 +139,16 @@ def make_example(samples: Samples) -> Example:
     """The first samples, as many as shapes are measured on."""
     count = samples.fixed_batch or EXAMPLE_BATCH
     return Example(samples.read(np.arange(count) % len(samples.labels)))
+
+
+def without_samples(samples: Samples, names: Sequence[str]) -> tuple[str, ...]:
+    """A note about classes that have no samples, which are normal where there are many."""
+    empty = samples.empty_classes(names)
+    if not len(empty):
+        return ()
+    return (
+        f"no samples of {len(empty):,} classes, the first of them {names[empty[0]]!r}; the model has {len(names):,}",
+    )
 
 
 def left_out(samples: Samples) -> tuple[str, ...]:

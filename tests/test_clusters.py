@@ -104,7 +104,7 @@ def test_listed_groups_and_classes_that_are_not_listed() -> None:
 @pytest.mark.parametrize(
     ("clusters", "expected"),
     [
-        ((("cat", "cow"),), "--clusters: 'cow' is no class; the classes are: ant, bee"),
+        ((("cat", "cow"),), "--clusters 'cow': no such class; the classes are: ant, bee"),
         ((("cat", "dog"), ("eel", "cat")), "--clusters: class 'cat' stands in two groups"),
         ((("cat", "cat"),), "--clusters: class 'cat' stands in two groups"),
         ((NAMES,), "--clusters: all classes are in one group"),

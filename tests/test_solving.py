@@ -23,7 +23,7 @@ from onnx_cbq.config import CURVE
 from onnx_cbq.planning import gather_evidence
 from onnx_cbq.progress import Clock, silent
 from onnx_cbq.quantize.grid import quantize_rows
-from onnx_cbq.solving import class_index, class_weights, make_setting, solve, with_bits
+from onnx_cbq.solving import class_weights, make_setting, solve, with_bits
 from onnx_cbq.workload import prepare
 from tests.command import Command
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
@@ -60,14 +60,12 @@ def test_what_a_sample_of_each_class_counts(
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize(
-    ("name", "hint"),
-    [("catt", "did you mean 'cat'?"), ("BEE", "the classes are: ant, bee, cat, dog"), ("", "the classes are: ant")],
-)
-def test_an_unknown_class_is_an_error_that_names_the_nearest(name: str, hint: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        class_index(NAMES, name, "--classes")
-    assert str(caught.value).startswith(f"--classes {name!r}: no such class; {hint}")
+@pytest.mark.parametrize("settings", [{"classes": ("cat", "bee")}, {"class_weights": (("bee", 5.0),)}])
+def test_a_class_without_samples_cannot_be_asked_for(settings: dict[str, Any]) -> None:
+    """Nothing is known of it: a weight would change nothing, without a word."""
+    with pytest.raises(ConfigError, match="'bee': there are no samples of this class"):
+        class_weights(NAMES, QuantizeConfig(**settings), [1, 3])
+    np.testing.assert_array_equal(class_weights(NAMES, QuantizeConfig(), [1, 3]), [1, 0, 1, 0])
 
 
 def test_one_class_must_count() -> None:

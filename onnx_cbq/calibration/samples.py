@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,11 @@ from onnx_cbq.model import Array, InputSpec
 
 Indices = npt.NDArray[np.int64]
 _T = TypeVar("_T")
+# How many samples are drawn unless a number is asked for: so many, or so many of each class if that is more.
+AUTO: Literal["auto"] = "auto"
+AUTO_SAMPLES, AUTO_PER_CLASS = 1000, 2
+# As many classes too small for their share still hold a sample back each.
+_FEW_CLASSES = 100
 
 
 @dataclass(frozen=True)
@@ -124,11 +130,11 @@ class Samples:
                 f"{self.data.source.label}: --augment {augment[0]} is for images, samples are {shapes}; leave it out"
             )
 
-    def check_labels(self, classes: int, *, every_class: bool) -> tuple[str, ...]:
-        """Hold the labels against the model's number of classes; returns a name for every class.
+    def check_labels(self, classes: int) -> tuple[str, ...]:
+        """Hold the labels against the model's number of classes; returns a name for every class, all different.
 
         Raises:
-            CalibrationError: a label is outside 0 .. classes - 1, or (with `every_class`) a class has no sample.
+            CalibrationError: a label is outside 0 .. classes - 1, or there are more or fewer names than classes.
         """
         source, labels = self.data.source.label, self.labels
         outside = np.flatnonzero((labels < 0) | (labels >= classes))
@@ -139,14 +145,15 @@ class Samples:
             )
         names = self.data.class_names or tuple(str(m) for m in range(classes))
         if len(names) != classes:
-            raise CalibrationError(f"{source}: {len(names)} class names, but the model has {classes} classes")
-        empty = np.flatnonzero(np.bincount(labels, minlength=classes) == 0)
-        if every_class and empty.size:
             raise CalibrationError(
-                f"{source}: class {names[empty[0]]!r} (label {empty[0]}) has no samples; expected some of every class, "
-                f"{len(empty)} of {classes} have none"
+                f"{source}: {len(names)} class names, but the model has {classes} classes; list the names of all, in "
+                f"the order of the labels, under classes in the card"
             )
-        return names
+        return _distinct(names)
+
+    def empty_classes(self, names: Sequence[str]) -> Indices:
+        """The classes without a single sample."""
+        return np.flatnonzero(np.bincount(self.labels, minlength=len(names)) == 0)
 
     def read(self, indices: Sequence[int] | Indices) -> dict[str, Array]:
         """Prepared inputs of some samples: input name -> [len(indices), ...].
@@ -189,28 +196,65 @@ class Draw:
         return tuple(np.concatenate([self.by_class[m] for m in np.flatnonzero(of_class == g)]) for g in groups)
 
     def split(self, share: float) -> tuple[Draw, Draw]:
-        """Two draws, the second with `share` of every class (at least one sample where a class has two)."""
-        held = [min(max(round(len(part) * share), 1), len(part) - 1) if len(part) else 0 for part in self.by_class]
+        """Two draws, the second with `share` of every class; neither is empty while there are two samples.
+
+        A class too small for that gives one of its two samples; of more than a hundred such classes, and of those with
+        a single sample, as many give one as it takes for `share` of their samples, spread over all of them.
+        """
+        sizes = np.array([len(part) for part in self.by_class])
+        held = np.maximum(np.minimum(np.round(sizes * share).astype(np.int64), sizes - 1), 0)
+        held[_small_givers(sizes, held, share)] = 1
         first = tuple(part[: len(part) - n] for part, n in zip(self.by_class, held, strict=True))
         second = tuple(part[len(part) - n :] for part, n in zip(self.by_class, held, strict=True))
         return replace(self, by_class=first), Draw(second)
 
 
+def _small_givers(sizes: Indices, held: Indices, share: float) -> Indices:
+    """Classes too small to hold `share` of their samples back that hold one back all the same."""
+    small = np.flatnonzero((sizes > 0) & (held == 0))
+    pairs, singles = small[sizes[small] > 1], small[sizes[small] == 1]
+    count = max(round(share * int(sizes[small].sum())), min(len(pairs), _FEW_CLASSES))
+    if not held.any() and not count:
+        count = 1
+    of_singles = min(max(count - len(pairs), 0), len(singles), int((sizes - held).sum()) - len(pairs) - 1)
+    return np.concatenate([_spread(pairs, count), _spread(singles, of_singles)])
+
+
+def _spread(values: Indices, count: int) -> Indices:
+    """So many of the values, evenly spread, at most all."""
+    count = min(max(count, 0), len(values))
+    return values[np.arange(count) * len(values) // max(count, 1)]
+
+
 def draw(
-    samples: Samples, names: Sequence[str], count: int | None, seed: int, among: Sequence[int] | None = None
+    samples: Samples,
+    names: Sequence[str],
+    count: int | Literal["auto"] | None,
+    seed: int,
+    among: Sequence[int] | None = None,
 ) -> Draw:
     """`count` samples (None: all, up to the card's limit), as evenly as the classes allow, shuffled within each class.
 
-    With `among`, only those classes are drawn from. A class that has fewer than its share gives all it has; the rest is
-    not made up by others, and a note says so.
+    "auto" are `AUTO_SAMPLES`, or more where there are many classes. With `among`, only those classes are drawn from. A
+    class that has fewer than its share gives all it has; the rest is not made up by others, and a note says so.
+    Classes without samples have no share.
 
     Raises:
         CalibrationError: `count` is less than one sample per class.
     """
     classes, limit = len(names), samples.data.card.limit
-    chosen = np.arange(classes) if among is None else np.asarray(among)
+    chosen = np.setdiff1d(np.arange(classes) if among is None else np.asarray(among), samples.empty_classes(names))
+    notes: tuple[str, ...] = ()
+    if count == AUTO:
+        count = max(AUTO_SAMPLES, AUTO_PER_CLASS * len(chosen))
+        if count > AUTO_SAMPLES:
+            each = f"{AUTO_PER_CLASS} of each of {len(chosen):,} classes"
+            notes = (f"{count:,} calibration samples were wanted, {each}; --samples asks for another number",)
     if count is not None and count < len(chosen):
-        raise CalibrationError(f"--samples {count}: there are {len(chosen)} classes; expected at least one of each")
+        raise CalibrationError(
+            f"--samples {count}: there are {len(chosen)} classes; expected at least one of each, "
+            f"--samples {len(chosen)} or more"
+        )
     random = np.random.default_rng(seed)
     wanted = np.zeros(classes, np.int64)
     wanted[chosen] = len(samples.labels) if count is None else count // len(chosen)
@@ -220,12 +264,20 @@ def draw(
         wanted = np.minimum(wanted, limit)
     order = random.permutation(len(samples.labels))
     by_class = [order[samples.labels[order] == m][: wanted[m]] for m in range(classes)]
-    return Draw(tuple(by_class), () if count is None else _shortage(names, by_class, wanted))
+    if count is not None:
+        notes += _shortage(names, by_class, wanted)
+    return Draw(tuple(by_class), notes)
+
+
+def _distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, those that several classes have with the label behind them: ImageNet has two cranes."""
+    counts = Counter(names)
+    return tuple(f"{name} (label {m})" if counts[name] > 1 else name for m, name in enumerate(names))
 
 
 def _shortage(names: Sequence[str], by_class: Sequence[Indices], wanted: Indices) -> tuple[str, ...]:
     short = [m for m, part in enumerate(by_class) if len(part) < wanted[m]]
-    if len(short) == len(names):
+    if len(short) == int((wanted > 0).sum()):
         return (f"only {sum(map(len, by_class))} of the {wanted.sum()} samples wanted: no class has its share",)
     notes = [f"class {names[m]!r} has only {len(by_class[m])} of the {wanted[m]} samples wanted" for m in short[:5]]
     more = len(short) - len(notes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from onnx_cbq.config.checks import (
     CODEBOOKS,
@@ -78,7 +78,8 @@ class QuantizeConfig:
             archive). Plans of bits per channel are for uniform steps only.
         codebook_scope: the weights of a "layer" share values, or those of the whole "net".
         curve: further averages of bits to find plans for and to evaluate, from the same statistics.
-        samples: how many calibration samples are drawn, evenly from the classes; None for all.
+        samples: how many calibration samples are drawn, evenly from the classes that have any; None for all, "auto" for
+            1,000, or two of each class if that is more.
         seed: decides which samples are drawn.
         logits: name of the output that holds the class scores; None if only one can be meant.
         refine: train weights, scales and biases once the plan is fixed; None for no training.
@@ -105,7 +106,7 @@ class QuantizeConfig:
     coder: str = "ans"
     codebook: str = "uniform"
     codebook_scope: str = "layer"
-    samples: int | None = 1000
+    samples: int | Literal["auto"] | None = "auto"
     seed: int = 0
     logits: str | None = None
     refine: RefineConfig | None = None
@@ -149,7 +150,8 @@ class QuantizeConfig:
             check(limit is None or 0 <= limit <= 100, option, "points of accuracy, 0 to 100", limit)
             searched = limit is None or self.method == "rate-distortion"
             check(searched, option, "--method rate-distortion beside it", self.method)
-        check(self.samples is None or self.samples > 0, "--samples", "a number above 0", self.samples)
+        counted = self.samples is None or self.samples == "auto" or self.samples > 0
+        check(counted, "--samples", "a number above 0", self.samples)
         check(self.seed >= 0, "--seed", "a number of at least 0", self.seed)
 
     def _check_codebook(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -93,22 +94,29 @@ def test_limit_and_names_of_the_card_reach_the_samples(tmp_path: Path) -> None:
     [
         ([0, 1, 2, 3], r"label 3 of sample 3 is outside 0\.\.2; the model has 3 classes"),
         ([0, -1, 2], r"label -1 of sample 1 is outside 0\.\.2"),
-        ([0, 2, 2], r"class '1' \(label 1\) has no samples; expected some of every class, 1 of 3 have none"),
     ],
 )
 def test_labels_are_held_against_the_model(labels: list[int], expected: str) -> None:
     with pytest.raises(CalibrationError, match=expected):
-        samples(labels).check_labels(3, every_class=True)
+        samples(labels).check_labels(3)
 
 
 def test_number_of_names_is_held_against_the_model() -> None:
     data = CalibrationSet.from_arrays(np.zeros((2, 2)), [0, 1], NAMES)
     with pytest.raises(CalibrationError, match="3 class names, but the model has 2 classes"):
-        data.for_model([spec()]).check_labels(2, every_class=True)
+        data.for_model([spec()]).check_labels(2)
 
 
-def test_evaluation_allows_classes_without_samples() -> None:
-    assert samples([0, 2]).check_labels(3, every_class=False) == ("0", "1", "2")
+def test_classes_without_samples_are_known() -> None:
+    found = samples([0, 2, 2])
+    assert found.check_labels(4) == ("0", "1", "2", "3")
+    assert found.empty_classes("abcd").tolist() == [1, 3]
+
+
+def test_classes_of_one_name_are_told_apart() -> None:
+    """ImageNet has two cranes and two maillots: in a result by name the first would be lost."""
+    data = CalibrationSet.from_arrays(np.zeros((3, 2)), [0, 1, 2], ["crane", "dog", "crane"])
+    assert data.for_model([spec()]).check_labels(3) == ("crane (label 0)", "dog", "crane (label 2)")
 
 
 def test_drawing_is_even_and_seeded() -> None:
@@ -160,6 +168,23 @@ def test_all_samples_are_taken_without_a_note() -> None:
     assert found.notes == ()
 
 
+def test_classes_without_samples_have_no_share() -> None:
+    names = tuple("abcdefgh")
+    found = draw(samples([2] * 50 + [5] * 50), names, 60, 0)
+    assert [len(part) for part in found.by_class] == [0, 0, 30, 0, 0, 30, 0, 0]
+    assert found.notes == ()
+    assert draw(samples([2, 5] * 3), names, 60, 0).notes == ("only 6 of the 60 samples wanted: no class has its share",)
+
+
+@pytest.mark.parametrize(("classes", "expected"), [(10, 1000), (500, 1000), (501, 1002), (700, 1400)])
+def test_default_number_of_samples_follows_the_classes(classes: int, expected: int) -> None:
+    """With one sample of each of 1,000 classes nothing could be held back, and with 1,200 nothing drawn at all."""
+    names = tuple(map(str, range(classes)))
+    found = draw(samples([i % classes for i in range(2000 + classes)]), names, "auto", 0)
+    assert len(found.indices) == expected
+    assert [note.split(" ", 1)[0] for note in found.notes] == ([f"{expected:,}"] if expected > 1000 else [])
+
+
 def test_fewer_samples_than_classes_are_refused() -> None:
     with pytest.raises(CalibrationError, match="--samples 2: there are 3 classes; expected at least one of each"):
         draw(samples([0, 1, 2] * 5), NAMES, 2, 0)
@@ -174,6 +199,40 @@ def test_split_keeps_samples_on_both_sides(size: int, share: float, held: int) -
     assert len(second.by_class[0]) == held
     joined = np.concatenate([*first.by_class, *second.by_class])
     np.testing.assert_array_equal(np.sort(joined), whole.indices)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "held"),
+    [
+        ((1, 1), 1),
+        ((2,), 1),
+        ((1,) * 10, 2),
+        ((0, 1, 0, 1, 0), 1),
+        ((1,) * 1000, 250),
+        ((2,) * 1000, 500),
+        ((2,) * 8, 8),
+        ((1, 40), 10),
+        ((4,) * 300, 300),
+    ],
+)
+def test_something_is_held_back_while_there_are_two_samples(sizes: tuple[int, ...], held: int) -> None:
+    """Plans are measured on what is held back, so that nothing must never be; nor may nothing be left to learn from."""
+    edges = np.cumsum((0, *sizes))
+    whole = Draw(tuple(np.arange(start, end) for start, end in itertools.pairwise(edges)))
+    first, second = whole.split(0.25)
+    assert len(second.indices) == held
+    assert len(first.indices) > 0
+    np.testing.assert_array_equal(np.sort(np.concatenate([first.indices, second.indices])), whole.indices)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_both_parts_have_samples_whatever_the_share(share: float) -> None:
+    for sizes in itertools.product(range(4), repeat=3):
+        if sum(sizes) < 2:
+            continue
+        edges = np.cumsum((0, *sizes))
+        parts = Draw(tuple(np.arange(start, end) for start, end in itertools.pairwise(edges))).split(share)
+        assert all(len(part.indices) for part in parts), sizes
 
 
 def test_batches_keep_order_and_labels() -> None:
