@@ -14,6 +14,7 @@ no more than the replaced arrays.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -55,7 +56,7 @@ class Model:
         for tensor in proto.graph.initializer:
             if tensor.name in weights:
                 initializers.append(stub(tensor.name, weights[tensor.name]))
-            elif is_weight(tensor):
+            elif _is_large(tensor):
                 weights[tensor.name] = read_only(numpy_helper.to_array(tensor))
                 initializers.append(stub(tensor.name, weights[tensor.name]))
             else:
@@ -99,7 +100,7 @@ class Model:
         skeleton.graph.input.extend(inputs)
         weights = dict(self.weights)
         for name, value in (constants or {}).items():
-            if value.nbytes >= INLINE_BYTES:
+            if is_weight(value):
                 weights[name] = read_only(value)
                 skeleton.graph.initializer.append(stub(name, value))
             else:
@@ -209,9 +210,14 @@ def opset_version(proto: ModelProto) -> int:
     return next((int(o.version) for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
 
 
-def is_weight(tensor: TensorProto) -> bool:
-    """Whether a tensor is large enough to be kept outside the skeleton."""
-    return _byte_size(tensor) >= INLINE_BYTES and tensor.data_type != TensorProto.STRING
+def can_stand_outside(dtype: np.dtype[Any]) -> bool:
+    """Whether onnxruntime takes such an array without a copy: bfloat16, int4, strings and the like it does not."""
+    return dtype.isbuiltin == 1 and dtype.kind in "biuf"
+
+
+def is_weight(value: Array) -> bool:
+    """Whether an array is kept outside the skeleton."""
+    return value.nbytes >= INLINE_BYTES and can_stand_outside(value.dtype)
 
 
 def stub(name: str, value: Array) -> TensorProto:
@@ -288,8 +294,9 @@ def _input_spec(info: onnx.ValueInfoProto) -> InputSpec:
     return InputSpec(info.name, dtype, sizes)
 
 
-def _byte_size(tensor: TensorProto) -> int:
+def _is_large(tensor: TensorProto) -> bool:
+    """`is_weight`, before there is an array."""
     if tensor.data_type in (TensorProto.STRING, TensorProto.UNDEFINED):
-        return 0
-    itemsize = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    return int(np.prod(tensor.dims, dtype=np.int64)) * itemsize
+        return False
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return can_stand_outside(dtype) and math.prod(tensor.dims) * dtype.itemsize >= INLINE_BYTES

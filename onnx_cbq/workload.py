@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 from onnx import ModelProto
 
 from onnx_cbq.calibration.samples import CalibrationSet, Samples
 from onnx_cbq.config import MOST_BITS
 from onnx_cbq.errors import CalibrationError
 from onnx_cbq.graph.layers import find_layers
-from onnx_cbq.graph.load import load
+from onnx_cbq.graph.load import data_files, load
 from onnx_cbq.graph.logits import Logits, find_logits
 from onnx_cbq.graph.normalise import normalise
 from onnx_cbq.graph.placement import NO_ACTIVATIONS, Placement, place_activations
@@ -120,9 +119,7 @@ def size_of(model: ModelSource) -> int:
     if isinstance(model, ModelProto):
         return int(model.ByteSize())
     path = Path(model)
-    graph = onnx.load(path, load_external_data=False).graph
-    entries = (entry for tensor in graph.initializer for entry in tensor.external_data if entry.key == "location")
-    files = [path, *(path.parent / name for name in {entry.value for entry in entries})]
+    files = {path.resolve(), *(file.resolve() for file in data_files(path) if file.is_file())}
     return sum(file.stat().st_size for file in files)
 
 

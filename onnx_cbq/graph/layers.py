@@ -90,6 +90,8 @@ def _unfit(model: Model, shapes: Shapes, node: NodeProto, index: int, channel_ax
 
 def _conflict(model: Model, weight: Array, name: str, found: list[tuple[NodeProto, Use]]) -> str | None:
     """Why one weight's uses cannot be one layer, or None."""
+    if not weight.size:
+        return "its weight is empty"
     if weight.dtype != np.float32:
         return f"its weight is {weight.dtype}; only float32 weights are quantized"
     if len({_weight_axis(node, use, weight.shape) for node, use in found}) > 1:

@@ -6,12 +6,14 @@ number computed from shapes that stays the same at both is a constant.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from onnx import helper
 
+from onnx_cbq.allowance import advice, allowed
 from onnx_cbq.errors import ModelError
 from onnx_cbq.model import Array, InputSpec, Model
 from onnx_cbq.runtime import Session
@@ -21,6 +23,8 @@ Shape = tuple[int, ...]
 # Measured at this many samples and at one less.
 EXAMPLE_BATCH = 3
 _DEFAULT_SIZE = 16
+# Bytes of inputs that nobody gave: three images of 2,500 x 2,500 in colour fit.
+_MOST_MADE_UP = 256 << 20
 _NO_TENSOR = ("ZipMap", "SplitToSequence", "Optional")
 
 
@@ -47,21 +51,26 @@ class Example:
 
     @staticmethod
     def made_up(model: Model, seed: int = 0) -> Example:
-        """Inputs of the right types and shapes for a model without samples: normal numbers, 0 for integers."""
+        """Inputs of the right types and shapes for a model without samples: normal numbers, 0 for integers.
+
+        Raises:
+            ModelError: an input has no declared rank, or is declared as more than anybody would have at hand.
+        """
         random = np.random.default_rng(seed)
         batch = fixed_batch(model) or EXAMPLE_BATCH
+        _check_size(model, batch)
         return Example({spec.name: _random_input(spec, batch, random) for spec in model.inputs})
 
     @property
     def batch(self) -> int:
         """Number of samples."""
-        return len(next(iter(self.feeds.values())))
+        return next((len(value) for value in self.feeds.values() if value.ndim), 1)
 
     def runs(self, model: Model) -> list[Mapping[str, Array]]:
         """The feeds to measure on: all samples and, where the batch is dynamic, all but the last."""
         if self.batch == 1 or fixed_batch(model) is not None:
             return [self.feeds]
-        return [self.feeds, {name: value[:-1] for name, value in self.feeds.items()}]
+        return [self.feeds, {name: value[:-1] if value.ndim else value for name, value in self.feeds.items()}]
 
     def shapes(self, model: Model) -> Shapes:
         """Run `model` and read the shape of every tensor in it. Cost: one or two runs."""
@@ -107,10 +116,27 @@ def _batch_axis(measured: list[Shape], batch: int) -> int | None:
     return next(iter(exact + multiple), None)
 
 
+def _check_size(model: Model, batch: int) -> None:
+    limit, total = allowed(_MOST_MADE_UP), 0
+    for spec in model.inputs:
+        if spec.shape is None:
+            raise ModelError(f"input {spec.name!r} has no declared rank; give samples with --data")
+        shape = _made_up_shape(spec, batch)
+        total += math.prod(shape) * spec.dtype.itemsize
+        if total > limit:
+            raise ModelError(
+                f"input {spec.name!r} is declared as {' x '.join(map(str, shape))}: made-up samples take {total} "
+                f"bytes, expected at most {limit}; give samples with --data, or {advice(total, limit)}"
+            )
+
+
+def _made_up_shape(spec: InputSpec, batch: int) -> Shape:
+    sizes = spec.shape or ()
+    return (batch, *(size or _DEFAULT_SIZE for size in sizes[1:])) if sizes else ()
+
+
 def _random_input(spec: InputSpec, batch: int, random: np.random.Generator) -> Array:
-    if spec.shape is None:
-        raise ModelError(f"input {spec.name!r} has no declared rank; give samples with --data")
-    shape = (batch, *(size or _DEFAULT_SIZE for size in spec.shape[1:]))
+    shape = _made_up_shape(spec, batch)
     if np.issubdtype(spec.dtype, np.floating):
         return random.standard_normal(shape).astype(spec.dtype)
     return np.zeros(shape, spec.dtype)

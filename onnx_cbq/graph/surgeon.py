@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from onnx import numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from onnx_cbq.model import INLINE_BYTES, Array, Model, read_only, stub
+from onnx_cbq.model import Array, Model, is_weight, read_only, stub
 
 G_LOGGER.severity = G_LOGGER.ERROR
 
@@ -30,9 +31,12 @@ def from_surgeon(graph: Any, model: Model) -> Model:
     weights: dict[str, Array] = {}
     for name, tensor in graph.tensors().items():
         value = constant_value(tensor)
-        if value is not None and value.nbytes >= INLINE_BYTES:
+        if value is not None and is_weight(value):
             weights[name] = read_only(value)
             tensor.values = LazyValues(stub(name, weights[name]))
+        elif value is not None and value.dtype.isbuiltin != 1:
+            # Of four bits each, which onnx-graphsurgeon would write as bytes.
+            tensor.values = LazyValues(numpy_helper.from_array(value, name))
     skeleton = onnx.ModelProto()
     skeleton.CopyFrom(model.skeleton)
     exported = gs.export_onnx(graph, do_type_check=False).graph
