@@ -11,7 +11,7 @@ from pathlib import Path
 from onnx import ModelProto
 from onnx.defs import onnx_opset_version
 
-from onnx_cbq.calibration.samples import Draw, draw
+from onnx_cbq.calibration.samples import Draw, Indices, draw, everything
 from onnx_cbq.config import DataFreeConfig, QuantizeConfig
 from onnx_cbq.data_free import DataFreeResult, quantize_data_free
 from onnx_cbq.emit.files import write_model
@@ -33,7 +33,7 @@ from onnx_cbq.result import CheckResult, CurvePoint, EvaluationResult, Result
 from onnx_cbq.runtime import versions
 from onnx_cbq.scoring import score_channels, scoring_graph
 from onnx_cbq.sizes import meet_bytes
-from onnx_cbq.solving import Setting, Solution, aim, make_setting, solve, with_bits
+from onnx_cbq.solving import Setting, Solution, aim, draw_samples, make_setting, solve, weights_of, with_bits
 from onnx_cbq.targets import CPU, find_target
 from onnx_cbq.targets.fit import target_of
 from onnx_cbq.targets.lint import lint
@@ -41,6 +41,7 @@ from onnx_cbq.targets.reading import Product, QdqFile
 from onnx_cbq.targets.running import Run
 from onnx_cbq.temporary import temporary_folder
 from onnx_cbq.verify import compare
+from onnx_cbq.wild import without_wild
 from onnx_cbq.workload import (
     DataSource,
     ModelSource,
@@ -89,6 +90,8 @@ def quantize(
         work.samples.check_images(config.differentiable.augment)
     with clock.stage("trial"):
         attempt(work, config)
+        if config.gathers:
+            work = without_wild(work, _used(work, config), progress)
     if config.equalize and config.activation_bits:
         with clock.stage("equalize"):
             work = equalize(work, config, progress)
@@ -185,7 +188,8 @@ def score(
     """
     config = config or QuantizeConfig()
     work = prepare(model, data, config.logits)
-    drawn = draw(work.samples, work.class_names, config.samples, config.seed)
+    work = without_wild(work, _drawn(work, config).indices, progress)
+    drawn = _drawn(work, config)
     return work.layers, replace(_scores(work, drawn, config, progress), notes=(*work.notes, *drawn.notes))
 
 
@@ -206,10 +210,9 @@ def evaluate(
     example = make_example(samples)
     found = find_logits(loaded, example.shapes(loaded), logits)
     names = samples.check_labels(found.classes)
-    everything = draw(samples, names, None, seed=0)
     models = [loaded] if reference is None else [load(reference), loaded]
     sizes = [size_of(model)] if reference is None else [size_of(reference), size_of(model)]
-    comparison = compare(models, sizes, found, samples, everything.indices, progress)
+    comparison = compare(models, sizes, found, samples, everything(samples, names), progress)
     return EvaluationResult(
         model=comparison.evaluations[-1],
         reference=comparison.evaluations[0] if reference is not None else None,
@@ -278,6 +281,17 @@ def inspect(model: ModelSource) -> Inspection:
     return Inspection(find_layers(normalised, example.shapes(normalised)), None, {})
 
 
+def _drawn(work: Workload, config: QuantizeConfig) -> Draw:
+    return draw(work.samples, work.class_names, config.samples, config.seed)
+
+
+def _used(work: Workload, config: QuantizeConfig) -> Indices:
+    """The samples that the settings make use of: training learns from all there are."""
+    if config.refine is not None or config.method == "differentiable":
+        return everything(work.samples, work.class_names)
+    return draw_samples(work, config, weights_of(work, config)).indices
+
+
 def _scores(work: Workload, drawn: Draw, config: QuantizeConfig, progress: Progress) -> Scores:
     graph = scoring_graph(work.model, work.layers, work.logits, work.example, config.scoring)
     return score_channels(graph, work.layers, work.samples, drawn, Grouping.single(work.class_names), progress)
@@ -290,8 +304,8 @@ def _curve_point(setting: Setting, bits: float, clock: Clock, progress: Progress
     with clock.stage("curve"), temporary_folder() as folder:
         path = folder / "quantized.onnx"
         size = write_model(write_solution(setting, solution), path)
-        everything = draw(work.samples, work.class_names, None, seed=0).indices
-        found = compare([path], [size], work.logits, work.samples, everything, progress)
+        indices = everything(work.samples, work.class_names)
+        found = compare([path], [size], work.logits, work.samples, indices, progress)
     average = solution.plan.average_bits(work.layers)
     return CurvePoint(bits, average, math.ceil(average * work.layers.size / 8), found.evaluations[0])
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onnx_cbq.calibration.samples import Draw, draw
+from onnx_cbq.calibration.samples import Draw, everything
 from onnx_cbq.config import QuantizeConfig
 from onnx_cbq.emit.archive import archive, restore
 from onnx_cbq.emit.files import compressed_size, write_model
@@ -126,14 +126,13 @@ def prove(setting: Setting, solution: Solution, output: Model, progress: Progres
         sizes = Sizes(ideal, size, compressed_size(path))
         if config.storage == "archive":
             sizes = _archive_sizes(sizes, path, setting)
-        everything = draw(work.samples, work.class_names, None, seed=0).indices
         plain = Session(path, float_weights=True)
         comparison = compare(
             [work.source, path if config.run_check else plain],
             [work.source_bytes, size],
             work.logits,
             work.samples,
-            everything,
+            everything(work.samples, work.class_names),
             progress,
             plain if config.run_check else None,
         )

@@ -14,7 +14,7 @@ from onnx_cbq.progress import Progress, silent
 from onnx_cbq.quantize.activations import Histogram
 from onnx_cbq.quantize.moments import Moments, MomentSums, combine, white
 from onnx_cbq.quantize.patches import has_rows, input_rows
-from onnx_cbq.records import Layer, Seen, Use
+from onnx_cbq.records import Layer, Layers, Seen, Use
 from onnx_cbq.runtime import Feeds, Session
 
 
@@ -55,6 +55,46 @@ def collect_ranges(
             largest = np.abs(channels.reshape(len(channels), -1)).max(axis=1)
             ranges[name] = np.maximum(ranges[name], largest) if name in ranges else largest
     return ranges
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large the values of each sample are in one tensor, float64 [samples]: mean square, and largest magnitude."""
+
+    energies: Array
+    peaks: Array
+
+
+def collect_sizes(
+    model: Model, layers: Layers, samples: Samples, indices: Indices, size: int, progress: Progress = silent
+) -> Mapping[str, Sizes]:
+    """How large each of the samples `indices` is in each tensor of real numbers that a layer reads.
+
+    Raises:
+        ModelError: a tensor is not finite.
+    """
+    axes = {use.activation: use.batch_axis for layer in layers for use in layer.uses}
+    tensors = _Tensors(model, list(axes))
+    parts: dict[str, list[Array]] = {name: [] for name in axes}
+    done = 0
+    for batch in samples.batches(indices, size):
+        fed = len(next(iter(batch.feeds.values())))
+        for name, value in tensors.run(batch.feeds).items():
+            by_sample = _by_sample(value, axes[name], fed)
+            if by_sample is not None:
+                real = by_sample[: batch.count].astype(np.float64)
+                parts[name].append(np.stack([np.square(real).mean(axis=1), np.abs(real).max(axis=1)]))
+        done += batch.count
+        progress("samples", done, len(indices))
+    return {name: Sizes(*np.concatenate(part, axis=1)) for name, part in parts.items() if part}
+
+
+def _by_sample(value: Array, axis: int, count: int) -> Array | None:
+    """[..., count or a multiple of it at the axis, ...] -> [count, values]; None if the tensor has no such axis."""
+    known = np.issubdtype(value.dtype, np.floating) and value.size and axis < value.ndim
+    if not known or value.shape[axis] % count:
+        return None
+    return np.moveaxis(value, axis, 0).reshape(count, -1)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from onnx_cbq.calibration.samples import Draw, draw
+from onnx_cbq.calibration.samples import Draw, draw, everything
 from onnx_cbq.config import DataFreeConfig, StepConfig
 from onnx_cbq.data_free import quantize_data_free
 from onnx_cbq.emit.files import write_folder
@@ -31,6 +31,7 @@ from onnx_cbq.stepping.widening import needed_width, widen
 from onnx_cbq.training import check_torch
 from onnx_cbq.training.records import Course
 from onnx_cbq.verify import batch_size
+from onnx_cbq.wild import without_wild
 from onnx_cbq.workload import DataSource, ModelSource, Workload, prepare
 
 # What a folder of steps may hold, so that it can be replaced.
@@ -108,6 +109,7 @@ def make_steps(
         units = _widened(work, narrow, needed_width(config.macs) if config.width is None else config.width)
         # A limit that cannot be met is said before training, not after it.
         move_units(units, np.ones(units.count, np.int64), np.ones((len(limits), units.count)), limits)
+        work = without_wild(work, everything(work.samples, work.class_names), progress)
     learned, held = draw(work.samples, work.class_names, None, config.seed).split(config.held_back)
     with clock.stage("train"):
         nested, course = _train(work, units, narrow.model, limits, (learned, held), config, progress)

@@ -43,6 +43,10 @@ class ImageSource(Source):
         self._files = [file for file, _ in kept]
         self.labels = np.array([m for _, m in kept], np.int64)
 
+    def describe(self, index: int) -> str:
+        """The image's file."""
+        return str(self._files[index])
+
     def decoded_to(self, channels: int) -> Source:
         """The same images, grey (1) or RGB (3)."""
         other = copy.copy(self)

@@ -100,12 +100,17 @@ class CalibrationSet:
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples in the form that one model takes."""
+    """Samples in the form that one model takes.
+
+    Attributes:
+        set_aside: samples that are not drawn; models are evaluated on them all the same.
+    """
 
     data: CalibrationSet
     names: Mapping[str, str]
     preparations: Mapping[str, Preparation]
     fixed_batch: int | None
+    set_aside: frozenset[int] = frozenset()
 
     @property
     def labels(self) -> Indices:
@@ -266,7 +271,14 @@ def draw(
     by_class = [order[samples.labels[order] == m][: wanted[m]] for m in range(classes)]
     if count is not None:
         notes += _shortage(names, by_class, wanted)
+    if samples.set_aside:
+        by_class = [part[~np.isin(part, list(samples.set_aside))] for part in by_class]
     return Draw(tuple(by_class), notes)
+
+
+def everything(samples: Samples, names: Sequence[str]) -> Indices:
+    """All samples, up to the card's limit: what models are evaluated on."""
+    return draw(replace(samples, set_aside=frozenset()), names, None, seed=0).indices
 
 
 def _distinct(names: Sequence[str]) -> tuple[str, ...]:

@@ -35,6 +35,10 @@ class Source(ABC):
     def read(self, name: str, indices: Sequence[int]) -> Array:
         """Samples `indices` of array `name`, [len(indices), ...]."""
 
+    def describe(self, index: int) -> str:
+        """What messages call a sample."""
+        return f"sample {index}"
+
     def decoded_to(self, channels: int) -> Source:
         """The same samples, with images decoded to so many channels (1 grey, 3 RGB); arrays stay as they are."""
         del channels

@@ -177,6 +177,11 @@ class QuantizeConfig:
         return self.codebook != "uniform"
 
     @property
+    def gathers(self) -> bool:
+        """Whether anything is estimated from samples; else they only show what the result does."""
+        return self.method != "uniform" or self.rounding != "nearest" or self.activation_bits > 0
+
+    @property
     def held_back(self) -> float:
         """Share of the samples that plans are measured on; 0 for a method that measures none."""
         return {"cbq": self.cbq.held_back, "rate-distortion": self.search.held_back}.get(self.method, 0.0)

@@ -284,3 +284,14 @@ def test_one_grid_for_all_reaches_as_far_as_each() -> None:
     assert high >= max(grid.ends[1] for grid in grids) - 0.01
     around_0 = [ActivationGrid(0.5, 0, 8, signed=True), ActivationGrid(0.125, 0, 8, signed=True)]
     assert join_grids(around_0, POWER_OF_TWO) == around_0[0]
+
+
+def test_percentile_cuts_a_single_value_off_a_small_set() -> None:
+    """Of 8,000 values 0.005 % are less than one: nothing was cut, and one wild value decided the range."""
+    values = np.random.default_rng(0).uniform(-1, 1, 8000)
+    values[[5, 900]] = 1e6, -1e6
+    low, high = choose_grid(histogram_of(values), criterion="percentile").ends
+    # A bin is 1e6 / 4096 wide or less, and the values left are within one.
+    assert -500 < low < high < 500
+    few = np.append(np.linspace(0, 1, 99), 40.0)
+    assert choose_grid(histogram_of(few), criterion="percentile").ends[1] == pytest.approx(40, rel=0.01)

@@ -1,0 +1,37 @@
+"""Samples that would decide everything by themselves: a sensor that jumped, an image that was never scaled.
+
+Ranges of activations and second moments are least-squares estimates, so what a sample counts grows with its energy
+e_i, the mean square of its values in a tensor. Of n samples, the k of largest energy are suspected, k a fiftieth of
+them, and i among these is wild if
+
+    e_i > sum of e over the n - k others      and      e_i > `RATIO` times their mean
+
+so that it alone outweighs all others together: whatever fits it best is then lost on them. With hundreds of samples the
+first condition implies the second, which speaks where there are few.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnx_cbq.model import Array
+
+# Energies; values are the square root.
+RATIO = 100.0
+# With fewer samples nobody can say which are the usual ones.
+FEWEST = 10
+# Of so many samples one is suspected, but a few of a few, too.
+_ONE_OF, _FEW = 50, 3
+
+
+def wild(energies: Array) -> Array:
+    """Positions of the wild samples by their energies in one tensor [samples], the wildest first."""
+    count = len(energies)
+    if count < FEWEST:
+        return np.zeros(0, np.int64)
+    suspected = max(count // _ONE_OF, min(_FEW, count // FEWEST))
+    order = np.argsort(-energies, kind="stable")
+    others = float(energies[order[suspected:]].sum())
+    limit = max(others, RATIO * others / (count - suspected))
+    # Where all the others are zero, a tensor is just seldom in use.
+    return order[:suspected][energies[order[:suspected]] > limit] if others > 0 else order[:0]
