@@ -26,10 +26,14 @@ import numpy.typing as npt
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from onnx_cbq.captures import inner_names, seal, unseal
+
 Array = npt.NDArray[Any]
 
 # Smaller constants (axes, shapes, scalars) stay inside the protobuf, where graph checks need to see them.
 INLINE_BYTES = 1024
+# A sparse initializer with its zeros may not take more.
+_LARGEST_DENSE = 2**31
 
 
 @dataclass(frozen=True)
@@ -50,18 +54,42 @@ class Model:
 
     @staticmethod
     def from_proto(proto: ModelProto, external: Mapping[str, Array] | None = None) -> Model:
-        """Split `proto`. `external` gives the values of initializers whose data lies outside the protobuf."""
+        """Split `proto`. `external` gives the values of initializers whose data lies outside the protobuf.
+
+        Sparse initializers become dense, and those that nothing reads are left out.
+
+        Raises:
+            ValueError: a tensor is damaged.
+        """
         weights: dict[str, Array] = dict(external or {})
         initializers: list[TensorProto] = []
-        for tensor in proto.graph.initializer:
-            if tensor.name in weights:
+        nodes = [seal(node) for node in proto.graph.node]
+        read = {name for node in nodes for name in node.input} | {info.name for info in proto.graph.output}
+        for tensor in (*proto.graph.initializer, *map(_dense, proto.graph.sparse_initializer)):
+            if tensor.name not in read:
+                weights.pop(tensor.name, None)
+            elif tensor.name in weights and not can_stand_outside(weights[tensor.name].dtype):
+                initializers.append(numpy_helper.from_array(weights.pop(tensor.name), tensor.name))
+            elif tensor.name in weights:
                 initializers.append(stub(tensor.name, weights[tensor.name]))
             elif _is_large(tensor):
                 weights[tensor.name] = read_only(numpy_helper.to_array(tensor))
                 initializers.append(stub(tensor.name, weights[tensor.name]))
             else:
                 initializers.append(tensor)
-        return Model(_copy_without_data(proto, initializers), weights)
+        return Model(_copy_without_data(proto, initializers, nodes), weights)
+
+    @staticmethod
+    def from_skeleton(skeleton: ModelProto, weights: Mapping[str, Array]) -> Model:
+        """A model of a skeleton that others wrote, whose nodes with branches are to be sealed (see `captures`)."""
+        nodes = [seal(node) for node in skeleton.graph.node]
+        skeleton.graph.ClearField("node")
+        skeleton.graph.node.extend(nodes)
+        return Model(skeleton, weights)
+
+    def plain_skeleton(self) -> ModelProto:
+        """The skeleton as ONNX says it, branches included; not to be written to."""
+        return unseal(self.skeleton)
 
     def to_proto(self) -> ModelProto:
         """One self-contained `ModelProto`, every initializer in `raw_data`."""
@@ -69,7 +97,7 @@ class Model:
             numpy_helper.from_array(np.asarray(self.weights[t.name]), t.name) if t.name in self.weights else t
             for t in self.skeleton.graph.initializer
         ]
-        return _copy_without_data(self.skeleton, initializers)
+        return unseal(_copy_without_data(self.skeleton, initializers))
 
     def with_constants(self, values: Mapping[str, Array]) -> Model:
         """The same graph with some initializers replaced by arrays of the same type and shape."""
@@ -179,7 +207,8 @@ class Model:
         """A source of tensor names that this model does not use yet."""
         graph = self.skeleton.graph
         used = {t.name for t in graph.initializer} | {i.name for i in graph.input}
-        return FreshNames(used | {name for node in graph.node for name in (*node.input, *node.output)})
+        used |= {name for node in graph.node for name in (*node.input, *node.output)}
+        return FreshNames(used.union(*(inner_names(node) for node in graph.node)))
 
 
 class FreshNames:
@@ -242,14 +271,12 @@ def is_generated_name(name: str) -> bool:
 
 
 def _drop_idle_nodes(proto: ModelProto) -> None:
-    """Remove nodes and constants that no output depends on; where there are subgraphs, which may read any, keep all."""
+    """Remove nodes and constants that no output depends on."""
     wanted = {info.name for info in proto.graph.output}
     kept: list[NodeProto] = []
     for node in reversed(proto.graph.node):
         if wanted.isdisjoint(node.output):
             continue
-        if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
-            return
         wanted.update(node.input)
         kept.append(node)
     del proto.graph.node[:]
@@ -259,28 +286,31 @@ def _drop_idle_nodes(proto: ModelProto) -> None:
     proto.graph.initializer.extend(initializers)
 
 
-def _copy_without_data(proto: ModelProto, initializers: Iterable[TensorProto]) -> ModelProto:
-    """Copy what decides the outputs, with other initializers; the source's data is never copied.
+def _copy_without_data(
+    proto: ModelProto, initializers: Iterable[TensorProto], nodes: Iterable[NodeProto] | None = None
+) -> ModelProto:
+    """Copy what decides the outputs, with other initializers and nodes; the source's data is never copied.
 
     Before IR version 4 every initializer had to be listed as a graph input too; here it never is.
     """
     constants = {tensor.name for tensor in proto.graph.initializer}
+    constants |= {tensor.values.name for tensor in proto.graph.sparse_initializer}
     copy = ModelProto(
         ir_version=max(proto.ir_version, 4),
         producer_name=proto.producer_name,
         producer_version=proto.producer_version,
         domain=proto.domain,
         model_version=proto.model_version,
+        doc_string=proto.doc_string,
     )
     copy.opset_import.extend(proto.opset_import)
     copy.metadata_props.extend(proto.metadata_props)
     copy.functions.extend(proto.functions)
     graph = proto.graph
     copy.graph.name = graph.name
-    copy.graph.node.extend(graph.node)
+    copy.graph.node.extend(graph.node if nodes is None else nodes)
     copy.graph.input.extend(info for info in graph.input if info.name not in constants)
     copy.graph.output.extend(graph.output)
-    copy.graph.sparse_initializer.extend(graph.sparse_initializer)
     copy.graph.initializer.extend(initializers)
     return copy
 
@@ -300,3 +330,18 @@ def _is_large(tensor: TensorProto) -> bool:
         return False
     dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
     return can_stand_outside(dtype) and math.prod(tensor.dims) * dtype.itemsize >= INLINE_BYTES
+
+
+def _dense(sparse: onnx.SparseTensorProto) -> TensorProto:
+    """A sparse tensor with its zeros; its values stand at linear positions, or at one index per axis."""
+    values, places = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+    shape, name = tuple(sparse.dims), sparse.values.name
+    if min(shape, default=1) < 0 or math.prod(shape) * values.itemsize > _LARGEST_DENSE:
+        raise ValueError(
+            f"sparse initializer {name!r} of shape {list(shape)}, expected at most {_LARGEST_DENSE:,} bytes"
+        )
+    dense = np.zeros(shape, values.dtype)
+    if places.ndim == 2:
+        places = np.ravel_multi_index(tuple(places.T), shape)
+    dense.reshape(-1)[places] = values
+    return numpy_helper.from_array(dense, name)

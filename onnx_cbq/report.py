@@ -22,6 +22,7 @@ from onnx_cbq.targets.reading import Product
 
 # Beyond this many classes only the worst are listed.
 LISTED_CLASSES = 20
+_LISTED_FLOAT = 10
 
 
 def result_table(result: Result, path: Path) -> RenderableType:
@@ -57,7 +58,7 @@ def result_table(result: Result, path: Path) -> RenderableType:
         *_removal_lines(result),
         f"{path}: {after.samples:,} samples, of which {result.calibration_samples:,} were used to calibrate",
         f"seconds: {stages}",
-        *(f"left float: {entry.name} ({entry.operator}): {entry.reason}" for entry in result.layers.left_float),
+        *_left_float(result.layers),
         *(f"note: {note}" for note in result.notes),
     ]
     parts = (*_class_table(before, after, names), Text(), *_width_table(result))
@@ -100,7 +101,7 @@ def data_free_table(result: DataFreeResult, path: Path) -> RenderableType:
             f"{path}: {result.average_bits:.3f} bits per weight, {result.bytes:,} bytes (float {result.float_bytes:,})"
         ),
         Text("activations stay float; run evaluate to see what it costs"),
-        *(Text(f"left float: {e.name} ({e.operator}): {e.reason}") for e in result.layers.left_float),
+        *map(Text, _left_float(result.layers)),
         *(Text(f"note: {note}") for note in result.notes),
     )
 
@@ -265,8 +266,15 @@ def float_table(layers: Layers) -> RenderableType:
     for layer in layers:
         shape = "x".join(map(str, layer.weight_shape))
         table.add_row(layer.name, layer.operator, shape, str(layer.channels), f"{layer.size:,}")
-    left = (Text(f"left float: {entry.name} ({entry.operator}): {entry.reason}") for entry in layers.left_float)
-    return Group(table, Text(f"{len(layers)} layers, {layers.size:,} weights"), *left)
+    return Group(table, Text(f"{len(layers)} layers, {layers.size:,} weights"), *map(Text, _left_float(layers)))
+
+
+def _left_float(layers: Layers) -> list[str]:
+    """What stays float, largest first; of many the largest."""
+    entries = layers.left_float
+    lines = [f"left float: {e.name} ({e.operator}), {e.weights:,} weights: {e.reason}" for e in entries[:_LISTED_FLOAT]]
+    rest = sum(entry.weights for entry in entries[_LISTED_FLOAT:])
+    return [*lines, f"left float: {len(entries) - _LISTED_FLOAT} more, {rest:,} weights"] if rest else lines
 
 
 def plan_table(stored: StoredPlan, unsafe: Mapping[str, int]) -> RenderableType:

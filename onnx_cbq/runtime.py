@@ -52,7 +52,7 @@ class Session:
             options.add_external_initializers(list(self._weights), list(self._weights.values()))
         source: str | bytes = str(model) if isinstance(model, Path) else b""
         if not isinstance(model, Path):
-            source = model.skeleton.SerializeToString() if isinstance(model, Model) else model
+            source = model.plain_skeleton().SerializeToString() if isinstance(model, Model) else model
         # It would quantize float weights between quantized activations, by a grid of its own, where we look at ours.
         left_out = ["WeightBiasQuantization"] if isinstance(model, Model) else []
         self._session = _start(source, options, left_out)

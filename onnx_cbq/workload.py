@@ -13,6 +13,7 @@ from onnx_cbq.calibration.samples import CalibrationSet, Samples
 from onnx_cbq.config import MOST_BITS
 from onnx_cbq.errors import CalibrationError
 from onnx_cbq.graph.layers import find_layers
+from onnx_cbq.graph.leftover import float_weights
 from onnx_cbq.graph.load import data_files, load
 from onnx_cbq.graph.logits import Logits, find_logits
 from onnx_cbq.graph.normalise import normalise
@@ -55,8 +56,7 @@ class Workload:
     @property
     def left_float(self) -> float:
         """Share of the model's weights that are in no layer, in percent; everything but whole numbers counts."""
-        constants = (self.model.weight(tensor.name) for tensor in self.model.skeleton.graph.initializer)
-        total = sum(value.size for value in constants if np.issubdtype(value.dtype, np.floating))
+        total = float_weights(self.model)
         return 100 * max(total - self.layers.size, 0) / max(total, 1)
 
     def widths(self, activation_bits: int) -> Mapping[str, int]:

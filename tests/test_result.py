@@ -33,7 +33,7 @@ def result() -> Result:
     return Result(
         model=Model.from_proto(make_model([node("MatMul", "x w")], {"x": ["N", 20]}, ["y"], {"w": WEIGHT})),
         plan=Plan({"first": np.array([8, 1], np.int8), "second": np.array([0, 2, 4], np.int8)}),
-        layers=Layers(tuple(layers), (LeftFloat("odd", "MatMul", "its weight is computed"),)),
+        layers=Layers(tuple(layers), (LeftFloat("odd", "MatMul", "its weight is computed", 12),)),
         scores=None,
         search=SearchReport("noise", {"noise": 0.5, "saliency": 0.75}, 0.25, 3, 20),
         widths=WidthReport(
@@ -102,7 +102,9 @@ def test_the_json_holds_all_that_was_promised() -> None:
     assert found["seconds"] == {"load": 0.25, "search": 1.0}
     assert found["versions"] == {"onnx-cbq": "1"}
     assert (found["settings"]["bits"], found["settings"]["cbq"]["ratio"]) == (3.5, 0.98)
-    assert found["left_float"] == [{"name": "odd", "operator": "MatMul", "reason": "its weight is computed"}]
+    assert found["left_float"] == [
+        {"name": "odd", "operator": "MatMul", "reason": "its weight is computed", "weights": 12}
+    ]
     assert (found["class_names"], found["calibration_samples"], found["notes"]) == (list(NAMES), 12, ["a note"])
 
 

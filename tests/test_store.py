@@ -29,7 +29,7 @@ def layers() -> Layers:
     )
     model = load(proto)
     found = find_layers(model, Example.made_up(model).shapes(model))
-    return Layers(found.layers, (LeftFloat("other", "MatMul", "its weight is computed"),))
+    return Layers(found.layers, (LeftFloat("other", "MatMul", "its weight is computed", 12),))
 
 
 def array(*shape: int) -> np.ndarray:

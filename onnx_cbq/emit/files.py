@@ -173,7 +173,7 @@ def _write_with_data(model: Model, path: Path) -> int:
 def _write_weights(model: Model, target: Path, location: str) -> ModelProto:
     """Write every weight to `target`; returns the skeleton that refers to it as `location`."""
     skeleton = ModelProto()
-    skeleton.CopyFrom(model.skeleton)
+    skeleton.CopyFrom(model.plain_skeleton())
     with target.open("wb") as file:
         for tensor in skeleton.graph.initializer:
             if tensor.name not in model.weights:

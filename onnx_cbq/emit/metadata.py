@@ -1,4 +1,4 @@
-"""The plan travels in the file that it made: one `metadata_props` entry, JSON.
+"""The plan travels in the file that it made: one `metadata_props` entry beside those of the user, JSON.
 
 A channel is a digit, its bits; one that was cut out of the file is a letter.
 """
@@ -19,6 +19,8 @@ from onnx_cbq.records import Layers, Plan
 KEY = "onnx_cbq"
 PRODUCER = "onnx-cbq"
 HIGHEST_IR = 10
+# Entries of exporters' own: torch writes its whole program into them, which can be larger than the weights.
+_EXPORTERS = "pkg."
 _KEPT, _REMOVED = "012345678", "abcdefghi"
 
 
@@ -55,8 +57,9 @@ def with_metadata(
     written: Layers | None = None,
     removed: Mapping[str, Sequence[int]] | None = None,
 ) -> Model:
-    """`model` with the plan and without what the exporter left: documentation, metadata, producer.
+    """`model` with the plan, and without what the exporter left: at nodes and tensors, and under keys of its own.
 
+    Other entries stay: programs read class names, strides and licences from them.
     The plan is that of all channels of `layers`, those that were `removed` (layer -> which) among them; the shapes are
     those of the layers as they are `written`. `made_by` are method and version.
     """
@@ -64,10 +67,11 @@ def with_metadata(
     skeleton = ModelProto()
     skeleton.CopyFrom(model.skeleton)
     skeleton.producer_name, skeleton.producer_version = PRODUCER, version
-    skeleton.ir_version = max(
-        min(skeleton.ir_version, HIGHEST_IR), helper.find_min_ir_version_for(skeleton.opset_import)
-    )
+    lowest = helper.find_min_ir_version_for(skeleton.opset_import, ignore_unknown=True)
+    skeleton.ir_version = max(min(skeleton.ir_version, HIGHEST_IR), lowest)
+    others = [e for e in skeleton.metadata_props if e.key != KEY and not e.key.startswith(_EXPORTERS)]
     del skeleton.metadata_props[:]
+    skeleton.metadata_props.extend(others)
     for entry in (*skeleton.graph.node, *skeleton.graph.input, *skeleton.graph.output, *skeleton.graph.initializer):
         entry.ClearField("doc_string")
         entry.ClearField("metadata_props")

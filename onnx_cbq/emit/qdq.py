@@ -291,12 +291,13 @@ class _Writer:
         if node.op_type not in SATURATION or grid.zero_point != grid.bottom:
             return False
         high = self._model.constant(node.input[2]) if len(node.input) > 2 else None
-        return high is None or grid.ends[1] <= float(high)
+        return high is None or grid.ends[1] <= high.item()
 
     def _read(self, name: str) -> str:
         """What a reader of the float tensor `name` reads now; its DequantizeLinear is written when first wanted."""
         if name in self._integers and name not in self._floats:
-            output = name if name in self._model.outputs else self._fresh(f"{name}_dq")
+            own = name in self._model.outputs and name in self._model.producers
+            output = name if own else self._fresh(f"{name}_dq")
             inputs = [self._integers[name], *self._parameters(name)]
             self._nodes.append(helper.make_node("DequantizeLinear", inputs, [output]))
             self._floats[name] = output

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import count, product
 
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, helper
+from onnx import AttributeProto, ModelProto, helper
 
+from onnx_cbq.captures import inner_names
 from onnx_cbq.model import Model
 
 # What operators take an attribute for that is left out; a list of any length of one number stands as that number.
@@ -25,7 +26,7 @@ def shorten(model: Model) -> Model:
     skeleton = ModelProto()
     skeleton.CopyFrom(model.skeleton)
     graph = skeleton.graph
-    kept = {info.name for info in (*graph.input, *graph.output)} | set(_names_in_subgraphs(graph.node))
+    kept = {info.name for info in (*graph.input, *graph.output)}.union(*map(inner_names, graph.node))
     tensors = (name for node in graph.node for name in (*node.input, *node.output))
     ordered = [name for name in dict.fromkeys((*tensors, *(t.name for t in graph.initializer))) if name]
     short = (name for name in _short_names() if name not in kept)
@@ -54,18 +55,3 @@ def _short_names() -> Iterator[str]:
 def _is(attribute: AttributeProto, default: object) -> bool:
     value = helper.get_attribute_value(attribute)
     return all(item == default for item in value) if isinstance(value, list) else bool(value == default)
-
-
-def _names_in_subgraphs(nodes: Iterable[NodeProto]) -> Iterator[str]:
-    """Names that a subgraph uses, which may be those of tensors around it."""
-    for node in nodes:
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                yield from _names_in(graph)
-
-
-def _names_in(graph: GraphProto) -> Iterator[str]:
-    for node in graph.node:
-        yield from (*node.input, *node.output)
-    yield from (info.name for info in (*graph.input, *graph.output, *graph.initializer))
-    yield from _names_in_subgraphs(graph.node)

@@ -44,7 +44,10 @@ def build_backward(model: Model, shapes: Shapes, logits: str, targets: Iterable[
     wanted = list(dict.fromkeys(targets))
     path = _path(model, wanted, logits)
     names = model.fresh_names()
-    dtype = np.dtype(np.float64 if any(s.dtype == np.float64 for s in model.inputs) else np.float32)
+    # Where a model was not brought to float32 its constants are double, whatever it takes and gives.
+    constants = (model.constant(tensor.name) for tensor in model.skeleton.graph.initializer)
+    doubles = any(value is not None and value.dtype == np.float64 for value in constants)
+    dtype = np.dtype(np.float64 if doubles else np.float32)
     build = Builder(names, dtype)
     seed = names("seed")
     gradients: dict[str, str] = {logits: seed}

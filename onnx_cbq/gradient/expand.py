@@ -34,9 +34,9 @@ def _to_rules_opset(model: Model, example: Example) -> Model:
 def _expand_functions(model: Model, example: Example) -> Model:
     # A function may be written in terms of others: HardSwish by HardSigmoid, GroupNormalization by several.
     while shorthand := _shorthand(model):
-        typed = onnx.shape_inference.infer_shapes(_with_constant_types(model.skeleton))
+        typed = onnx.shape_inference.infer_shapes(_with_constant_types(model.plain_skeleton()))
         expanded = onnx.inliner.inline_selected_functions(typed, shorthand, inline_schema_functions=True)
-        model = Model(expanded, model.weights)
+        model = Model.from_skeleton(expanded, model.weights)
     return model
 
 

@@ -5,15 +5,19 @@ A weight that several nodes share is one layer with several uses. What stays flo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from onnx import NodeProto
 
+from onnx_cbq.captures import is_sealed, nodes_within
 from onnx_cbq.errors import ModelError
+from onnx_cbq.graph.leftover import left_float
 from onnx_cbq.graph.load import LAYER_OPERATORS
 from onnx_cbq.graph.shapes import Shapes
 from onnx_cbq.graph.windows import find_windows
-from onnx_cbq.model import Array, Model, attributes, is_generated_name
-from onnx_cbq.records import Layer, Layers, LeftFloat, Use, Windows
+from onnx_cbq.model import Array, FreshNames, Model, attributes, is_generated_name
+from onnx_cbq.records import Layer, Layers, Use, Windows
 
 
 def find_layers(model: Model, shapes: Shapes) -> Layers:
@@ -23,27 +27,28 @@ def find_layers(model: Model, shapes: Shapes) -> Layers:
         ModelError: there is no layer that can be quantized.
     """
     uses: dict[str, list[tuple[NodeProto, Use]]] = {}
-    left: list[LeftFloat] = []
+    reasons: dict[str, str] = {}
     for node in model.nodes:
         if node.op_type not in LAYER_OPERATORS or node.domain not in ("", "ai.onnx"):
             continue
         use = _use(model, shapes, node)
         if isinstance(use, str):
-            left.append(LeftFloat(node.name or node.output[0], node.op_type, use))
+            reasons[node.output[0]] = use
         else:
             uses.setdefault(node.input[use.weight_index], []).append((node, use))
     layers: list[Layer] = []
+    titles = FreshNames(())
     for name, found in uses.items():
         weight = model.constant(name)
         assert weight is not None
         reason = _conflict(model, weight, name, found)
         if reason:
-            left.extend(LeftFloat(node.name or node.output[0], node.op_type, reason) for node, _ in found)
+            reasons |= {node.output[0]: reason for node, _ in found}
             continue
-        layers.append(_layer(weight, name, found, shapes.batch, {layer.name for layer in layers}))
+        layers.append(_layer(weight, name, found, shapes.batch, titles))
     if not layers:
-        raise ModelError(f"the model has no layer to quantize: {_why_none(left)}")
-    return Layers(tuple(layers), tuple(left))
+        raise ModelError(f"the model has no layer to quantize: {_why_none(model, reasons)}")
+    return Layers(tuple(layers), left_float(model, layers, reasons))
 
 
 def _use(model: Model, shapes: Shapes, node: NodeProto) -> Use | str:
@@ -101,11 +106,11 @@ def _conflict(model: Model, weight: Array, name: str, found: list[tuple[NodeProt
     return f"its weight is also read by {others[0]}" if others else None
 
 
-def _layer(weight: Array, name: str, found: list[tuple[NodeProto, Use]], samples: int, taken: set[str]) -> Layer:
+def _layer(weight: Array, name: str, found: list[tuple[NodeProto, Use]], samples: int, titles: FreshNames) -> Layer:
     node, use = found[0]
     title = (node.name or use.output) if is_generated_name(name) else name.removesuffix(".weight")
     return Layer(
-        name=title if title not in taken else use.output,
+        name=titles(title),
         operator=node.op_type,
         weight=name,
         weight_shape=tuple(weight.shape),
@@ -128,7 +133,16 @@ def _weight_axis(node: NodeProto, use: Use, shape: tuple[int, ...]) -> int:
     return len(shape) - 1 if use.weight_index == 1 else len(shape) - 2
 
 
-def _why_none(left: list[LeftFloat]) -> str:
-    if not left:
-        return f"expected one of {', '.join(LAYER_OPERATORS)} with a constant weight, found none"
-    return "; ".join(f"{entry.name} ({entry.operator}): {entry.reason}" for entry in left[:3])
+def _why_none(model: Model, reasons: Mapping[str, str]) -> str:
+    if reasons:
+        nodes = [(model.producers[output], reason) for output, reason in list(reasons.items())[:3]]
+        return "; ".join(f"{node.name or node.output[0]} ({node.op_type}): {reason}" for node, reason in nodes)
+    inside = [
+        n for node in model.nodes if is_sealed(node) for n, _ in nodes_within(node) if n.op_type in LAYER_OPERATORS
+    ]
+    if inside:
+        return (
+            f"its {len(inside)} layers stand in branches of If, Loop or Scan, where they stay float; export the model "
+            f"without control flow (trace it with a fixed path)"
+        )
+    return f"expected one of {', '.join(LAYER_OPERATORS)} with a constant weight, found none"

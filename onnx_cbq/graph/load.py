@@ -44,7 +44,8 @@ def load(source: str | Path | ModelProto) -> Model:
         proto = with_known_opset(proto, label)
         _check_names(proto, label)
         model = _split(*take_in(proto, path, label))
-        model = _without_idle(Model(inline_functions(model.skeleton, label), model.weights))
+        inlined = Model.from_skeleton(inline_functions(model.plain_skeleton(), label), model.weights)
+        model = _without_idle(inlined)
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, OSError) as error:
         # protobuf and onnx find some damage only when a field is read, and all that matter were read here.
         raise ModelError(

@@ -75,7 +75,7 @@ def raise_opset(model: Model, opset: int) -> Model:
         ModelError: onnx's version converter cannot do it.
     """
     skeleton = ModelProto()
-    skeleton.CopyFrom(model.skeleton)
+    skeleton.CopyFrom(model.plain_skeleton())
     kept = [t for t in skeleton.graph.initializer if t.name not in model.weights]
     stubs = [t for t in skeleton.graph.initializer if t.name in model.weights]
     del skeleton.graph.initializer[:]
@@ -94,7 +94,7 @@ def raise_opset(model: Model, opset: int) -> Model:
     converted.graph.initializer.extend(stubs)
     if model.opset < _RESIZE_OPSET <= opset:
         _state_coordinates(every_node(converted.graph.node))
-    return Model(converted, model.weights)
+    return Model.from_skeleton(converted, model.weights)
 
 
 def _state_coordinates(nodes: Iterable[NodeProto]) -> None:

@@ -1,4 +1,9 @@
-"""`Model` <-> onnx-graphsurgeon: rewrites work on the graph, the weights are never copied."""
+"""`Model` <-> onnx-graphsurgeon: rewrites work on the graph, the weights are never copied.
+
+onnx-graphsurgeon turns attributes into Python values and guesses their types on the way back, which it cannot do for an
+empty list, bytes or several tensors. So it only sees those that it gives back as they were; of the others it sees a
+number under which they wait.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +12,28 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import numpy_helper
+from onnx import AttributeProto, helper
 from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from onnx_cbq.model import Array, Model, is_weight, read_only, stub
+from onnx_cbq.model import Array, Model, can_stand_outside, is_weight, read_only, stub
 
 G_LOGGER.severity = G_LOGGER.ERROR
+_WAITING = "waiting:"
 
 
 def to_surgeon(model: Model) -> Any:
     """`model` as a `gs.Graph` of its own; its constants share the model's arrays."""
-    graph = gs.import_onnx(model.skeleton)
+    skeleton = onnx.ModelProto()
+    skeleton.CopyFrom(model.skeleton)
+    waiting: list[AttributeProto] = []
+    for node in skeleton.graph.node:
+        for attribute in node.attribute:
+            if not _is_plain(attribute):
+                waiting.append(AttributeProto.FromString(attribute.SerializeToString()))
+                attribute.CopyFrom(helper.make_attribute(_WAITING + attribute.name, len(waiting) - 1))
+    graph = gs.import_onnx(skeleton)
+    setattr(graph, _WAITING, waiting)
     for name, tensor in graph.tensors().items():
         if name in model.weights:
             tensor.values = model.weights[name]
@@ -34,12 +49,14 @@ def from_surgeon(graph: Any, model: Model) -> Model:
         if value is not None and is_weight(value):
             weights[name] = read_only(value)
             tensor.values = LazyValues(stub(name, weights[name]))
-        elif value is not None and value.dtype.isbuiltin != 1:
-            # Of four bits each, which onnx-graphsurgeon would write as bytes.
-            tensor.values = LazyValues(numpy_helper.from_array(value, name))
     skeleton = onnx.ModelProto()
     skeleton.CopyFrom(model.skeleton)
     exported = gs.export_onnx(graph, do_type_check=False).graph
+    waiting = getattr(graph, _WAITING)
+    for node in exported.node:
+        for attribute in node.attribute:
+            if attribute.name.startswith(_WAITING):
+                attribute.CopyFrom(waiting[attribute.i])
     for field in ("node", "initializer"):
         skeleton.graph.ClearField(field)
         getattr(skeleton.graph, field).extend(getattr(exported, field))
@@ -47,8 +64,22 @@ def from_surgeon(graph: Any, model: Model) -> Model:
 
 
 def constant_value(tensor: Any) -> Array | None:
-    """The value of a constant tensor, or None."""
-    return tensor.values if isinstance(tensor, gs.Constant) else None
+    """The value of a constant tensor, or None; None too for text and for numbers of types that NumPy does not have."""
+    if not isinstance(tensor, gs.Constant):
+        return None
+    # The attribute, since the property would read the value, and text cannot be written again.
+    lazy = tensor._values  # noqa: SLF001
+    if isinstance(lazy, LazyValues) and not can_stand_outside(helper.tensor_dtype_to_np_dtype(lazy.tensor.data_type)):
+        return None
+    return np.asarray(tensor.values)
+
+
+def _is_plain(attribute: AttributeProto) -> bool:
+    if attribute.type in (AttributeProto.INTS, AttributeProto.FLOATS):
+        return bool(attribute.ints or attribute.floats)
+    if attribute.type == AttributeProto.STRING:
+        return attribute.s.isascii()
+    return attribute.type in (AttributeProto.INT, AttributeProto.FLOAT)
 
 
 def only_reader(graph: Any, tensor: Any) -> Any | None:

@@ -127,11 +127,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class LeftFloat:
-    """A node that could have been a layer, and why it stays float."""
+    """A node whose weights stay float, how many there are, and why."""
 
     name: str
     operator: str
     reason: str
+    weights: int
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from onnx import NodeProto
 
 from onnx_cbq.errors import ModelError
 from onnx_cbq.graph.load import LAYER_OPERATORS
-from onnx_cbq.graph.passes.constants import fold_constants
+from onnx_cbq.graph.passes.constants import QUANTIZING, fold_constants
 from onnx_cbq.graph.placement import MOVEMENT, SATURATION
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.model import Array, Model, attributes
@@ -130,7 +130,7 @@ class QdqFile:
 
     def __init__(self, model: Model) -> None:
         self.source = model
-        self.model = fold_constants(model, Example({}))
+        self.model = fold_constants(model, Example({}), QUANTIZING)
 
     @cached_property
     def nodes(self) -> list[NodeProto]:
@@ -186,7 +186,7 @@ class QdqFile:
         high = self.model.constant(clip.input[2])
         if high is None or grid.zero_point is None or grid.scale.size != 1:
             return 255
-        code = int(np.rint(float(high) / float(grid.scale.reshape(-1)[0]))) + int(grid.zero_point.reshape(-1)[0])
+        code = int(np.rint(high.item() / float(grid.scale.reshape(-1)[0]))) + int(grid.zero_point.reshape(-1)[0])
         return min(code + (128 if grid.dtype == np.int8 else 0), 255)
 
     def behind(self, node: NodeProto) -> tuple[NodeProto, NodeProto | None]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from onnx_cbq.emit.metadata import HIGHEST_IR, KEY, read_metadata, with_metadata
 from onnx_cbq.errors import ModelError
@@ -76,7 +77,7 @@ def test_a_damaged_plan_is_an_error(text: str) -> None:
 def test_what_exporters_leave_is_dropped() -> None:
     """Stack traces of the exporter, one per node, are larger than a small model's weights."""
     proto = made()
-    proto.doc_string = proto.graph.doc_string = "documentation"
+    proto.graph.doc_string = "documentation"
     proto.metadata_props.add(key="pkg.torch", value="exporter")
     proto.producer_name = "pytorch"
     for entry in (*proto.graph.node, *proto.graph.input, *proto.graph.output, *proto.graph.initializer):
@@ -94,6 +95,26 @@ def test_the_ir_version_is_at_most_10_where_the_opset_allows(ir_version: int, op
     """Older runtimes refuse later ones without need; opset 23 came with IR 11."""
     assert HIGHEST_IR == 10
     assert with_plan(made(ir_version, opset))[0].skeleton.ir_version == expected
+
+
+def test_what_users_wrote_is_kept() -> None:
+    """Programs read class names and strides from a file, and a licence may have to travel with it."""
+    proto = made()
+    proto.doc_string = "trained by us"
+    for key, value in (("names", "{0: 'cat'}"), ("stride", "32"), ("onnx_cbq", "of an earlier run")):
+        proto.metadata_props.add(key=key, value=value)
+    written = with_plan(proto)[0].to_proto()
+    kept = {entry.key: entry.value for entry in written.metadata_props}
+    assert (kept["names"], kept["stride"], written.doc_string) == ("{0: 'cat'}", "32", "trained by us")
+    assert [entry.key for entry in written.metadata_props].count(KEY) == 1
+    assert kept[KEY] != "of an earlier run"
+
+
+def test_domains_that_onnx_does_not_know_are_no_hindrance() -> None:
+    proto = made()
+    proto.opset_import.extend([helper.make_opsetid("com.microsoft", 1), helper.make_opsetid("my.lib", 3)])
+    written = with_plan(proto)[0].to_proto()
+    assert {entry.domain for entry in written.opset_import} == {"", "com.microsoft", "my.lib"}
 
 
 def test_the_source_keeps_its_metadata() -> None:

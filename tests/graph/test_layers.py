@@ -94,12 +94,6 @@ def with_layer(
 
 
 LEFT = {
-    "computed": (
-        [node("Transpose", "x", "t", perm=[0, 2, 1]), node("MatMul", "x t", "z")],
-        {},
-        ["N", 4, 5],
-        "computed",
-    ),
     "double": (
         [node("Cast", "x", "d", to=onnx.TensorProto.DOUBLE), node("MatMul", "d w", "z")],
         {"w": weights(5, 3).astype(np.float64)},
@@ -148,3 +142,38 @@ def test_layers_are_named_after_readable_weights() -> None:
         {"features.0.weight": weights(4, 4), "onnx::Gemm_7": weights(4, 4)},
     )
     assert [layer.name for layer in layers_of(proto)] == ["features.0", "Gemm_y"]
+
+
+def test_products_of_two_activations_are_not_listed() -> None:
+    """Attention has no weights there: nothing stays float that could have been small."""
+    nodes = [node("Transpose", "x", "t", perm=[0, 2, 1]), node("MatMul", "x t", "z")]
+    assert layers_of(with_layer(nodes, {}, ["N", 4, 5])).left_float == ()
+
+
+def test_weights_of_other_operators_are_listed_largest_first() -> None:
+    """An LSTM that holds nearly all weights must not hide behind the average bits of the rest."""
+    nodes = [
+        node("Gather", "table i", "e"),
+        node("ReduceSum", "e", "s", keepdims=0),
+        node("Transpose", "x", "t", perm=[1, 0, 2]),
+        node("LSTM", "t w r", "a", hidden_size=7),
+        node("Add", "a s", "z"),
+    ]
+    constants = {"table": weights(9, 3), "i": np.array([0]), "w": weights(1, 28, 5), "r": weights(1, 28, 7)}
+    found = layers_of(with_layer(nodes, constants, ["N", 4, 5]))
+    assert [(entry.operator, entry.weights) for entry in found.left_float] == [
+        ("LSTM", 28 * 5 + 28 * 7),
+        ("Gather", 27),
+    ]
+
+
+def test_names_of_layers_are_unique() -> None:
+    """Names of nodes and of tensors are separate in ONNX: a weight may be called as another layer's node is."""
+    proto = make_model(
+        [node("Flatten", "x", "f"), node("Gemm", "f dense", "h"), node("Gemm", "h onnx::1")],
+        {"x": ["N", 4]},
+        ["y"],
+        {"dense": weights(4, 4), "onnx::1": weights(4, 2)},
+    )
+    proto.graph.node[2].name = "dense"
+    assert [layer.name for layer in layers_of(proto)] == ["dense", "dense_1"]

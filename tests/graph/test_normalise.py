@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from onnx_cbq.graph.load import load
 from onnx_cbq.graph.normalise import PASSES, normalise
@@ -243,3 +244,96 @@ def test_a_pass_that_makes_an_output_infinite_is_refused(factor: float, accepted
             return model.with_constants({"w": model.weight("w") * np.float32(factor)})
 
     assert (normalise(model, Example.made_up(model), (scale,)).notes == ()) is accepted
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float64])
+def test_other_float_types_are_computed_in_float32_and_the_interface_keeps_them(kind: type) -> None:
+    """Integer kernels stand between floats of 32 bits; a file has to take and give what the model did."""
+    constants: dict[str, Array] = {
+        "w": normal(6, 4, 3, 3).astype(kind),
+        "b": normal(6).astype(kind),
+        "v": normal(6, 3).astype(kind),
+    }
+    nodes = [node("Conv", "x w b", "c"), node("Relu", "c", "r"), node("GlobalAveragePool", "r", "p")]
+    nodes += [node("Flatten", "p", "f"), node("MatMul", "f v")]
+    if kind is np.float64:  # onnxruntime's CPU has no convolution of doubles
+        nodes, constants = [node("Flatten", "x", "f"), node("MatMul", "f v")], {"v": normal(144, 3).astype(kind)}
+    model = load(make_model(nodes, {"x": IMAGE}, ["y"], constants, dtypes={"x": kind}))
+    example = Example.made_up(model)
+    found = normalise(model, example)
+    assert found.notes == ()
+    assert all(found.model.weight(t.name).dtype != kind for t in found.model.skeleton.graph.initializer)
+    before, after = (Session(m).run(example.feeds)["y"] for m in (model, found.model))
+    assert after.dtype == before.dtype == kind
+    tolerance = 32 * float(np.finfo(np.float16).eps) if kind is np.float16 else 1e-5
+    np.testing.assert_allclose(after, before, atol=tolerance * float(np.abs(before).max()))
+
+
+@pytest.mark.parametrize("kind", [TensorProto.BFLOAT16, TensorProto.INT4, TensorProto.FLOAT8E5M2], ids=str)
+def test_weights_of_small_types_become_float(kind: int) -> None:
+    """They stand behind Cast or DequantizeLinear, and onnxruntime takes no arrays of these types."""
+    values = np.rint(3 * normal(40, 30)).clip(-7, 7)
+    small = numpy_helper.from_array(values.astype(helper.tensor_dtype_to_np_dtype(kind)), "w")
+    is_int = kind == TensorProto.INT4
+    first = node("DequantizeLinear", "w s", "v") if is_int else node("Cast", "w", "v", to=TensorProto.FLOAT)
+    proto = make_model(
+        [first, node("MatMul", "x v")], {"x": ["N", 40]}, ["y"], {"s": np.array(0.5, np.float32)}, opset=21
+    )
+    proto.graph.initializer.append(small)
+    proto.ir_version = 10
+    model = load(proto)
+    found = normalise(model, Example.made_up(model)).model
+    expected = values * (0.5 if is_int else 1)
+    np.testing.assert_array_equal(found.weight(found.nodes[0].input[1]), expected.astype(np.float32))
+
+
+def test_text_and_odd_attributes_pass_through() -> None:
+    """Labels as strings, an empty list as attribute: neither may be read and written again by a guess of its type."""
+    labels = np.array(["cat", "dog", "cow"], object)
+    nodes = [
+        node("MatMul", "x w", "z"),
+        node("Identity", "z", "y"),
+        node("ArgMax", "z", "i", axis=1, keepdims=0),
+        node("Gather", "labels i", "label"),
+        node("Unsqueeze", "i axes", "u"),
+        node("Constant", "", "axes", value=numpy_helper.from_array(np.array([1]))),
+    ]
+    nodes.insert(0, nodes.pop())
+    proto = make_model(nodes, {"x": ["N", 20]}, ["y", "label", "u"], {"w": normal(20, 3), "labels": labels})
+    model = load(proto)
+    example = Example.made_up(model)
+    found = normalise(model, example)
+    assert found.notes == ()
+    assert (
+        Session(found.model).run(example.feeds)["label"].tolist() == Session(model).run(example.feeds)["label"].tolist()
+    )
+
+
+def test_a_sparse_weight_becomes_dense() -> None:
+    """onnxruntime runs it; a layer's weight is dense."""
+    dense = np.zeros((20, 3), np.float32)
+    places = RANDOM.permutation(60)[:25].astype(np.int64)
+    dense.reshape(-1)[places] = normal(25)
+    proto = make_model([node("MatMul", "x w")], {"x": ["N", 20]}, ["y"], {})
+    values = numpy_helper.from_array(dense.reshape(-1)[np.sort(places)], "w")
+    proto.graph.sparse_initializer.append(
+        helper.make_sparse_tensor(values, numpy_helper.from_array(np.sort(places), "i"), [20, 3])
+    )
+    np.testing.assert_array_equal(load(proto).weight("w"), dense)
+
+
+@pytest.mark.parametrize("source", ["initializer", "Constant", "layer"])
+def test_a_constant_that_is_an_output_keeps_its_name_and_value(source: str) -> None:
+    """Anchors, a version number, a weight: rewrites must not change them with the weight that they are."""
+    w, scale = normal(20, 3), normal(3)
+    nodes = [node("MatMul", "x w", "z"), node("Mul", "z s")]
+    constants = {"w": w, "s": scale}
+    if source == "Constant":
+        nodes.insert(0, node("Constant", "", "s", value=numpy_helper.from_array(constants.pop("s"))))
+    name = "w" if source == "layer" else "s"
+    model = load(make_model(nodes, {"x": ["N", 20]}, ["y", name], constants))
+    example = Example.made_up(model)
+    found = normalise(model, example)
+    assert found.notes == ()
+    assert len(found.model.nodes) == 2  # the factor is folded all the same
+    np.testing.assert_array_equal(Session(found.model).run(example.feeds)[name], w if source == "layer" else scale)

@@ -6,39 +6,47 @@ changes results, and because it needs every weight in one protobuf.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from onnx import NodeProto
 
 from onnx_cbq.graph.shapes import Example, Shapes
 from onnx_cbq.graph.surgeon import from_surgeon, to_surgeon
-from onnx_cbq.model import Array, Model
+from onnx_cbq.model import Array, Model, can_stand_outside
 from onnx_cbq.runtime import Session
 
 # A folded tensor larger than this stays computed (Expand or Tile of a scalar can make gigabytes).
 LARGEST_FOLDED_BYTES = 64 << 20
 
 _NEVER_FOLDED = frozenset(
-    ("QuantizeLinear", "DequantizeLinear", "If", "Loop", "Scan", "Optional", "Bernoulli", "Multinomial")
+    ("Loop", "Scan", "Optional", "Bernoulli", "Multinomial")
     + ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike")
 )
+QUANTIZING = frozenset(("QuantizeLinear", "DequantizeLinear"))
 _READS_SHAPE = ("Shape", "Size")
 
 
-def fold_constants(model: Model, example: Example) -> Model:
-    """Replace everything that is computed from constants alone (Constant nodes included) by its value."""
+def fold_constants(model: Model, example: Example, left: Collection[str] = ()) -> Model:
+    """Replace everything that is computed from constants alone (Constant nodes included) by its value.
+
+    The operators `left` stay, and what depends on them.
+    """
     computed: set[str] = set()
     folded: list[NodeProto] = []
     for node in model.nodes:
-        if _foldable(node) and all(not n or n in computed or model.is_constant(n) for n in node.input):
+        if (
+            _foldable(node)
+            and node.op_type not in left
+            and all(not n or n in computed or model.is_constant(n) for n in node.input)
+        ):
             folded.append(node)
             computed.update(name for name in node.output if name)
     outputs = _read_from_outside(model, folded, computed)
     if not outputs:
         return model
     values = Session(_submodel(model, folded, outputs), "off").run({})
-    return _with_values(model, {name: value for name, value in values.items() if value.nbytes <= LARGEST_FOLDED_BYTES})
+    return _with_values(model, {name: value for name, value in values.items() if _is_worth_folding(value)})
 
 
 def freeze_shapes(model: Model, example: Example) -> Model:
@@ -59,12 +67,17 @@ def freeze_shapes(model: Model, example: Example) -> Model:
     read = _read_from_outside(model, arithmetic, derived)
     if not read:
         return model
-    values = example.unchanging_values(model, read)
+    values = {name: v for name, v in example.unchanging_values(model, read).items() if _is_worth_folding(v)}
     shapes = example.shapes(model)
     for name in read:
         if name not in values and (target := _reshape_target(model, shapes, name)) is not None:
             values[name] = target
     return _with_values(model, values)
+
+
+def _is_worth_folding(value: Array) -> bool:
+    """Whether it is a tensor of numbers that is not too large; sequences and text stay computed."""
+    return isinstance(value, np.ndarray) and can_stand_outside(value.dtype) and value.nbytes <= LARGEST_FOLDED_BYTES
 
 
 def _foldable(node: NodeProto) -> bool:
@@ -73,7 +86,8 @@ def _foldable(node: NodeProto) -> bool:
 
 def _read_from_outside(model: Model, nodes: list[NodeProto], made: set[str]) -> list[str]:
     inside = {id(node) for node in nodes}
-    return [n for n in made if any(id(reader) not in inside for reader in model.consumers.get(n, ()))]
+    read = (n for n in made if any(id(reader) not in inside for reader in model.consumers.get(n, ())))
+    return [name for name in read if name not in model.outputs]
 
 
 def _reshape_target(model: Model, shapes: Shapes, name: str) -> Array | None:
