@@ -6,18 +6,17 @@ replaced by that function, unless they have a rule. The result is for analysis o
 
 from __future__ import annotations
 
-from typing import Any
-
 import onnx
 import onnx.inliner
 import onnx.version_converter
-from onnx import defs, helper
+from onnx import helper
 
 from onnx_cbq.gradient.rules import NO_GRADIENT, RULES
 from onnx_cbq.gradient.step import RULES_OPSET
 from onnx_cbq.graph.load import raise_opset
 from onnx_cbq.graph.normalise import Normalised, normalise
 from onnx_cbq.graph.passes.constants import fold_constants, freeze_shapes
+from onnx_cbq.graph.passes.defaults import is_function, state_defaults
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.model import Model
 
@@ -34,6 +33,7 @@ def _to_rules_opset(model: Model, example: Example) -> Model:
 def _expand_functions(model: Model, example: Example) -> Model:
     # A function may be written in terms of others: HardSwish by HardSigmoid, GroupNormalization by several.
     while shorthand := _shorthand(model):
+        model = state_defaults(model, example)
         typed = onnx.shape_inference.infer_shapes(_with_constant_types(model.plain_skeleton()))
         expanded = onnx.inliner.inline_selected_functions(typed, shorthand, inline_schema_functions=True)
         model = Model.from_skeleton(expanded, model.weights)
@@ -51,9 +51,4 @@ def _with_constant_types(skeleton: onnx.ModelProto) -> onnx.ModelProto:
 
 def _shorthand(model: Model) -> list[tuple[str, str]]:
     operators = {node.op_type for node in model.nodes if node.domain in ("", "ai.onnx")}
-    return [("", name) for name in operators - RULES.keys() - NO_GRADIENT if _is_function(name, model.opset)]
-
-
-def _is_function(operator: str, opset: int) -> bool:
-    schema: Any = defs.get_schema(operator, opset, "")
-    return bool(schema.has_function or schema.has_context_dependent_function)
+    return [("", name) for name in operators - RULES.keys() - NO_GRADIENT if is_function(name, model.opset)]

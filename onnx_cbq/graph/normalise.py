@@ -13,7 +13,9 @@ import numpy as np
 
 from onnx_cbq.graph.passes.cleanup import remove_idle_nodes
 from onnx_cbq.graph.passes.constants import fold_constants, freeze_shapes
+from onnx_cbq.graph.passes.contrib import expand_contrib
 from onnx_cbq.graph.passes.declare import declare_interface
+from onnx_cbq.graph.passes.defaults import state_defaults
 from onnx_cbq.graph.passes.interface import own_outputs
 from onnx_cbq.graph.passes.kernels import matmul_to_gemm, mean_to_pool
 from onnx_cbq.graph.passes.linear import fold_affine, fold_gemm_factors, own_biases
@@ -26,6 +28,8 @@ Pass = Callable[[Model, Example], Model]
 
 PASSES: tuple[Pass, ...] = (
     own_outputs,
+    state_defaults,
+    expand_contrib,
     fold_constants,
     widen_floats,
     freeze_shapes,
