@@ -50,9 +50,13 @@ class UseSums:
 
 @dataclass(frozen=True)
 class ScoringGraph:
-    """A model that gives the sums for one batch, fed with the samples and with `seed`, one-hot on their class."""
+    """A model that gives the sums for one batch, fed with the samples and with `seed`, one-hot on their class.
+
+    `forward` gives the logits alone: behind a layer, nothing of the sums reads them.
+    """
 
     model: Model
+    forward: Model
     seed: str
     logits: str
     logits_shape: tuple[int, ...]  # without the batch
@@ -80,7 +84,8 @@ def scoring_graph(
     }
     outputs = [name for uses in sums.values() for s in uses for name in (s.critical, s.saliency, s.negative_square)]
     attached = attach(expanded, backward, logits.tensor, shapes, outputs)
-    return ScoringGraph(attached, backward.seed, logits.tensor, shapes[logits.tensor][1:], sums)
+    forward = expanded.with_graph(outputs=[logits.tensor])
+    return ScoringGraph(attached, forward, backward.seed, logits.tensor, shapes[logits.tensor][1:], sums)
 
 
 def score_channels(
@@ -139,8 +144,7 @@ def fisher_squares(
     place of sqrt(p) e. Cost: about four forward passes per sample.
     """
     names = [s.negative_square for uses in graph.sums.values() for s in uses]
-    forward = Session(graph.model.with_graph(outputs=[graph.logits]))
-    backward = Session(graph.model.with_graph(outputs=names))
+    forward, backward = Session(graph.forward), Session(graph.model.with_graph(outputs=names))
     random = np.random.default_rng(seed)
     rows: list[dict[str, Array]] = []
     done = 0
@@ -149,7 +153,7 @@ def fisher_squares(
         for batch in samples.batches(indices, batch_size(layers)):
             fed = len(next(iter(batch.feeds.values())))
             nothing = np.zeros((fed, *graph.logits_shape), np.float32)
-            logits = forward.run({**batch.feeds, graph.seed: nothing})[graph.logits]
+            logits = forward.run(batch.feeds)[graph.logits]
             towards = _random_direction(softmax(logits.reshape(fed, -1).astype(np.float64), axis=1), groups, random)
             towards[batch.count :] = 0
             _add_to(totals, backward.run({**batch.feeds, graph.seed: towards.reshape(nothing.shape)}))
