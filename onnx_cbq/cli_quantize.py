@@ -217,6 +217,14 @@ def quantize(
     samples: Samples = None,
     seed: Seed = 0,
     logits: Logits = None,
+    ignore_output: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Output beside the class scores that may be lost; repeatable.",
+            show_default="all outputs count",
+        ),
+    ] = None,
     skip_unreadable: SkipUnreadable = False,
     json: JsonPath = None,
     quiet: Quiet = False,
@@ -257,6 +265,7 @@ def quantize(
         samples=sample_count(samples),
         seed=seed,
         logits=logits,
+        ignore_outputs=tuple(ignore_output or ()),
         refine=RefineConfig(refine_steps, refine_minutes, alpha=alpha, augment=changed, views=views)
         if refine
         else None,

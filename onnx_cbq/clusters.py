@@ -34,6 +34,8 @@ def find_groups(work: Workload, drawn: Draw, clusters: int | tuple[tuple[str, ..
     names = work.class_names
     if clusters is None:
         return Grouping.single(names)
+    if work.logits.kind.independent:
+        raise ConfigError("--clusters: each class of this model has a probability of its own; leave it out")
     if isinstance(clusters, tuple):
         return _listed(names, clusters)
     if clusters > len(names):
@@ -88,9 +90,11 @@ def _listed(names: Sequence[str], groups: tuple[tuple[str, ...], ...]) -> Groupi
 
 def _confusion(work: Workload, drawn: Draw) -> Array:
     """Mean probabilities by class, [classes, classes]."""
-    session = Session(work.model.with_graph(outputs=[work.logits.tensor]))
-    sums = np.zeros((work.logits.classes, work.logits.classes))
+    logits = work.logits
+    session = Session(work.model.with_graph(outputs=[logits.tensor]))
+    sums = np.zeros((logits.classes, logits.classes))
     for batch in work.samples.batches(drawn.indices, batch_size(work.layers)):
-        logits = session.run(batch.feeds)[work.logits.tensor]
-        np.add.at(sums, batch.labels, softmax(logits.reshape(len(logits), -1)[: batch.count], axis=1))
+        shares = softmax(logits.phi.rows(session.run(batch.feeds)[logits.tensor])[: batch.count], axis=-1)
+        labels = batch.labels.reshape(shares.shape[:2])
+        np.add.at(sums, labels[labels >= 0], shares[labels >= 0])
     return np.asarray(sums / np.maximum(sums.sum(axis=1, keepdims=True), 1e-30))

@@ -147,7 +147,8 @@ class _Trials:
         self._trials = {s: _trial(work, config, ranges, few, dict.fromkeys(pairs, s)) for s in (0.0, *STRENGTHS)}
         groups = Grouping.single(work.class_names)
         samples = (work.samples, held.indices, batch_size(work.layers))
-        self._measure = PlanMeasure(work.model, work.layers, samples, (work.logits, groups), None)
+        outputs = work.logits, groups
+        self._measure = PlanMeasure(work.model, work.layers, samples, outputs, None, work.further.counted)
 
     def losses(self, chosen: Chosen, weights: Array) -> Array:
         """What each held-back sample adds to the loss, a sample counting as its class does, [samples]."""

@@ -52,27 +52,27 @@ class LimitCheck:
         self.samples = "calibration samples" if self.notes else "samples that nothing else used"
         self._batches = replayable(work.samples, chosen.indices, batch_size(work.layers))
         self._counted = setting.class_weights
-        self._of_class = setting.evidence.groups.of_class
-        self._counts = np.array([len(part) for part in chosen.by_class])
-        self._reference = self._hits(work.model, work.logits.output)
+        self._groups, self._logits = setting.evidence.groups, work.logits
+        self._reference, self._counts = self._hits(work.model)
 
     def __call__(self, setting: Setting, solution: Solution) -> Losses:
         """Run the model that the solution makes."""
-        lost = self._reference - self._hits(emit_solution(setting, solution), setting.work.logits.output)
+        lost = self._reference - self._hits(emit_solution(setting, solution))[0]
         counted = (self._counts > 0) & (self._counted > 0)
         per_class = np.where(counted, 100 * lost / np.maximum(self._counts, 1), np.nan)
         overall = float(100 * (self._counted @ lost) / (self._counted @ self._counts))
         return Losses(overall, per_class, self._counts)
 
-    def _hits(self, model: Model, output: str) -> Array:
-        """Samples of each class whose class, or group of classes, is predicted."""
+    def _hits(self, model: Model) -> tuple[Array, Array]:
+        """Answers of each class that are right, up to groups of classes, and how many there are."""
+        output, kind = self._logits.output, self._logits.kind
         session = Session(model.with_graph(outputs=[output]))
-        hits = np.zeros(len(self._counts))
+        hits, counts = np.zeros((2, kind.classes))
         for batch in self._batches():
-            scores = session.run(batch.feeds)[output]
-            predictions = scores.reshape(len(scores), -1)[: batch.count].argmax(axis=1)
-            np.add.at(hits, batch.labels, self._of_class[predictions] == self._of_class[batch.labels])
-        return hits
+            scores = self._logits.reading.rows(session.run(batch.feeds)[output])[: batch.count]
+            given, right = kind.hits(scores, batch.labels, self._groups)
+            hits, counts = hits + right, counts + given
+        return hits, counts
 
 
 def meet_limits(setting: Setting, clock: Clock, progress: Progress) -> tuple[Solution, tuple[str, ...]]:

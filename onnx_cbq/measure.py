@@ -2,55 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
-from scipy.special import log_softmax
 
 from onnx_cbq.calibration.samples import Batch, Indices, Samples
+from onnx_cbq.gradient.further import Further
 from onnx_cbq.graph.logits import Logits
 from onnx_cbq.model import Array, Model
 from onnx_cbq.quantize.grid import Channels, quantize_rows
 from onnx_cbq.quantize.table import Table
 from onnx_cbq.records import Grouping, Layer, Layers, Plan, Seen
+from onnx_cbq.records.spread import Spread, squared_distances
 from onnx_cbq.runtime import Session
 
 # Samples that plans are measured on stay in memory up to this size, and are read again for every plan beyond it.
 HELD_BYTES = 128 << 20
+# Elements of a sample's further output that are compared.
+MOST_ELEMENTS = 4096
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a plan does on the held-back samples of each class, all arrays [classes].
+    """What a plan does on the held-back samples.
 
     Attributes:
-        counts: samples.
-        hits: samples whose class is predicted.
-        divergence: sum over samples of the Kullback-Leibler divergence from the float model, in nats.
-        labels, divergences: of each sample, [samples].
+        answers, hits: answers by the class of their label, and those of them that are right, [classes].
+        counted: what the samples count by class: 1 in their own; in positions, if each has a label, [classes].
+        divergences: from the float model by class, Kullback-Leibler, in nats, [samples, classes].
+        further: distance of the outputs that count beside the class scores (see `gradient.further`), [samples].
     """
 
-    counts: Array
+    answers: Array
     hits: Array
-    divergence: Array
-    labels: Array
+    counted: Array
     divergences: Array
+    further: Array
+
+    @property
+    def counts(self) -> Array:
+        """Samples, or positions, of each class."""
+        return self.answers
+
+    @property
+    def divergence(self) -> Array:
+        """Sum over samples of the divergence, [classes]."""
+        return np.asarray(self.divergences.sum(axis=0))
 
     @property
     def accuracy(self) -> float:
-        """Share of samples whose class is predicted, in [0, 1]."""
-        return float(self.hits.sum() / self.counts.sum())
+        """Share of answers that are right, in [0, 1]."""
+        return float(self.hits.sum() / self.answers.sum())
+
+    @property
+    def quality(self) -> float:
+        """The accuracy less the mean distance of further outputs."""
+        return self.accuracy - float(self.further.mean())
 
     def loss(self, class_weights: Array) -> float:
-        """Mean divergence, a sample counting as its class does."""
-        return float(class_weights @ self.divergence / (class_weights @ self.counts))
+        """Mean divergence, a sample counting as its class does, and the mean distance of further outputs."""
+        return float(self.losses(class_weights).mean())
 
     def losses(self, class_weights: Array) -> Array:
         """What each sample adds to the loss, so that their mean is the loss, [samples]."""
-        scale = len(self.labels) / (class_weights @ self.counts)
-        return np.asarray(scale * class_weights[self.labels] * self.divergences)
+        scale = len(self.divergences) / (class_weights @ self.counted)
+        return np.asarray(scale * (self.divergences @ class_weights) + self.further)
 
 
 class Rounder(Protocol):
@@ -105,6 +123,16 @@ class TableRounder:
         return self._tables[layer.name].shift(use, bits)
 
 
+@dataclass(frozen=True)
+class _Answer:
+    """Logits and scores [samples, positions, classes], further outputs [samples, elements], and the batch itself."""
+
+    logits: Array
+    scores: Array
+    further: tuple[Array, ...]
+    batch: Batch
+
+
 class PlanMeasure:
     """Measures plans, activations in float. A layer whose widths stay as they were is not rounded again."""
 
@@ -115,18 +143,25 @@ class PlanMeasure:
         held: tuple[Samples, Indices, int],
         outputs: tuple[Logits, Grouping],
         rounder: Rounder | None,
+        further: Sequence[Further] = (),
     ) -> None:
         """Without `rounder` only `run` works."""
-        logits, self._groups = outputs
-        self._names = (logits.tensor, logits.output)
+        self._logits, self._groups = outputs
+        self._further = tuple(further)
+        self._names = tuple(dict.fromkeys((*self._logits.tensors, *(one.tensor for one in self._further))))
         self._source = model
-        self._model = model.with_graph(outputs=dict.fromkeys(self._names))
+        self._model = model.with_graph(outputs=self._names)
         self._layers = layers
-        self._logits = logits
         self._rounder = rounder
         self._values: dict[str, tuple[bytes, dict[str, Array]]] = {}
         self._batches = replayable(*held)
-        self._reference = [self._log_shares(scores) for scores, _, _ in self._run(self._model, self._names)]
+        self._reference: list[tuple[Array, tuple[Array, ...]]] = []
+        spreads = {one.tensor: Spread() for one in self._further}
+        for answer in self._run(self._model, self._names):
+            self._reference.append((self._log_shares(answer.logits), answer.further))
+            for one, values in zip(self._further, answer.further, strict=True):
+                spreads[one.tensor].add(values)
+        self._variances = [spreads[one.tensor].variance for one in self._further]
 
     def __call__(self, plan: Plan) -> Measured:
         """Run the model that `plan` makes over the held-back samples."""
@@ -141,38 +176,46 @@ class PlanMeasure:
 
     def run_instead(self, seen: Seen) -> Measured:
         """Run another model over the held-back samples; `seen.names` says what stands for the scores in it."""
-        logits, output = (seen.name(name) for name in self._names)
-        return self._compare(seen.model.with_graph(outputs=dict.fromkeys((logits, output))), (logits, output))
+        names = tuple(seen.name(name) for name in self._names)
+        return self._compare(seen.model.with_graph(outputs=dict.fromkeys(names)), names)
 
-    def _compare(self, model: Model, names: tuple[str, str]) -> Measured:
-        of_class = self._groups.of_class
-        counts, hits, divergence = np.zeros((3, self._logits.classes))
-        labels: list[Array] = []
-        divergences: list[Array] = []
-        for reference, (scores, predictions, batch) in zip(self._reference, self._run(model, names), strict=True):
-            difference = reference - self._log_shares(scores)
-            np.add.at(counts, batch.labels, 1)
-            np.add.at(hits, batch.labels, of_class[predictions] == of_class[batch.labels])
-            divergences.append((np.exp(reference) * difference).sum(axis=1))
-            labels.append(batch.labels)
-            np.add.at(divergence, batch.labels, divergences[-1])
-        return Measured(counts, hits, divergence, np.concatenate(labels), np.concatenate(divergences))
+    def _compare(self, model: Model, names: tuple[str, ...]) -> Measured:
+        kind = self._logits.kind
+        answers, hits, counted = np.zeros((3, kind.classes))
+        divergences, further = [], []
+        for (reference, others), answer in zip(self._reference, self._run(model, names), strict=True):
+            labels = answer.batch.labels
+            divergences.append(kind.divergences(reference, self._log_shares(answer.logits), labels))
+            counted += kind.counts(labels).sum(axis=0)
+            given, right = kind.hits(answer.scores, labels, self._groups)
+            answers, hits = answers + given, hits + right
+            further.append(self._distances(others, answer.further, len(labels)))
+        return Measured(answers, hits, counted, np.concatenate(divergences), np.concatenate(further))
+
+    def _distances(self, reference: Sequence[Array], found: Sequence[Array], count: int) -> Array:
+        """The distance of the further outputs of each sample, summed over the outputs, [samples]."""
+        total = np.zeros(count)
+        for before, after, variance in zip(reference, found, self._variances, strict=True):
+            if variance and before.size:
+                total += 0.5 * squared_distances(before, after).mean(axis=1) / variance
+        return total
 
     def _log_shares(self, logits: Array) -> Array:
-        """Logarithms of the probabilities of the groups, [samples, groups]."""
-        shares = log_softmax(logits, axis=1)
-        if self._groups.is_trivial:
-            return np.asarray(shares)
-        together = self._groups.sums(np.exp(shares))
-        return np.log(np.maximum(together, np.finfo(np.float64).tiny))
+        return self._logits.kind.log_shares(logits, self._groups)
 
-    def _run(self, model: Model, names: tuple[str, str]) -> Iterator[tuple[Array, Array, Batch]]:
-        """Logits [count, classes] in float64, predictions [count] and the batch itself."""
-        session = Session(model)
+    def _run(self, model: Model, names: tuple[str, ...]) -> Iterator[_Answer]:
+        """What a model answers to each batch; `names` stand for the tensors asked for."""
+        session, given = Session(model), dict(zip(self._names, names, strict=True))
+        logits, scores = (given[name] for name in self._logits.tensors)
+        reading = replace(self._logits.reading, keys=())
         for batch in self._batches():
-            values = session.run(batch.feeds)
-            logits, output = (values[name].reshape(len(values[name]), -1)[: batch.count] for name in names)
-            yield logits.astype(np.float64), output.argmax(axis=1), batch
+            values, count = session.run(batch.feeds), batch.count
+            yield _Answer(
+                self._logits.phi.rows(values[logits])[:count],
+                reading.rows(values[scores])[:count],
+                tuple(_some_elements(values[given[one.tensor]], one.batch_axis, count) for one in self._further),
+                batch,
+            )
 
     def _constants(self, layer: Layer, bits: Array) -> dict[str, Array]:
         assert self._rounder is not None
@@ -187,6 +230,15 @@ class PlanMeasure:
                     constants[str(use.bias)] = (bias + shift).astype(np.float32)
             self._values[layer.name] = (key, constants)
         return self._values[layer.name][1]
+
+
+def _some_elements(values: Array, batch_axis: int, count: int) -> Array:
+    """At most `MOST_ELEMENTS` of each sample, evenly spread and always the same, [samples, elements]."""
+    moved = np.moveaxis(values, batch_axis, 0)[:count]
+    flat = moved.reshape(count, -1)
+    if flat.shape[1] <= MOST_ELEMENTS:
+        return flat
+    return flat[:, np.linspace(0, flat.shape[1] - 1, MOST_ELEMENTS).astype(np.int64)]
 
 
 def replayable(samples: Samples, indices: Indices, size: int) -> Callable[[], Iterator[Batch]]:

@@ -20,7 +20,6 @@ from onnx_cbq.equalizing import equalize
 from onnx_cbq.errors import ModelError
 from onnx_cbq.graph.layers import find_layers
 from onnx_cbq.graph.load import load
-from onnx_cbq.graph.logits import find_logits
 from onnx_cbq.graph.normalise import normalise
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.limits import meet_limits
@@ -47,9 +46,12 @@ from onnx_cbq.workload import (
     ModelSource,
     Workload,
     as_set,
+    check_single_label,
+    judge,
     left_out,
     make_example,
     prepare,
+    scores_notes,
     size_of,
     without_samples,
 )
@@ -83,10 +85,12 @@ def quantize(
         check_training(state)
     target_of(config)
     with clock.stage("load"):
-        work = aim(prepare(model, data, config.logits), config)
+        work = aim(prepare(model, data, config.logits, config.ignore_outputs), config)
     if config.refine is not None:
+        check_single_label(work, "--refine")
         work.samples.check_images(config.refine.augment)
     if config.method == "differentiable":
+        check_single_label(work, "--method differentiable")
         work.samples.check_images(config.differentiable.augment)
     with clock.stage("trial"):
         attempt(work, config)
@@ -119,6 +123,7 @@ def quantize(
         reference=proof.comparison.evaluations[0],
         quantized=proof.comparison.evaluations[1],
         agreement=proof.comparison.agreements[1],
+        outputs=proof.comparison.further,
         sizes=proof.sizes,
         fidelity=proof.comparison.fidelity,
         left_float=work.left_float,
@@ -208,7 +213,7 @@ def evaluate(
     loaded = load(model)
     samples = as_set(data).for_model(loaded.inputs)
     example = make_example(samples)
-    found = find_logits(loaded, example.shapes(loaded), logits)
+    found, samples = judge(loaded, example.shapes(loaded), samples, logits)
     names = samples.check_labels(found.classes)
     models = [loaded] if reference is None else [load(reference), loaded]
     sizes = [size_of(model)] if reference is None else [size_of(reference), size_of(model)]
@@ -217,8 +222,9 @@ def evaluate(
         model=comparison.evaluations[-1],
         reference=comparison.evaluations[0] if reference is not None else None,
         agreement=comparison.agreements[-1] if reference is not None else None,
+        outputs=comparison.further,
         class_names=names,
-        notes=(*without_samples(samples, names), *left_out(samples)),
+        notes=(*without_samples(samples, names), *left_out(samples), *scores_notes(found)),
         versions=_versions(),
     )
 
@@ -293,7 +299,7 @@ def _used(work: Workload, config: QuantizeConfig) -> Indices:
 
 
 def _scores(work: Workload, drawn: Draw, config: QuantizeConfig, progress: Progress) -> Scores:
-    graph = scoring_graph(work.model, work.layers, work.logits, work.example, config.scoring)
+    graph = scoring_graph(work.model, work.layers, work.logits, work.example, config.scoring, work.further.counted)
     return score_channels(graph, work.layers, work.samples, drawn, Grouping.single(work.class_names), progress)
 
 

@@ -74,10 +74,10 @@ def gather_evidence(
         run = run_of(work, train, config.compensation, class_weights)
         return Evidence(groups, tables=make_tables(work, run, config, progress))
     if config.storage == "archive" or config.shares_values:
-        graph = scoring_graph(work.model, work.layers, work.logits, work.example, config.scoring)
+        graph = scoring_graph(work.model, work.layers, work.logits, work.example, config.scoring, work.further.counted)
         squares = fisher_squares(graph, work.layers, work.samples, train, groups, config.seed, progress)
         return Evidence(groups, sensitivity=squares)
-    graph = scoring_graph(work.model, work.layers, work.logits, work.example, config.scoring)
+    graph = scoring_graph(work.model, work.layers, work.logits, work.example, config.scoring, work.further.counted)
     scores = score_channels(graph, work.layers, work.samples, train, groups, progress)
     tables = sensitivity = None
     if config.rounding == "compensate" or config.method == "rate-distortion":
@@ -97,6 +97,7 @@ def make_measure(work: Workload, held: Draw, evidence: Evidence) -> PlanMeasure:
         (work.samples, held.indices, batch_size(work.layers)),
         (work.logits, evidence.groups),
         rounder,
+        work.further.counted,
     )
 
 
@@ -120,6 +121,21 @@ def make_plan(
     if config.method == "cbq":
         return _by_importance(work, evidence.scores, measure, config, kept, progress)
     return _by_rate_distortion(work, evidence, measure, config, class_weights, kept, progress)
+
+
+def deciding_layers(work: Workload) -> set[str]:
+    """The layers whose channels are the classes: no other layer stands between them and the logits."""
+    layers = {use.output: layer for layer in work.layers for use in layer.uses}
+    waiting, seen, found = [work.logits.tensor], set[str](), set[str]()
+    while waiting:
+        name = waiting.pop()
+        layer = layers.get(name)
+        if layer is not None and layer.channels in (work.logits.classes, 1):
+            found.add(layer.name)
+        if layer is None and (node := work.model.producers.get(name)) is not None:
+            waiting += [source for source in node.input if source and source not in seen]
+            seen.update(node.input)
+    return found
 
 
 def kept_layers(layers: Layers, keep: Sequence[tuple[str, int]]) -> dict[str, int]:
@@ -229,7 +245,7 @@ def _by_importance(
             f"importance counts the {classes:,} of {len(scores.class_names):,} classes that were scored; whether a "
             f"channel is needed for others cannot be known without samples of them"
         )
-    decides = {layer.name for layer in layers if any(use.output == work.logits.tensor for use in layer.uses)}
+    decides = deciding_layers(work)
     importance = [
         np.full(layer.channels, float(classes)) if layer.name in decides else scores.by_layer[layer.name].gamma
         for layer in free.layers
@@ -239,7 +255,7 @@ def _by_importance(
         free.sums(np.concatenate([scores.by_layer[layer.name].saliency.sum(axis=0) for layer in free.layers])),
         free.sizes,
         free.budget,
-        lambda bits: measure(free.plan(bits)).accuracy,
+        lambda bits: measure(free.plan(bits)).quality,
         config.cbq,
         lambda start, average: progress(
             "search", round((start - average) * 100), max(round((start - free.budget) * 100), 1)
@@ -294,6 +310,8 @@ def criteria(layers: Sequence[Layer], evidence: Evidence, class_weights: Array) 
     - noise: E[e^2], relative to what the layer's outputs vary
     - saliency: mean |z dPhi/dz| of the channel, times E[e^2] relative to what its output varies
     - importance: likewise with gamma, how many classes need the channel (CBQ)
+
+    An output beside the class scores that counts adds to each of them, as much as all classes together.
     """
     scores, sensitivity, tables = evidence.scores, evidence.sensitivity, evidence.tables
     assert scores is not None
@@ -307,8 +325,12 @@ def criteria(layers: Sequence[Layer], evidence: Evidence, class_weights: Array) 
         relative = error / np.maximum(table.power, np.finfo(np.float32).tiny)[:, None]
         parts["sensitivity"].append(0.5 * (shares @ sensitivity[layer.name])[:, None] * error)
         parts["noise"].append(error / max(float(table.power.sum()), np.finfo(np.float32).tiny))
-        parts["saliency"].append((shares @ score.saliency)[:, None] * relative)
-        parts["importance"].append((shares @ score.beta)[:, None] * relative)
+        saliency, importance = shares @ score.saliency, shares @ score.beta
+        if len(score.further_beta):
+            saliency = saliency + score.further_saliency.sum(axis=0)
+            importance = importance + score.further_beta.sum(axis=0)
+        parts["saliency"].append(saliency[:, None] * relative)
+        parts["importance"].append(importance[:, None] * relative)
     return {name: np.concatenate(part) for name, part in parts.items()}
 
 

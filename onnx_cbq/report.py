@@ -19,6 +19,7 @@ from onnx_cbq.records import Evaluation, Layers, Scores
 from onnx_cbq.result import CheckResult, EvaluationResult, Result
 from onnx_cbq.subnets import Steps
 from onnx_cbq.targets.reading import Product
+from onnx_cbq.verify import OutputDistance
 
 # Beyond this many classes only the worst are listed.
 LISTED_CLASSES = 20
@@ -49,6 +50,7 @@ def result_table(result: Result, path: Path) -> RenderableType:
     table.add_row("same prediction, %", "", _percent(result.agreement))
     if result.fidelity is not None:
         table.add_row("  plain graph's prediction, %", "", _percent(100 - result.fidelity.share))
+    _add_outputs(table, result.outputs)
     swaps = [f"{names[m]} for {names[taken]} +{more}" for m, taken, more in result.swaps()]
     stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds.items())
     lines = [
@@ -193,6 +195,7 @@ def evaluation_table(result: EvaluationResult) -> RenderableType:
     table.add_row("latency, ms", *(f"{e.latency_ms:.3f}" for e in compared))
     if result.agreement is not None:
         table.add_row("same prediction, %", "", _percent(result.agreement))
+    _add_outputs(table, result.outputs)
     seen = [m for m, accuracy in enumerate(result.model.per_class) if accuracy is not None]
     order = sorted(seen, key=lambda m: result.model.per_class[m] or 0.0)
     listed = sorted(order[:LISTED_CLASSES])
@@ -313,6 +316,15 @@ def _table(first: str, *columns: str) -> Table:
     for column in columns:
         table.add_column(column, justify="right")
     return table
+
+
+def _add_outputs(table: Table, outputs: Sequence[OutputDistance]) -> None:
+    """A row for every output beside the class scores."""
+    for found in outputs:
+        if found.relative is not None:
+            table.add_row(f"{found.output}: change, % of its deviation", "", _percent(100 * found.relative))
+        elif found.differing is not None:
+            table.add_row(f"{found.output}: elements that differ, %", "", _percent(100 * found.differing))
 
 
 def _percent(value: float | None) -> str:

@@ -19,7 +19,7 @@ from onnx_cbq.records import Evaluation, Grouping, Layers, Plan, Removal, Scores
 from onnx_cbq.search.widths import WidthReport
 from onnx_cbq.targets.lint import Violation
 from onnx_cbq.targets.target import Target
-from onnx_cbq.verify import Fidelity
+from onnx_cbq.verify import Fidelity, OutputDistance
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ class Result:
         notes: what a user should know: samples missing, passes refused, what the search found.
         versions: of onnx-cbq and of the packages that decide the result.
         config: the settings.
+        outputs: how far the outputs beside the class scores are from those of the float model.
     """
 
     model: Model
@@ -106,6 +107,7 @@ class Result:
     notes: tuple[str, ...]
     versions: Mapping[str, str]
     config: QuantizeConfig
+    outputs: tuple[OutputDistance, ...] = ()
 
     @property
     def average_bits(self) -> float:
@@ -118,6 +120,8 @@ class Result:
         Each as (class, class it is taken for, how many more samples).
         """
         more = self.quantized.confusion - self.reference.confusion
+        if more.ndim > 2:
+            return []
         np.fill_diagonal(more, 0)
         order = np.argsort(-more, axis=None, kind="stable")[:most].tolist()
         pairs = (divmod(position, len(more)) for position in order)
@@ -147,6 +151,7 @@ class Result:
                 "float": evaluation_json(self.reference, self.class_names),
                 "quantized": evaluation_json(self.quantized, self.class_names),
                 "agreement": self.agreement,
+                "outputs": outputs_json(self.outputs, self.config.ignore_outputs),
                 "sizes": asdict(self.sizes),
                 "target": self.config.target,
                 "processor": self.processor,
@@ -234,6 +239,7 @@ class EvaluationResult:
     class_names: tuple[str, ...]
     notes: tuple[str, ...]
     versions: Mapping[str, str]
+    outputs: tuple[OutputDistance, ...] = ()
 
     def to_json(self) -> str:
         """The result as JSON; accuracies are in percent."""
@@ -243,6 +249,7 @@ class EvaluationResult:
                 **evaluation_json(self.model, self.class_names),
                 "reference": reference,
                 "agreement": self.agreement,
+                "outputs": outputs_json(self.outputs),
                 "notes": list(self.notes),
                 "versions": dict(self.versions),
             }
@@ -259,6 +266,18 @@ def evaluation_json(evaluation: Evaluation, names: tuple[str, ...]) -> dict[str,
         "samples": evaluation.samples,
         "bytes": evaluation.bytes,
         "latency_ms": evaluation.latency_ms,
+    }
+
+
+def outputs_json(outputs: tuple[OutputDistance, ...], ignored: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The outputs beside the class scores by name, as a JSON object."""
+    return {
+        found.output: {
+            "relative_distance": found.relative,
+            "differing": found.differing,
+            "ignored": found.output in ignored,
+        }
+        for found in outputs
     }
 
 

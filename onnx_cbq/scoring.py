@@ -14,23 +14,25 @@ sum per neuron, whatever the number of samples and of classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from scipy.special import softmax
 
-from onnx_cbq.calibration.samples import Draw, Indices, Samples
+from onnx_cbq.calibration.samples import Batch, Draw, Indices, Samples
 from onnx_cbq.config import ScoringConfig
 from onnx_cbq.errors import ModelError
 from onnx_cbq.gradient.backward import attach, build_backward
 from onnx_cbq.gradient.expand import expand
+from onnx_cbq.gradient.further import Further
 from onnx_cbq.gradient.step import Builder
 from onnx_cbq.graph.logits import Logits
-from onnx_cbq.graph.shapes import Example
+from onnx_cbq.graph.shapes import Example, Shape
 from onnx_cbq.model import Array, Model
 from onnx_cbq.progress import Progress, silent
 from onnx_cbq.records import Grouping, Layer, Layers, LayerScores, Scores, Use
+from onnx_cbq.records.spread import Spread
 from onnx_cbq.runtime import Session
 
 LARGEST_BATCH = 100
@@ -50,30 +52,60 @@ class UseSums:
 
 @dataclass(frozen=True)
 class ScoringGraph:
-    """A model that gives the sums for one batch, fed with the samples and with `seed`, one-hot on their class.
+    """A model that gives the sums for one batch, fed with the samples and with seeds, the gradients of Phi.
 
-    `forward` gives the logits alone: behind a layer, nothing of the sums reads them.
+    Attributes:
+        model: gives the sums.
+        forward: gives the logits and the tensors that count beside them, which the sums need not read.
+        logits: where the logits are.
+        seeds: tensor -> graph input with dPhi/dtensor, for the logits and for each of `further`.
+        shapes: of those tensors at run time, the samples of the batch to be put in.
+        sums: by layer; uses that nothing of it depends on are left out.
+        dtype: of the seeds.
     """
 
     model: Model
     forward: Model
-    seed: str
-    logits: str
-    logits_shape: tuple[int, ...]  # without the batch
-    sums: Mapping[str, tuple[UseSums, ...]]  # by layer; uses that the logits do not depend on are left out
+    logits: Logits
+    further: tuple[Further, ...]
+    seeds: Mapping[str, str]
+    shapes: Mapping[str, Shape]
+    sums: Mapping[str, tuple[UseSums, ...]]
+    dtype: np.dtype[Any]
+
+    def feeds(self, fed: int, seeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Seeds for a batch of `fed` samples; 0 for the tensors that are not given."""
+        return {
+            name: seeds.get(tensor, np.zeros(self.shape(tensor, fed))).astype(self.dtype)
+            for tensor, name in self.seeds.items()
+        }
+
+    def shape(self, tensor: str, fed: int) -> list[int]:
+        """The shape of a tensor in a batch of `fed` samples."""
+        axes = {self.logits.tensor: self.logits.phi.batch} | {one.tensor: one.batch_axis for one in self.further}
+        found = list(self.shapes[tensor])
+        found[axes[tensor]] = fed
+        return found
 
 
 def scoring_graph(
-    model: Model, layers: Layers, logits: Logits, example: Example, config: ScoringConfig
+    model: Model,
+    layers: Layers,
+    logits: Logits,
+    example: Example,
+    config: ScoringConfig,
+    further: Sequence[Further] = (),
 ) -> ScoringGraph:
     """Build the graph that scores `layers`.
 
     Raises:
-        UnsupportedOperatorError: a node between a layer and the logits has no gradient rule.
+        UnsupportedOperatorError: a node between a layer and the logits, or a further output, has no gradient rule.
     """
+    tensors = list(dict.fromkeys((logits.tensor, *(one.tensor for one in further))))
     expanded = expand(model, example).model
     shapes = example.shapes(expanded)
-    backward = build_backward(expanded, shapes, logits.tensor, [use.output for layer in layers for use in layer.uses])
+    targets = [use.output for layer in layers for use in layer.uses]
+    backward = build_backward(expanded, shapes, logits.tensor, targets, [one.tensor for one in further])
     sums = {
         layer.name: tuple(
             _add_sums(backward.build, use, layer.samples, backward.gradients[use.output], config)
@@ -84,8 +116,11 @@ def scoring_graph(
     }
     outputs = [name for uses in sums.values() for s in uses for name in (s.critical, s.saliency, s.negative_square)]
     attached = attach(expanded, backward, logits.tensor, shapes, outputs)
-    forward = expanded.with_graph(outputs=[logits.tensor])
-    return ScoringGraph(attached, forward, backward.seed, logits.tensor, shapes[logits.tensor][1:], sums)
+    forward = expanded.with_graph(outputs=tensors)
+    measured = {name: shapes[name] for name in tensors}
+    seeds = {logits.tensor: backward.seed, **backward.further}
+    dtype = backward.build.dtype
+    return ScoringGraph(attached, forward, logits, tuple(further), seeds, measured, sums, dtype)
 
 
 def score_channels(
@@ -98,30 +133,58 @@ def score_channels(
 ) -> Scores:
     """Score every channel on the samples `drawn`. Cost: about three forward passes per sample.
 
-    Scores are by group; Phi is the mean logit of the sample's group.
+    Scores are by group; Phi is the mean logit of the sample's group. Outputs that count beside the class scores have
+    scores of their own, where Phi is their sum with random signs, in units of what they vary.
 
     Raises:
         CalibrationError: a sample cannot be read.
         ModelError: outputs or gradients are not finite.
     """
     session = Session(graph.model)
+    kind, phi, tensor = graph.logits.kind, graph.logits.phi, graph.logits.tensor
     rows: list[dict[str, tuple[Array, Array, Array]]] = []
-    done = 0
-    by_group = drawn.by_group(groups.of_class)
-    seeds = groups.members / groups.members.sum(axis=1, keepdims=True)
-    for indices, seed in zip(by_group, seeds, strict=True):
-        totals = _class_totals(session, graph, samples, indices, seed, batch_size(layers))
+    seen = _Seen(graph, layers, samples, drawn, groups)
+    done, total = 0, sum(map(len, seen.by_group)) + len(graph.further) * len(drawn.indices)
+
+    def add_row(indices: Indices, seeds: Callable[[Batch, int], dict[str, Array]]) -> None:
+        nonlocal done
+        totals: dict[str, Array] = {}
+        for batch in samples.batches(indices, batch_size(layers)):
+            fed = len(next(iter(batch.feeds.values())))
+            _add_to(totals, session.run({**batch.feeds, **graph.feeds(fed, seeds(batch, fed))}))
         _check_finite(layers, graph, totals)
         rows.append(
             {layer.name: _class_scores(layer, graph.sums[layer.name], totals, len(indices)) for layer in layers}
         )
         done += len(indices)
-        progress("scoring", done, len(drawn.indices))
-    scores = (
-        LayerScores(layer.name, *(np.stack(part) for part in zip(*(row[layer.name] for row in rows), strict=True)))
+        progress("scoring", done, total)
+
+    for number, indices in enumerate(seen.by_group):
+        add_row(
+            indices,
+            lambda batch, fed, number=number: {  # type: ignore[misc]
+                tensor: phi.gradient(_padded(kind.seed(batch.labels, groups, number), fed), graph.shape(tensor, fed))
+            },
+        )
+    random = np.random.default_rng(0)
+    deviations = seen.deviations() if graph.further else {}
+    for one in graph.further:
+        add_row(
+            drawn.indices,
+            lambda batch, fed, one=one: {  # type: ignore[misc]
+                one.tensor: _signs(graph, one, deviations[one.tensor], (batch.count, fed), random)
+            },
+        )
+    parts = {
+        layer.name: [np.stack(part) for part in zip(*(row[layer.name] for row in rows), strict=True)]
         for layer in layers
+    }
+    classes = len(groups.names)
+    scores = (
+        LayerScores(name, *(part[:classes] for part in found), *(part[classes:] for part in found[:2]))
+        for name, found in parts.items()
     )
-    return Scores(tuple(scores), groups.names, tuple(len(indices) for indices in by_group))
+    return Scores(tuple(scores), groups.names, tuple(len(indices) for indices in seen.by_group))
 
 
 def fisher_squares(
@@ -140,55 +203,83 @@ def fisher_squares(
 
     To second order the Kullback-Leibler divergence from the model is 1/2 d F d^T with F = J^T (diag p - p p^T) J. With
     random signs e the seed s = sqrt(p) e - p (sqrt(p) . e) has E s s^T = diag p - p p^T, so a single backward pass per
-    sample estimates the diagonal of F without bias. For a group G, e_G sqrt(P_G) (p restricted to G) / P_G stands in
-    place of sqrt(p) e. Cost: about four forward passes per sample.
+    sample estimates the diagonal of F without bias (`records.answers.Kind.direction`). Outputs that count beside the
+    class scores have seeds of independent signs in the same pass. Cost: about four forward passes per sample.
     """
     names = [s.negative_square for uses in graph.sums.values() for s in uses]
     forward, backward = Session(graph.forward), Session(graph.model.with_graph(outputs=names))
     random = np.random.default_rng(seed)
+    kind, phi, tensor = graph.logits.kind, graph.logits.phi, graph.logits.tensor
+    seen = _Seen(graph, layers, samples, drawn, groups)
+    deviations = seen.deviations() if graph.further else {}
     rows: list[dict[str, Array]] = []
     done = 0
-    for indices in drawn.by_group(groups.of_class):
+    for indices in seen.by_group:
         totals: dict[str, Array] = {}
         for batch in samples.batches(indices, batch_size(layers)):
             fed = len(next(iter(batch.feeds.values())))
-            nothing = np.zeros((fed, *graph.logits_shape), np.float32)
-            logits = forward.run(batch.feeds)[graph.logits]
-            towards = _random_direction(softmax(logits.reshape(fed, -1).astype(np.float64), axis=1), groups, random)
-            towards[batch.count :] = 0
-            _add_to(totals, backward.run({**batch.feeds, graph.seed: towards.reshape(nothing.shape)}))
+            logits = phi.rows(forward.run(batch.feeds, [tensor])[tensor])[: batch.count]
+            towards = kind.direction(logits, batch.labels, groups, random)
+            seeds = {tensor: phi.gradient(_padded(towards, fed), graph.shape(tensor, fed))}
+            for one in graph.further:
+                signs = _signs(graph, one, deviations[one.tensor], (batch.count, fed), random)
+                seeds[one.tensor] = seeds[one.tensor] + signs if one.tensor in seeds else signs
+            _add_to(totals, backward.run({**batch.feeds, **graph.feeds(fed, seeds)}))
         rows.append({layer.name: _squares(layer, graph.sums[layer.name], totals, len(indices)) for layer in layers})
         done += len(indices)
-        progress("sensitivity", done, len(drawn.indices))
+        progress("sensitivity", done, sum(map(len, seen.by_group)))
     return {layer.name: np.stack([row[layer.name] for row in rows]) for layer in layers}
 
 
-def _random_direction(shares: Array, groups: Grouping, random: np.random.Generator) -> Array:
-    """Seeds s with E s s^T = the Fisher information of the groups, float32 like `shares` p, [samples, classes]."""
-    together = groups.sums(shares)
-    root = np.sqrt(together)
-    signed = root * random.choice(np.array([-1.0, 1.0]), together.shape)
-    within = signed / np.maximum(together, np.finfo(np.float64).tiny)
-    return np.asarray(shares * (within[:, groups.of_class] - signed.sum(axis=1, keepdims=True)), np.float32)
+class _Seen:
+    """The samples that are scored: those of each group, and what further outputs are on them."""
+
+    def __init__(self, graph: ScoringGraph, layers: Layers, samples: Samples, drawn: Draw, groups: Grouping) -> None:
+        self._graph, self._layers, self._samples, self._drawn = graph, layers, samples, drawn
+        self.by_group = members(samples, drawn, groups)
+
+    def deviations(self) -> dict[str, float]:
+        """Standard deviation of each further output over the samples: tensor -> number, 0 if it does not vary."""
+        names = [one.tensor for one in self._graph.further]
+        session, spreads = Session(self._graph.forward.with_graph(outputs=names)), {n: Spread() for n in names}
+        for batch in self._samples.batches(self._drawn.indices, batch_size(self._layers)):
+            values = session.run(batch.feeds)
+            for one in self._graph.further:
+                spreads[one.tensor].add(np.moveaxis(values[one.tensor], one.batch_axis, 0)[: batch.count])
+        return {name: float(np.sqrt(spread.variance)) for name, spread in spreads.items()}
+
+
+def members(samples: Samples, drawn: Draw, groups: Grouping) -> list[Indices]:
+    """The samples drawn that have a class of each group; where a sample has several classes it stands in all."""
+    if samples.known is None or samples.known.truth.ndim == 1:
+        return list(drawn.by_group(groups.of_class))
+    indices = drawn.indices
+    truth, kind = samples.known.truth[indices], samples.known.kind
+    return [indices[kind.having(truth, groups, number)] for number in range(len(groups.names))]
+
+
+def _signs(
+    graph: ScoringGraph, one: Further, deviation: float, counts: tuple[int, int], random: np.random.Generator
+) -> Array:
+    """Seeds of a further output: random signs, so that E s s^T = 1 / (elements x variance); `counts` real and fed."""
+    count, fed = counts
+    shape = graph.shape(one.tensor, fed)
+    rest = int(np.prod(np.delete(shape, one.batch_axis)))
+    scale = 1 / (deviation * np.sqrt(rest)) if deviation else 0.0
+    signs = random.choice(np.array([-1.0, 1.0]), shape) * scale
+    np.moveaxis(signs, one.batch_axis, 0)[count:] = 0
+    return np.asarray(signs)
+
+
+def _padded(rows: Array, fed: int) -> Array:
+    """Rows [samples, ...] with zeros for the samples that only fill up a batch of `fed`."""
+    return rows if len(rows) == fed else np.concatenate([rows, np.zeros((fed - len(rows), *rows.shape[1:]))])
 
 
 def batch_size(layers: Layers) -> int:
     """How many samples to run at once, so that their layer outputs fit `BATCH_BYTES`."""
     per_sample = sum(4 * int(np.prod(use.output_shape)) // layer.samples for layer in layers for use in layer.uses)
     return max(min(BATCH_BYTES // max(per_sample, 1), LARGEST_BATCH), 1)
-
-
-def _class_totals(
-    session: Session, graph: ScoringGraph, samples: Samples, indices: Indices, seed_row: Array, size: int
-) -> dict[str, Array]:
-    """The graph's sums over all samples of one group, whose seed is `seed_row` [classes], in float64."""
-    totals: dict[str, Array] = {}
-    for batch in samples.batches(indices, size):
-        fed = len(next(iter(batch.feeds.values())))
-        seed = np.zeros((fed, *graph.logits_shape), np.float32)
-        seed[: batch.count] = seed_row.reshape(graph.logits_shape)
-        _add_to(totals, session.run({**batch.feeds, graph.seed: seed}))
-    return totals
 
 
 def _check_finite(layers: Layers, graph: ScoringGraph, totals: Mapping[str, Array]) -> None:

@@ -134,7 +134,7 @@ def collect_moments(model: Model, seen: Seen | None, layers: Sequence[Layer], ru
         others = changed.run(batch.feeds) if changed else values
         # Samples that only fill up a fixed batch count nothing.
         weights = np.zeros(len(next(iter(batch.feeds.values()))), np.float32)
-        weights[: batch.count] = run.class_weights[batch.labels]
+        weights[: batch.count] = run.samples.weights(batch.labels, run.class_weights)
         for layer in layers:
             for use, total in zip(layer.uses, sums[layer.name], strict=True):
                 x, y = values[use.activation], others[seen.name(use.activation) if seen else use.activation]

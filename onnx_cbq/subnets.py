@@ -32,7 +32,7 @@ from onnx_cbq.training import check_torch
 from onnx_cbq.training.records import Course
 from onnx_cbq.verify import batch_size
 from onnx_cbq.wild import without_wild
-from onnx_cbq.workload import DataSource, ModelSource, Workload, prepare
+from onnx_cbq.workload import DataSource, ModelSource, Workload, check_single_label, prepare
 
 # What a folder of steps may hold, so that it can be replaced.
 STEP_FILES = re.compile(rf"step_\d+\.onnx|{re.escape(RECORD_NAME)}")
@@ -103,6 +103,7 @@ def make_steps(
     config, clock = config or StepConfig(), Clock()
     with clock.stage("load"):
         work = prepare(model, data, config.logits)
+        check_single_label(work, "step")
         work.samples.check_images(config.augment)
         narrow = find_units(work.model, work.shapes, work.logits)
         limits = tuple(share * narrow.macs for share in config.macs)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 
-from onnx_cbq.calibration.samples import Indices, Samples
+from onnx_cbq.calibration.samples import Batch, Indices, Samples
 from onnx_cbq.errors import ModelError, VerificationError
 from onnx_cbq.graph.load import LAYER_OPERATORS, load
 from onnx_cbq.graph.logits import Logits
@@ -19,6 +20,8 @@ from onnx_cbq.progress import Progress, silent
 from onnx_cbq.quantize.grid import fits_bits
 from onnx_cbq.ranks import ranks_fit
 from onnx_cbq.records import Evaluation, Layers, LayerWeights
+from onnx_cbq.records.answers import Kind
+from onnx_cbq.records.spread import Spread, squared_distances
 from onnx_cbq.runtime import Feeds, Session, median_latency
 
 LARGEST_BATCH = 100
@@ -63,18 +66,36 @@ class Fidelity:
 
 
 @dataclass(frozen=True)
+class OutputDistance:
+    """How far an output beside the class scores is from the float model's, over all samples.
+
+    Attributes:
+        output: its name.
+        relative: root mean square of the change over the standard deviation of the output over the samples; None for
+            one that is not made of real numbers, or does not vary.
+        differing: share of elements that differ, of an output that is not made of real numbers.
+    """
+
+    output: str
+    relative: float | None
+    differing: float | None
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Evaluations of several models on the same samples.
 
     Attributes:
         agreements: how often each agrees with the first, in percent.
         fidelity: of the last, if that was asked for; `plain_latency_ms` is that of its plain graph.
+        further: how far the outputs of the last, beside the class scores, are from those of the first.
     """
 
     evaluations: tuple[Evaluation, ...]
     agreements: tuple[float, ...]
     fidelity: Fidelity | None = None
     plain_latency_ms: float | None = None
+    further: tuple[OutputDistance, ...] = ()
 
 
 def compare(
@@ -95,53 +116,173 @@ def compare(
         VerificationError: a model gives class scores that are not finite.
     """
     sessions = [model if isinstance(model, Session) else Session(model) for model in models]
-    output, classes = logits.output, logits.classes
-    confusion = np.zeros((len(models), classes, classes), np.int64)
-    in_top = np.zeros(len(models), np.int64)
-    agreeing = np.zeros(len(models), np.int64)
-    done, beside = 0, _Beside(len(indices))
+    tallies = [_Tally(logits.kind) for _ in models]
+    infinities = [_Infinities(logits) for _ in models]
+    further = _Distances(sessions, logits.output)
+    done, beside = 0, _Beside(len(indices), logits.kind)
     for batch in samples.batches(indices, batch_size(samples)):
-        predictions = []
-        for i, session in enumerate(sessions):
-            scores = _class_scores(session, batch.feeds, output, batch.count)
-            if scores.shape[1] != classes:
-                raise ModelError(
-                    f"the models to compare have {scores.shape[1]} and {classes} classes; expected the same number"
-                )
-            predictions.append(scores.argmax(axis=1))
-            np.add.at(confusion[i], (batch.labels, predictions[i]), 1)
-            in_top[i] += _label_in_top(scores, batch.labels)
-            agreeing[i] += int((predictions[i] == predictions[0]).sum())
+        answers = [_answers(session, batch, logits, further.names) for session in sessions]
+        scores = [seen.take(values[logits.output]) for seen, values in zip(infinities, answers, strict=True)]
+        for tally, found in zip(tallies, scores, strict=True):
+            tally.add(found, batch.labels, scores[0])
+        further.add(answers[0], answers[-1])
         if plain is not None and beside.wants(done):
-            beside.add(predictions[-1], _class_scores(plain, batch.feeds, output, batch.count), batch.labels)
+            fused = _answers(plain, batch, logits, ())[logits.output]
+            beside.add(scores[-1], _Infinities(logits).take(fused), batch.labels)
         done += batch.count
         progress("evaluation", done, len(indices))
+    for seen in infinities[1:]:
+        seen.check(infinities[0])
     one = samples.read(indices[: samples.fixed_batch or 1])
     latencies = median_latency([*sessions, plain] if plain is not None else sessions, one)
-    total = max(len(indices), 1)
-    evaluations = (
-        _evaluation(confusion[i], 100 * in_top[i] / total, sizes[i], latencies[i] * 1e3) for i in range(len(models))
-    )
-    agreements = tuple((100 * agreeing / total).tolist())
+    evaluations = (tally.evaluation(size, ms * 1e3) for tally, size, ms in zip(tallies, sizes, latencies, strict=False))
+    agreements = tuple(tally.agreement for tally in tallies)
     if plain is None:
-        return Comparison(tuple(evaluations), agreements)
-    return Comparison(tuple(evaluations), agreements, beside.fidelity(), latencies[-1] * 1e3)
+        return Comparison(tuple(evaluations), agreements, further=further.found())
+    return Comparison(tuple(evaluations), agreements, beside.fidelity(), latencies[-1] * 1e3, further.found())
+
+
+class _Tally:
+    """Counts what a model answers."""
+
+    def __init__(self, kind: Kind) -> None:
+        self._kind = kind
+        shape = (kind.classes, 2, 2) if kind.several else (kind.classes, kind.classes)
+        self._confusion = np.zeros(shape, np.int64)
+        self._in_top = self._agreeing = self._total = 0
+
+    def add(self, scores: Array, labels: Array, reference: Array) -> None:
+        """Take in scores [samples, positions, classes]; `reference` are those of the model to agree with."""
+        found, first = self._kind.predictions(scores), self._kind.predictions(reference)
+        truth = labels.reshape(found.shape)
+        known = truth >= 0
+        if self._kind.several:
+            classes = np.broadcast_to(np.arange(self._kind.classes), truth.shape)
+            np.add.at(self._confusion, (classes, truth, found), 1)
+        else:
+            np.add.at(self._confusion, (truth[known], found[known]), 1)
+            self._in_top += _label_in_top(scores[known], truth[known])
+        self._agreeing += int((found == first)[known].sum())
+        self._total += int(known.sum())
+
+    @property
+    def agreement(self) -> float:
+        """How often the model answers as the reference, in percent."""
+        return 100 * self._agreeing / max(self._total, 1)
+
+    def evaluation(self, size: int, latency_ms: float) -> Evaluation:
+        """What came of it."""
+        confusion = self._confusion
+        # Labels by whether the answer is right: of the classes, or of yes and no for each of them.
+        right, given = np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(axis=-1)
+        with np.errstate(invalid="ignore"):
+            shares = 100 * right / given
+        if self._kind.several:
+            shares = np.where(given[:, 1] > 0, np.nanmean(np.where(given > 0, shares, np.nan), axis=1), np.nan)
+        return Evaluation(
+            top1=float(100 * right.sum() / max(given.sum(), 1)),
+            top5=100 * self._in_top / max(self._total, 1)
+            if self._kind.classes > 10 and not self._kind.several
+            else None,
+            per_class=tuple(None if np.isnan(share) else float(share) for share in shares),
+            confusion=confusion,
+            bytes=size,
+            latency_ms=latency_ms,
+        )
+
+
+class _Infinities:
+    """Which class scores of a model are not finite. A class may be masked with -inf; everything else is an error."""
+
+    def __init__(self, logits: Logits) -> None:
+        self._logits = logits
+        self._masked = np.zeros(logits.classes, bool)
+
+    def take(self, values: Any) -> Array:
+        """Scores [samples, positions, classes] of a graph output.
+
+        Raises:
+            VerificationError: there is NaN or +inf, or a sample without a single finite score.
+        """
+        scores = self._logits.reading.rows(values)
+        if scores.shape[-1] != self._logits.classes:
+            raise ModelError(
+                f"the models to compare have {scores.shape[-1]} and {self._logits.classes} classes; expected the same "
+                f"number"
+            )
+        masked = np.isneginf(scores)
+        if not np.isfinite(scores[~masked]).all() or masked.all(axis=-1).any():
+            raise VerificationError(f"output {self._logits.output!r} holds NaN or infinity; {_FINITE_ADVICE}")
+        self._masked |= masked.any(axis=(0, 1))
+        return scores
+
+    def check(self, reference: _Infinities) -> None:
+        """Hold the masked classes against those of another model.
+
+        Raises:
+            VerificationError: some are masked that are not there.
+        """
+        new = np.flatnonzero(self._masked & ~reference._masked)
+        if len(new):
+            raise VerificationError(
+                f"output {self._logits.output!r} holds -inf for class {new[0]}, where the float model never does; "
+                f"give more --bits or --activation-bits"
+            )
+
+
+class _Distances:
+    """How far the outputs beside the class scores are from those of the first model."""
+
+    def __init__(self, sessions: Sequence[Session], scores: str) -> None:
+        first, last = sessions[0], sessions[-1]
+        shared = [name for name in first.outputs if name in last.outputs and name != scores]
+        self.names = shared if len(sessions) > 1 else []
+        self._spreads = {name: Spread() for name in self.names}
+        self._sums = {name: np.zeros(2) for name in self.names}
+
+    def add(self, first: Mapping[str, Any], last: Mapping[str, Any]) -> None:
+        """Take in what both give for a batch; outputs of other shapes are not compared."""
+        for name in list(self.names):
+            before, after = first[name], last[name]
+            if not isinstance(before, np.ndarray) or np.shape(before) != np.shape(after):
+                self.names.remove(name)
+            elif before.dtype.kind == "f":
+                self._spreads[name].add(before)
+                self._sums[name] += [squared_distances(before, after).sum(), before.size]
+            else:
+                self._sums[name] += [(before != after).sum(), before.size]
+
+    def found(self) -> tuple[OutputDistance, ...]:
+        """The distances so far."""
+        distances = []
+        for name in self.names:
+            total, count = self._sums[name]
+            variance, share = self._spreads[name].variance, float(total / max(count, 1))
+            if self._spreads[name].is_empty:
+                distances.append(OutputDistance(name, None, share))
+            else:
+                distances.append(OutputDistance(name, math.sqrt(share / variance) if variance else None, None))
+        return tuple(distances)
 
 
 class _Beside:
     """Counts on batches spread over all samples how two graphs of one model differ."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, kind: Kind) -> None:
         self._every = max(total / PLAIN_SAMPLES, 1.0)
-        self._counts = np.zeros(4, np.int64)
+        self._kind = kind
+        self._counts, self._samples = np.zeros(4, np.int64), 0
 
     def wants(self, done: int) -> bool:
-        return bool(self._counts[0] * self._every <= done)
+        return bool(self._samples * self._every <= done)
 
-    def add(self, fused: Array, plain_scores: Array, labels: Indices) -> None:
-        plain = plain_scores.argmax(axis=1)
-        one, other = fused == labels, plain == labels
-        self._counts += [len(labels), (fused != plain).sum(), (one & ~other).sum(), (other & ~one).sum()]
+    def add(self, fused: Array, plain: Array, labels: Array) -> None:
+        found, expected = self._kind.predictions(fused), self._kind.predictions(plain)
+        truth = labels.reshape(found.shape)
+        known = truth >= 0
+        one, other, differs = (part[known] for part in (found == truth, expected == truth, found != expected))
+        self._samples += len(labels)
+        self._counts += [known.sum(), differs.sum(), (one & ~other).sum(), (other & ~one).sum()]
 
     def fidelity(self) -> Fidelity:
         return Fidelity(*self._counts.tolist())
@@ -164,7 +305,7 @@ def check_outputs(path: Path, model: Model, feeds: Feeds) -> None:
 
     Raises:
         VerificationError: it is not valid ONNX, its outputs are not those of the float model in name and shape, or not
-            finite.
+            finite where the float model's are.
     """
     try:
         onnx.checker.check_model(str(path), full_check=True)
@@ -179,8 +320,17 @@ def check_outputs(path: Path, model: Model, feeds: Feeds) -> None:
             raise VerificationError(f"output {name!r} of the quantized model has another shape than in the float model")
         if not isinstance(value, np.ndarray) or not np.issubdtype(value.dtype, np.floating):
             continue
-        if not np.isfinite(fused[name]).all():
-            raise VerificationError(f"output {name!r} of the quantized model holds NaN or infinity; {_FINITE_ADVICE}")
+        new = _new_infinities(value, fused[name])
+        if new:
+            raise VerificationError(
+                f"output {name!r} of the quantized model holds {new}, which the float model does not; {_FINITE_ADVICE}"
+            )
+
+
+def _new_infinities(reference: Array, found: Array) -> str:
+    """What of NaN, inf and -inf an output holds though the float model's holds none of it."""
+    kinds: dict[str, Callable[[Array], Array]] = {"NaN": np.isnan, "inf": np.isposinf, "-inf": np.isneginf}
+    return " and ".join(name for name, test in kinds.items() if test(found).any() and not test(reference).any())
 
 
 def check_equal(path: Path, model: Model, feeds: Feeds) -> None:
@@ -240,34 +390,36 @@ def batch_size(samples: Samples) -> int:
     return max(min(BATCH_BYTES // sum(value.nbytes for value in one.values()), LARGEST_BATCH), 1)
 
 
-def _class_scores(session: Session, feeds: Feeds, output: str, count: int) -> Array:
-    size, total = session.samples, len(next(iter(feeds.values())))
+def _answers(session: Session, batch: Batch, logits: Logits, others: Sequence[str]) -> dict[str, Any]:
+    """The class scores and other outputs of a batch, without the samples that only fill it up."""
+    names = [logits.output, *others]
+    size, total = session.samples, len(next(iter(batch.feeds.values())))
     if size is None or size >= total:
-        scores = session.run(feeds, [output])[output]
+        values: Mapping[str, Any] = session.run(batch.feeds, names)
     else:  # a file for a target that takes so many samples at a time
-        parts = ({name: value[i : i + size] for name, value in feeds.items()} for i in range(0, total, size))
-        scores = np.concatenate([session.run(part, [output])[output] for part in parts])
-    scores = scores.reshape(len(scores), -1)[:count]
-    if not np.isfinite(scores).all():
-        raise VerificationError(f"output {output!r} holds NaN or infinity; {_FINITE_ADVICE}")
-    return scores
+        parts = [
+            session.run({name: value[i : i + size] for name, value in batch.feeds.items()}, names)
+            for i in range(0, total, size)
+        ]
+        values = {name: _joined([part[name] for part in parts], logits.axis(name)) for name in names}
+    return {name: _first(value, batch.count, logits.axis(name)) for name, value in values.items()}
 
 
-def _label_in_top(scores: Array, labels: Indices) -> int:
+def _joined(parts: list[Any], axis: int) -> Any:
+    if isinstance(parts[0], list):
+        return [row for part in parts for row in part]
+    return np.concatenate(parts, axis) if np.ndim(parts[0]) > axis else parts[0]
+
+
+def _first(value: Any, count: int, axis: int) -> Any:
+    """The first samples of an output."""
+    if isinstance(value, list):
+        return value[:count]
+    return np.moveaxis(np.moveaxis(value, axis, 0)[:count], 0, axis) if np.ndim(value) > axis else value
+
+
+def _label_in_top(scores: Array, labels: Array) -> int:
     if scores.shape[1] <= TOP:
         return len(labels)
     top = np.argpartition(scores, -TOP, axis=1)[:, -TOP:]
     return int((top == labels[:, None]).any(axis=1).sum())
-
-
-def _evaluation(confusion: Array, top5: float, size: int, latency_ms: float) -> Evaluation:
-    counts, hits = confusion.sum(axis=1), np.diag(confusion)
-    per_class = tuple(float(100 * h / n) if n else None for h, n in zip(hits, counts, strict=True))
-    return Evaluation(
-        top1=float(100 * hits.sum() / max(counts.sum(), 1)),
-        top5=float(top5) if len(counts) > 10 else None,
-        per_class=per_class,
-        confusion=confusion,
-        bytes=size,
-        latency_ms=latency_ms,
-    )

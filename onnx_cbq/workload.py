@@ -9,15 +9,18 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto
 
+from onnx_cbq.calibration.labels import is_one_hot
 from onnx_cbq.calibration.samples import CalibrationSet, Samples
 from onnx_cbq.config import MOST_BITS
-from onnx_cbq.errors import CalibrationError
+from onnx_cbq.errors import CalibrationError, ConfigError
+from onnx_cbq.gradient.further import NO_FURTHER, FurtherOutputs, find_further
 from onnx_cbq.graph.layers import find_layers
 from onnx_cbq.graph.leftover import float_weights
 from onnx_cbq.graph.load import data_files, load
 from onnx_cbq.graph.logits import Logits, find_logits
 from onnx_cbq.graph.normalise import normalise
 from onnx_cbq.graph.placement import NO_ACTIVATIONS, Placement, place_activations
+from onnx_cbq.graph.randomness import check_repeatable
 from onnx_cbq.graph.shapes import EXAMPLE_BATCH, Example, Shapes
 from onnx_cbq.model import Model
 from onnx_cbq.records import Layer, Layers, WeightRules
@@ -37,6 +40,7 @@ class Workload:
         source: the model as it came; `source_bytes` is its size.
         model: the normalised model, which every stage works on; `shapes` are those of its tensors.
         example: a few samples to measure shapes on.
+        further: the outputs that count beside the class scores.
         target: what the file is for, and `placement` the activations that are quantized for it.
     """
 
@@ -50,6 +54,7 @@ class Workload:
     example: Example
     class_names: tuple[str, ...]
     notes: tuple[str, ...]
+    further: FurtherOutputs = NO_FURTHER
     target: Target = CPU
     placement: Placement = NO_ACTIVATIONS
 
@@ -91,8 +96,10 @@ def aimed_at(work: Workload, target: Target, activation_bits: int) -> Workload:
     return replace(work, layers=replace(work.layers, layers=layers))
 
 
-def prepare(model: ModelSource, data: DataSource, logits: str | None = None) -> Workload:
+def prepare(model: ModelSource, data: DataSource, logits: str | None = None, ignored: Sequence[str] = ()) -> Workload:
     """Load and normalise a model, fit the samples to it, find its layers and its class scores.
+
+    Outputs beside the class scores count too, but for those that are `ignored`.
 
     Raises:
         OnnxCbqError: model or samples cannot be used.
@@ -100,18 +107,81 @@ def prepare(model: ModelSource, data: DataSource, logits: str | None = None) -> 
     source = load(model)
     samples = as_set(data).for_model(source.inputs)
     example = make_example(samples)
+    check_repeatable(source, example)
     normalised = normalise(source, example)
     shapes = example.shapes(normalised.model)
     layers = find_layers(normalised.model, shapes)
-    found = find_logits(normalised.model, shapes, logits)
+    found, samples = judge(normalised.model, shapes, samples, logits)
     names = samples.check_labels(found.classes)
-    size, notes = size_of(model), (*normalised.notes, *left_out(samples), *without_samples(samples, names))
-    if len(names) - len(samples.empty_classes(names)) < 2:
+    further = find_further(normalised.model, shapes, layers, found, ignored)
+    size = size_of(model)
+    notes = (
+        *normalised.notes,
+        *left_out(samples),
+        *without_samples(samples, names),
+        *scores_notes(found),
+        *further_notes(further),
+    )
+    if len(names) - len(samples.empty_classes(names)) < (1 if found.kind.several else 2):
         raise CalibrationError(
             f"{samples.data.source.label}: all samples are of class {names[samples.labels[0]]!r}; expected samples of "
             f"at least two classes"
         )
-    return Workload(source, size, normalised.model, shapes, layers, found, samples, example, names, notes)
+    return Workload(source, size, normalised.model, shapes, layers, found, samples, example, names, notes, further)
+
+
+def judge(model: Model, shapes: Shapes, samples: Samples, logits: str | None) -> tuple[Logits, Samples]:
+    """The class scores of a model, and the samples with labels that answers can be held against.
+
+    Raises:
+        OnnxCbqError: no output fits the labels, or several do, or a label is no class.
+    """
+    found = find_logits(model, shapes, logits, samples.label_shape)
+    if found.kind.several and found.squashed != "Sigmoid" and is_one_hot(samples.data.labels):
+        found = find_logits(model, shapes, logits)
+        samples = samples.with_labels(samples.data.labels.argmax(axis=1))
+    return found, samples.labelled(found.kind, found.names)
+
+
+def check_single_label(work: Workload, option: str) -> None:
+    """Refuse class scores that training does not know.
+
+    Raises:
+        ConfigError: they are not one score for each class of a sample that has a single label.
+    """
+    logits = work.logits
+    if logits.kind.several or logits.phi.classes is None or logits.phi.batch or work.samples.label_shape:
+        if logits.kind.several:
+            found = "several classes for a sample"
+        elif logits.phi.classes is None:
+            found = "a single number for two classes"
+        else:
+            found = "several positions, or samples on another axis than the first"
+        raise ConfigError(
+            f"{option} trains models that give each sample one score per class and one label; output {logits.output!r} "
+            f"with these labels has {found}; leave {option} out"
+        )
+
+
+def scores_notes(logits: Logits) -> tuple[str, ...]:
+    """What a user should know of how the class scores are read."""
+    if logits.reading.classes is None and not logits.squashed:
+        return (f"output {logits.output!r} is a single number for two classes: above 0 it is taken for class 1",)
+    return ()
+
+
+def further_notes(further: FurtherOutputs) -> tuple[str, ...]:
+    """What a user should know of the outputs beside the class scores."""
+    counted = ", ".join(dict.fromkeys(repr(one.output) for one in further.counted))
+    lost = ", ".join(map(repr, further.ignored))
+    return (
+        *((f"outputs that count beside the class scores: {counted}",) if counted else ()),
+        *((f"--ignore-output: {lost} may be lost",) if lost else ()),
+        *(
+            f"output {name!r} depends on layers in a way that cannot be differentiated, and does not count"
+            for name in further.unknown
+        ),
+    )
 
 
 def size_of(model: ModelSource) -> int:

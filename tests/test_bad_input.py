@@ -283,7 +283,7 @@ DATA: dict[str, tuple[Callable[[Path], Job], tuple[str, ...]]] = {
     "npz-no-samples": (with_arrays(x=IMAGES[:0], y=LABELS[:0]), ("no samples; expected at least one",)),
     "labels-above": (with_arrays(x=IMAGES, y=LABELS + 1), ("label 10 of sample 9 is outside 0..9",)),
     "labels-below": (with_arrays(x=IMAGES, y=LABELS - 1), ("label -1 of sample 0 is outside 0..9",)),
-    "labels-float": (with_arrays(x=IMAGES, y=LABELS * 1.0), ("labels 'y' must be whole numbers", "got float64")),
+    "labels-float": (with_arrays(x=IMAGES, y=LABELS * 0.5), ("labels 'y' must be whole numbers", "got float64")),
     "labels-scalar": (with_arrays(x=IMAGES, y=np.int64(1)), ("labels 'y' must be whole numbers", "of shape ()")),
     "one-class": (
         with_arrays(x=IMAGES, y=LABELS * 0 + 7),
@@ -352,7 +352,7 @@ def test_bad_data(tmp_path: Path, out: Path, command: Command, case: str) -> Non
         (("--samples", "-1"), "--samples: expected a number above 0, got -1"),
         (("--samples", "9"), "--samples 9: there are 10 classes; expected at least one of each"),
         (("--seed", "-1"), "--seed: expected a number of at least 0, got -1"),
-        (("--logits", "nothing"), "--logits 'nothing': the model has no such tensor; its outputs: logits"),
+        (("--logits", "nothing"), "--logits 'nothing': the model has no such output; its outputs: logits"),
         (("--source", "none.npz"), "none.npz: no such file or folder of samples"),
     ],
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -214,19 +216,25 @@ def pairs(count: int, classes: int) -> CalibrationSet:
 @pytest.mark.parametrize(("logits", "classes"), [("kind", CLASSES), ("colour", 3)])
 @pytest.mark.parametrize("method", ["uniform", "cbq", "rate-distortion"])
 def test_several_inputs_and_outputs(logits: str, classes: int, method: str) -> None:
-    """An array for each input by its name; the scores of the head that was named; both outputs stay."""
+    """An array for each input by its name; the scores of the head that was named; both outputs count, unless told."""
     proto, data = two_by_two(), pairs(30, classes)
-    result = quantize(proto, data, QuantizeConfig(bits=6, method=method, logits=logits))
+    other = {"kind": "colour", "colour": "kind"}[logits]
+    config = QuantizeConfig(bits=6, method=method, logits=logits)
+    result = quantize(proto, data, config)
     assert result.model.outputs == ("kind", "colour")
     assert len(result.class_names) == classes
     assert_plan_is_in_the_file(result)
     feeds = {name: data.source.read(name, range(30)).astype(np.float32) for name in ("image", "vector")}
-    if method == "uniform":
-        assert all(output_error(proto, result, feeds, name) < 0.1 for name in ("kind", "colour"))
-    else:
-        assert result.scores is not None
-        other = {"kind": "h", "colour": "g"}[logits]
-        assert result.scores.by_layer[other].gamma.max() == 0
+    assert all(output_error(proto, result, feeds, name) < 0.1 for name in ("kind", "colour"))
+    assert [found.output for found in result.outputs] == [other]
+    assert result.outputs[0].relative is not None
+    assert 0 < result.outputs[0].relative < 0.2
+    if method != "uniform":
+        ignoring = quantize(proto, data, replace(config, ignore_outputs=(other,)))
+        assert ignoring.scores is not None
+        assert ignoring.scores.by_layer[{"kind": "h", "colour": "g"}[logits]].gamma.max() == 0
+        assert json.loads(ignoring.to_json())["outputs"][other]["ignored"]
+        assert output_error(proto, ignoring, feeds, other) > 0.3
     expected = Session(load(proto)).run(feeds)[logits].argmax(axis=1)
     assert result.reference.top1 == pytest.approx(100 * np.mean(expected == np.arange(30) % classes))
 
@@ -249,12 +257,16 @@ def test_a_scikit_learn_classifier(tmp_path: Path) -> None:
     assert evaluate(tmp_path / "quantized.onnx", CalibrationSet.from_arrays(x, y)).model.top1 == result.quantized.top1
 
 
-def test_a_zipmap_is_refused_with_the_way_out() -> None:
-    """skl2onnx's default gives a list of dictionaries, which no class score can be read from."""
-    proto, x, y = sklearn_classifier({"zipmap": True})
-    with pytest.raises(ModelError, match="zipmap") as caught:
-        quantize(proto, CalibrationSet.from_arrays(x, y), UNIFORM)
-    assert "\n" not in str(caught.value)
+def test_a_zipmap_is_read_by_its_keys(tmp_path: Path) -> None:
+    """skl2onnx's default gives a list of dictionaries: what they hold are the same scores as without it."""
+    plain, x, y = sklearn_classifier()
+    proto, _, _ = sklearn_classifier({"zipmap": True})
+    data = CalibrationSet.from_arrays(x, y)
+    expected, result = quantize(plain, data, CBQ), quantize(proto, data, CBQ)
+    assert result.reference.top1 == expected.reference.top1
+    np.testing.assert_array_equal(result.quantized.confusion, expected.quantized.confusion)
+    result.save(tmp_path / "quantized.onnx")
+    assert evaluate(tmp_path / "quantized.onnx", data).model.top1 == result.quantized.top1
 
 
 def test_scores_alone_are_those_of_the_whole_run(exported: Callable[..., onnx.ModelProto]) -> None:

@@ -18,6 +18,7 @@ from onnx_cbq.graph.load import load
 from onnx_cbq.graph.logits import Logits
 from onnx_cbq.model import Array, Model
 from onnx_cbq.records import Evaluation
+from onnx_cbq.records.answers import Kind
 from onnx_cbq.runtime import median_latency
 from onnx_cbq.verify import Comparison, batch_size, check_codes, check_file, compare
 from tests.emit.emitted import Emitted, emitted
@@ -101,7 +102,7 @@ def not_finite(proto: onnx.ModelProto) -> None:
         (forget_a_weight, "the quantized model is not valid: "),
         (unknown_operator, "the quantized model is not valid: "),
         (wrong_type, "the quantized model is not valid: "),
-        (not_finite, "output 'y' of the quantized model holds NaN or infinity; expected finite numbers"),
+        (not_finite, "output 'y' of the quantized model holds NaN, which the float model does not; expected finite"),
     ],
 )
 def test_a_corrupted_file_is_noticed(
@@ -152,7 +153,7 @@ def scores_model(offset: float = 0.0) -> Model:
 def compared(models: list[Model], x: Array, y: Array, sizes: list[int] | None = None) -> Comparison:
     samples = CalibrationSet.from_arrays(x, y).for_model(models[0].inputs)
     count = len(y)
-    return compare(models, sizes or [1] * len(models), Logits("y", "y", CLASSES), samples, np.arange(count))
+    return compare(models, sizes or [1] * len(models), Logits("y", "y", Kind(CLASSES)), samples, np.arange(count))
 
 
 def assert_evaluation(found: Evaluation, scores: Array, y: Array) -> None:
@@ -193,7 +194,7 @@ def test_accuracies_are_those_of_numpy(batch_bytes: int, monkeypatch: pytest.Mon
 def test_with_ten_classes_or_fewer_there_is_no_top_5() -> None:
     model = load(make_model([node("Identity", "x")], {"x": ["N", 10]}, ["y"]))
     samples = CalibrationSet.from_arrays(np.eye(10, dtype=np.float32), np.arange(10)).for_model(model.inputs)
-    found = compare([model], [1], Logits("y", "y", 10), samples, np.arange(10)).evaluations[0]
+    found = compare([model], [1], Logits("y", "y", Kind(10)), samples, np.arange(10)).evaluations[0]
     assert (found.top1, found.top5) == (100.0, None)
 
 

@@ -14,11 +14,13 @@ import numpy.typing as npt
 
 from onnx_cbq.calibration.card import Card, load_card
 from onnx_cbq.calibration.images import IMAGE_SUFFIXES, ImageSource
+from onnx_cbq.calibration.labels import Labels, read_labels
 from onnx_cbq.calibration.npz import NpzSource
 from onnx_cbq.calibration.prepare import Preparation, fit, wants_grey
 from onnx_cbq.calibration.sources import ArraySource, Source
 from onnx_cbq.errors import CalibrationError
 from onnx_cbq.model import Array, InputSpec
+from onnx_cbq.records.answers import Kind
 
 Indices = npt.NDArray[np.int64]
 _T = TypeVar("_T")
@@ -31,19 +33,26 @@ _FEW_CLASSES = 100
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs ready to feed. `count` samples are real; the rest pads the batch to the size that the model insists on."""
+    """Inputs ready to feed. `count` samples are real; the rest pads the batch to the size that the model insists on.
+
+    `labels` are all that is known of the real ones, as `records.answers.Kind` takes it.
+    """
 
     feeds: Mapping[str, Array]
-    labels: Indices
+    labels: Array
     count: int
 
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """Labelled samples and how to prepare them, not yet fitted to a model."""
+    """Labelled samples and how to prepare them, not yet fitted to a model.
+
+    `relabelled`, if given, stands for the source's labels.
+    """
 
     source: Source
     card: Card
+    relabelled: Array | None = None
 
     @staticmethod
     def from_card(
@@ -72,9 +81,9 @@ class CalibrationSet:
         return _checked(CalibrationSet(ArraySource(arrays, np.asarray(y), names), Card(Path())))
 
     @property
-    def labels(self) -> Indices:
-        """The label of every sample, [n]."""
-        return self.source.labels
+    def labels(self) -> Array:
+        """The labels as the source has them, [n, ...]."""
+        return self.source.labels if self.relabelled is None else self.relabelled
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -111,11 +120,39 @@ class Samples:
     preparations: Mapping[str, Preparation]
     fixed_batch: int | None
     set_aside: frozenset[int] = frozenset()
+    known: Labels | None = None
 
     @property
     def labels(self) -> Indices:
-        """The label of every sample, [n]."""
-        return self.data.labels
+        """The class that each sample is drawn by, [n]; its only one, or one of them (see `Labels`)."""
+        return self.data.labels if self.known is None else self.known.drawn_by
+
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """Shape of the labels of one sample, () for a single one."""
+        return tuple(self.data.labels.shape[1:])
+
+    def weights(self, labels: Array, class_weights: Array) -> Array:
+        """What samples with these labels count, [samples], by the weights of the classes."""
+        return class_weights[labels] if self.known is None else self.known.kind.sample_weights(labels, class_weights)
+
+    def with_labels(self, labels: Array) -> Samples:
+        """The same samples with other labels."""
+        return replace(self, data=replace(self.data, relabelled=labels))
+
+    def labelled(self, kind: Kind, keys: Sequence[str | int] = ()) -> Samples:
+        """The samples with labels for such answers; `keys` are what the model itself calls its classes.
+
+        Raises:
+            CalibrationError: a label is no class of the model.
+        """
+        names, label = self.data.class_names, self.data.source.label
+        if names is None and keys:
+            card = replace(self.data.card, classes=tuple(str(key) for key in keys))
+            data = replace(self.data, card=card)
+        else:
+            data = self.data
+        return replace(self, data=data, known=read_labels(self.data.labels, kind, names or (), keys, label))
 
     @property
     def image_axes(self) -> dict[str, int]:
@@ -158,7 +195,8 @@ class Samples:
 
     def empty_classes(self, names: Sequence[str]) -> Indices:
         """The classes without a single sample."""
-        return np.flatnonzero(np.bincount(self.labels, minlength=len(names)) == 0)
+        counts = np.bincount(self.labels, minlength=len(names)) if self.known is None else self.known.counts
+        return np.flatnonzero(counts == 0)
 
     def read(self, indices: Sequence[int] | Indices) -> dict[str, Array]:
         """Prepared inputs of some samples: input name -> [len(indices), ...].
@@ -180,7 +218,8 @@ class Samples:
 
     def _batch(self, chunk: Indices, size: int) -> Batch:
         padded = chunk if self.fixed_batch is None else np.resize(chunk, size)
-        return Batch(self.read(padded), self.labels[chunk], len(chunk))
+        truth = self.data.labels if self.known is None else self.known.truth
+        return Batch(self.read(padded), truth[chunk], len(chunk))
 
 
 @dataclass(frozen=True)

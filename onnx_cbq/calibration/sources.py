@@ -19,7 +19,7 @@ class Source(ABC):
 
     Attributes:
         label: what messages call it.
-        labels: class of every sample, [n].
+        labels: of every sample, numbers or names of classes, [n, ...].
         class_names: names in the order of the labels, if the source knows them.
         inputs: names of the arrays of a sample.
         skipped: how many unreadable samples were left out.
@@ -61,19 +61,23 @@ class ArraySource(Source):
 
 
 def checked_labels(labels: Array, shapes: Mapping[str, tuple[int, ...]], source: str) -> Array:
-    """`labels` as int64 [n], held against the shapes of all arrays.
+    """`labels` [n, ...] as int64, or as strings, held against the shapes of all arrays.
 
     Raises:
-        CalibrationError: they are no whole numbers, one per sample.
+        CalibrationError: they are neither whole numbers nor names, or not one entry per sample.
     """
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+    whole = labels.dtype.kind in "iub" or (labels.dtype.kind == "f" and bool((labels == np.rint(labels)).all()))
+    if not labels.ndim or not (whole or labels.dtype.kind in "US"):
         raise CalibrationError(
-            f"{source}: labels 'y' must be whole numbers, one per sample; got {labels.dtype} of shape {labels.shape}"
+            f"{source}: labels 'y' must be whole numbers or names, one per sample; got {labels.dtype} of shape "
+            f"{labels.shape}"
         )
     for name, shape in shapes.items():
-        if shape[:1] != labels.shape:
+        if shape[:1] != labels.shape[:1]:
             raise CalibrationError(
                 f"{source}: {name!r} has {shape[0] if shape else 'no'} samples but 'y' has {len(labels)} labels; "
                 f"expected one label per sample"
             )
-    return labels.astype(np.int64)
+    if labels.dtype.kind == "S":
+        return np.char.decode(labels, "utf-8", "replace")
+    return labels if labels.dtype.kind == "U" else labels.astype(np.int64)

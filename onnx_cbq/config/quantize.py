@@ -82,6 +82,7 @@ class QuantizeConfig:
             1,000, or two of each class if that is more.
         seed: decides which samples are drawn.
         logits: name of the output that holds the class scores; None if only one can be meant.
+        ignore_outputs: outputs that may be lost; all others count beside the class scores.
         refine: train weights, scales and biases once the plan is fixed; None for no training.
         scoring, cbq, search, differentiable, compensation: settings of the stages.
     """
@@ -109,6 +110,7 @@ class QuantizeConfig:
     samples: int | Literal["auto"] | None = "auto"
     seed: int = 0
     logits: str | None = None
+    ignore_outputs: tuple[str, ...] = ()
     refine: RefineConfig | None = None
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     cbq: CbqConfig = field(default_factory=CbqConfig)

@@ -5,13 +5,15 @@ those of its inputs, and a tensor that several nodes read gets the sum. Only ten
 logits are visited.
 
 Phi is chosen at run time by the graph input `seed` = dPhi/dlogits: a one-hot row per sample for the logit of the
-sample's class; a row of zeros leaves a padding sample out of every sum.
+sample's class; a row of zeros leaves a padding sample out of every sum. Further tensors that Phi may be made of have
+seeds of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from onnx import NodeProto, helper
@@ -27,30 +29,30 @@ from onnx_cbq.model import Model
 class Backward:
     """The nodes to add, the graph input `seed`, and where the gradient of each target comes out.
 
-    A target that the logits do not depend on is missing from `gradients`.
+    A target that Phi does not depend on is missing from `gradients`. `further` are the seeds of further tensors.
     """
 
     build: Builder
     seed: str
     gradients: Mapping[str, str]
+    further: Mapping[str, str] = field(default_factory=dict)
 
 
-def build_backward(model: Model, shapes: Shapes, logits: str, targets: Iterable[str]) -> Backward:
-    """The backward graph of `logits` with respect to `targets`.
+def build_backward(
+    model: Model, shapes: Shapes, logits: str, targets: Iterable[str], further: Sequence[str] = ()
+) -> Backward:
+    """The backward graph of `logits`, and of `further` tensors, with respect to `targets`.
 
     Raises:
         UnsupportedOperatorError: a node on the way has no rule.
     """
     wanted = list(dict.fromkeys(targets))
-    path = _path(model, wanted, logits)
+    seeds = dict.fromkeys((logits, *further), "")
+    path = _path(model, wanted, list(seeds))
     names = model.fresh_names()
-    # Where a model was not brought to float32 its constants are double, whatever it takes and gives.
-    constants = (model.constant(tensor.name) for tensor in model.skeleton.graph.initializer)
-    doubles = any(value is not None and value.dtype == np.float64 for value in constants)
-    dtype = np.dtype(np.float64 if doubles else np.float32)
-    build = Builder(names, dtype)
-    seed = names("seed")
-    gradients: dict[str, str] = {logits: seed}
+    build = Builder(names, _number_type(model))
+    seeds = {source: names("seed") for source in seeds}
+    gradients: dict[str, str] = dict(seeds)
     for node in reversed(model.nodes):
         dy = tuple(gradients.get(name) for name in node.output)
         needed = tuple(name in path for name in node.input)
@@ -60,14 +62,26 @@ def build_backward(model: Model, shapes: Shapes, logits: str, targets: Iterable[
         for name, gradient in _contributions(step):
             known = gradients.get(name)
             gradients[name] = gradient if known is None else build.op("Add", known, gradient)
-    return Backward(build, seed, {name: gradients[name] for name in wanted if name in gradients})
+    found = {name: gradients[name] for name in wanted if name in gradients}
+    return Backward(build, seeds.pop(logits), found, seeds)
 
 
 def attach(model: Model, backward: Backward, logits: str, shapes: Shapes, outputs: Iterable[str]) -> Model:
     """`model` with the backward graph behind it, the input `seed` (shaped like the logits) and other graph outputs."""
     element = helper.np_dtype_to_tensor_dtype(backward.build.dtype)
-    info = helper.make_tensor_value_info(backward.seed, element, [None] * len(shapes[logits]))
-    return model.with_graph(backward.build.nodes, backward.build.constants, [info], list(outputs))
+    infos = [
+        helper.make_tensor_value_info(seed, element, [None] * len(shapes[source]))
+        for source, seed in {logits: backward.seed, **backward.further}.items()
+    ]
+    return model.with_graph(backward.build.nodes, backward.build.constants, infos, list(outputs))
+
+
+def _number_type(model: Model) -> np.dtype[Any]:
+    """The type that the model computes in."""
+    # Where a model was not brought to float32 its constants are double, whatever it takes and gives.
+    constants = (model.constant(tensor.name) for tensor in model.skeleton.graph.initializer)
+    doubles = any(value is not None and value.dtype == np.float64 for value in constants)
+    return np.dtype(np.float64 if doubles else np.float32)
 
 
 def _contributions(step: Step) -> Iterable[tuple[str, str]]:
@@ -87,13 +101,13 @@ def _contributions(step: Step) -> Iterable[tuple[str, str]]:
     ]
 
 
-def _path(model: Model, targets: list[str], logits: str) -> set[str]:
-    """Every tensor that depends on a target and that the logits depend on, targets included."""
+def _path(model: Model, targets: list[str], sources: Sequence[str]) -> set[str]:
+    """Every tensor that depends on a target and that a source depends on, targets included."""
     below = set(targets)
     for node in model.nodes:
         if any(name in below for name in _differentiable_inputs(node)):
             below.update(node.output)
-    above = {logits}
+    above = set(sources)
     for node in reversed(model.nodes):
         if any(name in above for name in node.output):
             above.update(_differentiable_inputs(node))

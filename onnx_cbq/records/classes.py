@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -20,17 +20,26 @@ class LayerScores:
             neuron of its feature map that is critical most often (CBQ, class score).
         saliency: mean over samples and neurons of |z dPhi/dz|.
         gradient_square: mean over samples of the sum over the channel's neurons of (dPhi/dz)^2.
+        further_beta, further_saliency: likewise for outputs beside the class scores that count, [outputs, channels].
     """
 
     layer: str
     beta: Array
     saliency: Array
     gradient_square: Array
+    further_beta: Array = field(default_factory=lambda: np.zeros((0, 0)))
+    further_saliency: Array = field(default_factory=lambda: np.zeros((0, 0)))
 
     @property
     def gamma(self) -> Array:
-        """How many classes need each channel, in [0, classes]: sum of beta over the classes (CBQ, importance)."""
-        return np.asarray(self.beta.sum(axis=0))
+        """How many classes need each channel, in [0, classes]: sum of beta over the classes (CBQ, importance).
+
+        An output beside the class scores counts as much as all classes together.
+        """
+        classes = self.beta.sum(axis=0)
+        if not len(self.further_beta):
+            return np.asarray(classes)
+        return np.asarray(np.maximum(classes, len(self.beta) * self.further_beta.max(axis=0)))
 
 
 @dataclass(frozen=True)
@@ -104,10 +113,13 @@ class Evaluation:
     """What a model does on labelled samples. Accuracies are in percent.
 
     Attributes:
-        top1: share of samples whose largest class score is that of their label.
+        top1: share of samples whose largest class score is that of their label; of positions where each has a label; of
+            the answers, yes or no for each class, where a sample may have several.
         top5: share whose label is among the five largest; None with 10 classes or fewer.
-        per_class: top-1 of each class; None for a class without samples.
-        confusion: samples by (label, prediction), int64 [classes, classes].
+        per_class: top-1 of each class; None for a class without samples. Where a sample may have several, the mean of
+            the shares of right answers for those that have the class and those that have not.
+        confusion: samples by (label, prediction), int64 [classes, classes]; where a sample may have several classes,
+            for each of them (no or yes, answer), [classes, 2, 2].
         bytes: size of the model's file or files.
         latency_ms: median milliseconds of a run at batch 1 (or at the batch that the model insists on).
     """
@@ -121,8 +133,8 @@ class Evaluation:
 
     @property
     def samples(self) -> int:
-        """Number of samples."""
-        return int(self.confusion.sum())
+        """Number of samples, or of positions."""
+        return int(self.confusion.sum() if self.confusion.ndim == 2 else self.confusion[0].sum())
 
     @property
     def worst_class(self) -> int:

@@ -44,7 +44,7 @@ def test_arrays_make_a_set_in_one_line() -> None:
         ([[1], [2]], [0], "'x' has 2 samples but 'y' has 1 labels"),
         (3.0, [0], "'x' has no samples"),
         ([[1], [2]], 0, "labels 'y' must be whole numbers"),
-        ([[1], [2]], [0.0, 1.0], "labels 'y' must be whole numbers, one per sample; got float64"),
+        ([[1], [2]], [0.0, 0.5], "labels 'y' must be whole numbers or names, one per sample; got float64"),
         ([], np.zeros(0, int), "no samples; expected at least one of every class"),
     ],
 )

@@ -8,6 +8,7 @@ from onnx_cbq.errors import ModelError
 from onnx_cbq.graph.load import load
 from onnx_cbq.graph.logits import Logits, find_logits
 from onnx_cbq.graph.shapes import Example
+from onnx_cbq.records.answers import Kind
 from tests.graphs import make_model, node
 
 
@@ -19,7 +20,7 @@ def logits_of(proto: onnx.ModelProto, name: str | None = None) -> Logits:
 def test_the_only_output_of_the_right_shape_is_taken() -> None:
     nodes = [node("Relu", "x", "features"), node("ReduceSum", "x axes", "a", keepdims=0), node("Neg", "a", "scores")]
     proto = make_model(nodes, {"x": ["N", 5, 7]}, ["features", "scores"], {"axes": np.array([2])})
-    assert logits_of(proto) == Logits("scores", "scores", 5)
+    assert logits_of(proto) == Logits("scores", "scores", Kind(5))
 
 
 def test_two_candidates_need_a_name() -> None:
@@ -33,7 +34,7 @@ def test_no_candidate_and_unknown_names_are_explained() -> None:
     proto = make_model([node("ReduceSum", "x", "y")], {"x": ["N", 5]}, ["y"])
     with pytest.raises(ModelError, match="no output of shape"):
         logits_of(proto)
-    with pytest.raises(ModelError, match="no such tensor; its outputs: y"):
+    with pytest.raises(ModelError, match="no such output; its outputs: y"):
         logits_of(proto, "z")
     with pytest.raises(ModelError, match="expected shape"):
         logits_of(proto, "y")
@@ -49,4 +50,4 @@ def test_trailing_axes_of_size_one_do_not_matter() -> None:
 def test_a_final_softmax_is_stepped_over(operator: str) -> None:
     """Phi is the logit: behind a softmax every logit would get a gradient, and saturated samples none."""
     proto = make_model([node("Neg", "x", "z"), node(operator, "z", axis=-1)], {"x": ["N", 5]}, ["y"])
-    assert logits_of(proto) == Logits("y", "z", 5)
+    assert logits_of(proto) == Logits("y", "z", Kind(5), squashed=operator)

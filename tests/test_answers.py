@@ -1,0 +1,182 @@
+"""Models that answer in other ways than with one score per class and sample: measured, evaluated and quantized."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from onnx_cbq import CalibrationSet, QuantizeConfig, evaluate, pipeline, quantize
+from onnx_cbq.config import RateDistortionConfig, RefineConfig, RoundingConfig
+from onnx_cbq.errors import CalibrationError, ConfigError, ModelError
+from onnx_cbq.model import Array, Model
+from onnx_cbq.runtime import Session
+from tests.graphs import make_model, node
+
+RANDOM = np.random.default_rng(0)
+SAMPLES, FEATURES, HIDDEN, CLASSES, TOKENS = 60, 6, 12, 4, 3
+QUICK = QuantizeConfig(
+    bits=5,
+    equalize=False,
+    search=RateDistortionConfig(exchanges=2),
+    compensation=RoundingConfig(refits=0, sweeps=0, passes=1),
+)
+
+
+def weight(*shape: int) -> Array:
+    return RANDOM.standard_normal(shape).astype(np.float32)
+
+
+CONSTANTS: dict[str, Array] = {
+    "w": weight(FEATURES, HIDDEN),
+    "v": weight(HIDDEN, CLASSES),
+    "one": weight(HIDDEN, 1),
+    "flat": np.array([-1]),
+    "far": np.array([2, 3]),
+}
+FLAT_X, TOKEN_X = weight(SAMPLES, FEATURES), weight(SAMPLES, TOKENS, FEATURES)
+BODY = [node("MatMul", "x w", "a"), node("Relu", "a", "h")]
+
+
+@dataclass(frozen=True)
+class Answering:
+    """A model, and how its answers become right labels: `label` takes the first output."""
+
+    nodes: list[onnx.NodeProto]
+    label: Callable[[Array], Array]
+    x: Array = field(default_factory=lambda: FLAT_X)
+    outputs: tuple[str, ...] = ("y",)
+
+    def proto(self) -> onnx.ModelProto:
+        used = {name for n in self.nodes for name in n.input}
+        constants = {name: value for name, value in CONSTANTS.items() if name in used}
+        return make_model(self.nodes, {"x": ["N", *self.x.shape[1:]]}, list(self.outputs), constants)
+
+    def labels(self) -> Array:
+        return self.label(Session(Model.from_proto(self.proto())).run({"x": self.x})[self.outputs[0]])
+
+
+def ignoring_some(labels: Array) -> Array:
+    labels = labels.copy()
+    labels[::3, 0] = -100
+    return labels
+
+
+CASES = {
+    "one-sigmoid": Answering(
+        [*BODY, node("MatMul", "h one", "z"), node("Sigmoid", "z")], lambda y: (y[:, 0] > 0.5).astype(np.int64)
+    ),
+    "one-flat-sigmoid": Answering(
+        [*BODY, node("MatMul", "h one", "z"), node("Sigmoid", "z", "p"), node("Reshape", "p flat")],
+        lambda y: (y > 0.5).astype(np.int64),
+    ),
+    "one-logit": Answering([*BODY, node("MatMul", "h one")], lambda y: (y > 0).astype(np.int64)),
+    "several-sigmoids": Answering(
+        [*BODY, node("MatMul", "h v", "z"), node("Sigmoid", "z")], lambda y: (y > 0.5).astype(np.int64)
+    ),
+    "several-logits": Answering([*BODY, node("MatMul", "h v")], lambda y: y > 0),
+    "sigmoids-of-one-label": Answering(
+        [*BODY, node("MatMul", "h v", "z"), node("Sigmoid", "z")], lambda y: y.argmax(axis=1)
+    ),
+    "one-hot": Answering(
+        [*BODY, node("MatMul", "h v", "z"), node("Softmax", "z")],
+        lambda y: np.eye(CLASSES, dtype=np.int64)[y.argmax(axis=1)],
+    ),
+    "images": Answering(
+        [*BODY, node("MatMul", "h v", "z"), node("Unsqueeze", "z far")], lambda y: y[:, :, 0, 0].argmax(axis=1)
+    ),
+    "classes-first": Answering([*BODY, node("MatMul", "h v", "z"), node("Transpose", "z")], lambda y: y.argmax(axis=0)),
+    "tokens": Answering([*BODY, node("MatMul", "h v")], lambda y: ignoring_some(y.argmax(axis=2)), TOKEN_X),
+    "tokens-classes-second": Answering(
+        [*BODY, node("MatMul", "h v", "z"), node("Transpose", "z", perm=[0, 2, 1])],
+        lambda y: ignoring_some(y.argmax(axis=1)),
+        TOKEN_X,
+    ),
+    "names": Answering(
+        [*BODY, node("MatMul", "h v")], lambda y: np.array(["ant", "bee", "cat", "dog"])[y.argmax(axis=1)]
+    ),
+}
+# One of each kind of probability and label.
+KINDS = ("one-sigmoid", "several-sigmoids", "tokens")
+
+
+def data_of(case: Answering) -> CalibrationSet:
+    return CalibrationSet.from_arrays(case.x, case.labels())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_model_is_right_about_its_own_answers(name: str) -> None:
+    """Labels are what the model answers: read from the wrong axis or threshold, or with ignored ones, it would err."""
+    case = CASES[name]
+    found = evaluate(case.proto(), data_of(case)).model
+    assert found.top1 == 100
+    assert all(share in (100, None) for share in found.per_class)
+    wrong = CalibrationSet.from_arrays(case.x, np.roll(case.labels(), 1, axis=0))
+    assert evaluate(case.proto(), wrong).model.top1 < 90
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [*((name, "rate-distortion") for name in CASES), *itertools.product(KINDS, ("cbq", "archive", "uniform"))],
+)
+def test_it_is_quantized_by_every_method(name: str, method: str) -> None:
+    changes: dict[str, Any] = {"storage": method} if method == "archive" else {"method": method}
+    case = CASES[name]
+    found = quantize(case.proto(), data_of(case), replace(QUICK, **changes))
+    assert found.reference.top1 == 100
+    assert found.quantized.top1 > 80
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_channels_are_scored(name: str) -> None:
+    """A channel of the last layer is needed for its own class alone; a single one for both classes."""
+    case = CASES[name]
+    found = pipeline.score(case.proto(), data_of(case))[1]
+    needed = found.layers[-1].beta > 0
+    np.testing.assert_array_equal(needed, np.ones((2, 1)) if name == "one-sigmoid" else np.eye(CLASSES))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_limits_count_the_same_answers(name: str) -> None:
+    case = CASES[name]
+    found = quantize(case.proto(), data_of(case), replace(QUICK, max_drop=15.0, samples=30))
+    assert found.reference.top1 - found.quantized.top1 < 25
+    assert any(note.startswith("--max-drop 15: ") for note in found.notes)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_training_refuses_at_once_what_it_does_not_know(name: str) -> None:
+    pytest.importorskip("torch")
+    case = CASES[name]
+    with pytest.raises(ConfigError, match="--refine trains models that give each sample one score per class"):
+        quantize(case.proto(), data_of(case), replace(QUICK, refine=RefineConfig()))
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "message"),
+    [
+        ("tokens", np.full((SAMPLES, TOKENS), CLASSES), r"label 4 of sample 0 is outside 0..3, or -100 where none"),
+        ("several-sigmoids", np.full((SAMPLES, CLASSES), 2), "label 2 of sample 0 is outside 0 or 1 for each class"),
+        (
+            "several-sigmoids",
+            np.zeros((SAMPLES, 3), int),
+            r"no output of shape \(samples, classes, 3\) or \(samples, 3",
+        ),
+        ("names", np.array(["ant"] * SAMPLES), "the labels are 1 different names; the model has 4 classes: list their"),
+    ],
+)
+def test_labels_that_do_not_fit_are_explained(name: str, labels: Array, message: str) -> None:
+    case = CASES[name]
+    with pytest.raises((CalibrationError, ModelError), match=message):
+        evaluate(case.proto(), CalibrationSet.from_arrays(case.x, labels))
+
+
+def test_groups_of_classes_need_exclusive_ones() -> None:
+    case = CASES["several-sigmoids"]
+    with pytest.raises(ConfigError, match="--clusters: each class of this model has a probability of its own"):
+        quantize(case.proto(), data_of(case), replace(QUICK, clusters=2))
