@@ -15,6 +15,7 @@ from scipy.cluster.hierarchy import cut_tree, linkage
 from scipy.spatial.distance import squareform
 from scipy.special import softmax
 
+from onnx_cbq.calibration.files import read_text
 from onnx_cbq.calibration.samples import Draw
 from onnx_cbq.errors import ConfigError
 from onnx_cbq.model import Array
@@ -23,6 +24,8 @@ from onnx_cbq.records.names import class_indices, split_names
 from onnx_cbq.runtime import Session
 from onnx_cbq.scoring import batch_size
 from onnx_cbq.workload import Workload
+
+_LARGEST_FILE = 4 << 20
 
 
 def find_groups(work: Workload, drawn: Draw, clusters: int | tuple[tuple[str, ...], ...] | None) -> Grouping:
@@ -62,8 +65,8 @@ def read_groups(path: Path) -> tuple[tuple[str, ...], ...]:
         ConfigError: the file cannot be read, or is empty.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError):
+        lines = read_text(path, _LARGEST_FILE).splitlines()
+    except (OSError, ValueError):
         raise ConfigError(
             f"--clusters {path}: no such text file; give a number, or a file with a line of class names per group"
         ) from None

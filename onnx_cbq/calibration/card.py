@@ -6,14 +6,23 @@ Preparation is, in this order: resize, crop (images), then (x * scale - mean) / 
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from onnx_cbq.calibration.files import read_text, reason, shown
 from onnx_cbq.errors import CalibrationError
 
+# Names of tens of thousands of classes fit in.
+_LARGEST_CARD = 4 << 20
+_MOST_DOTS = 1000
+_MOST = (1 << 31) - 1
+_LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).smallest_normal)
 LAYOUTS = ("NHWC", "NCHW")
 
 
@@ -50,23 +59,36 @@ def load_card(path: Path, source: Path | None = None) -> Card:
         CalibrationError: the card is missing, is not TOML, or has an unknown key or a value of the wrong type.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = _parsed(read_text(path, _LARGEST_CARD))
     except (FileNotFoundError, IsADirectoryError):
         raise CalibrationError(
             f"{path}: no such card; give a .toml file, for example calibration/digits.toml"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise CalibrationError(f"{path}: not a TOML file: {error}; see calibration/README.md") from None
     except OSError as error:
-        raise CalibrationError(f"{path}: cannot be read: {error.strerror}") from error
+        raise CalibrationError(f"{shown(str(path))[1:-1]}: cannot be read: {error.strerror}") from error
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # wrong bytes, wrong TOML, numbers and nesting beyond what Python takes
+        raise CalibrationError(f"{path}: not a TOML file: {reason(error)}; see calibration/README.md") from None
     known = {field.name for field in fields(Card)}
     for key in values.keys() - known:
-        raise CalibrationError(f"{path}: unknown key {key!r}{_nearest(key, known)}")
+        raise CalibrationError(f"{path}: unknown key {shown(key)}{_nearest(key, known)}")
     if source is None and "source" not in values:
         raise CalibrationError(f"{path}: no key 'source'; name an .npz file or a folder of images, or give --source")
     settings = {key: _PARSERS[key](value, f"{path}: {key}") for key, value in values.items() if key != "source"}
     where = source if source is not None else path.parent / _text(values["source"], f"{path}: source")
     return Card(source=where, **settings)
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """The keys of a card. Parsing takes time with the square of the parts of a dotted key, and no card has one."""
+    for line in text.splitlines():
+        *keys, rest = line.split("=")
+        header = rest if not keys and rest.lstrip().startswith("[") and "," not in rest else ""
+        if any(part.count(".") > _MOST_DOTS for part in (*keys, header)):
+            raise ValueError(f"a key of more than {_MOST_DOTS} parts")
+    return tomllib.loads(text)
 
 
 def _nearest(key: str, known: set[str]) -> str:
@@ -75,7 +97,7 @@ def _nearest(key: str, known: set[str]) -> str:
 
 
 def _wrong(where: str, expected: str, value: object) -> CalibrationError:
-    return CalibrationError(f"{where}: expected {expected}, got {value!r}")
+    return CalibrationError(f"{where}: expected {expected}, got {shown(value)}")
 
 
 def _text(value: object, where: str) -> str:
@@ -91,8 +113,10 @@ def _layout(value: object, where: str) -> str:
 
 
 def _number(value: object, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
         raise _wrong(where, "a finite number", value)
+    if abs(value) > _LARGEST:
+        raise _wrong(where, f"a number of single precision, up to {_LARGEST:.2g}", value)
     return float(value)
 
 
@@ -107,12 +131,16 @@ def _divisors(value: object, where: str) -> tuple[float, ...]:
     numbers = _numbers(value, where)
     if any(number <= 0 for number in numbers):
         raise _wrong(where, "numbers above 0", value)
+    if any(number < _SMALLEST for number in numbers):
+        raise _wrong(where, f"numbers of single precision, above {_SMALLEST:.2g}", value)
     return numbers
 
 
 def _count(value: object, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise _wrong(where, "a whole number above 0", value)
+    if value > _MOST:
+        raise _wrong(where, f"a whole number up to {_MOST}", value)
     return value
 
 

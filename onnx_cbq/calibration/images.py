@@ -1,23 +1,36 @@
-"""Samples from a folder with one sub-folder of PNG or JPEG images per class; Pillow reads them."""
+"""Samples from a folder with one sub-folder of PNG or JPEG images per class; Pillow reads them.
+
+A file may be anything, whatever its name says. It is opened only if it is a plain file, and decoded only as PNG or JPEG
+(Pillow would start Ghostscript on PostScript); its size in pixels, and that of what `resize` makes of it, is looked at
+before anything is decoded.
+"""
 
 from __future__ import annotations
 
 import copy
+import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from onnx_cbq.allowance import advice, allowed
 from onnx_cbq.calibration.card import Card
+from onnx_cbq.calibration.files import open_plain, reason
 from onnx_cbq.calibration.sources import Source
 from onnx_cbq.errors import CalibrationError
 from onnx_cbq.model import Array
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-# Pillow raises SyntaxError for some broken headers.
-_UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)
+_FORMATS = ("PNG", "JPEG")
+# An image may have so many pixels, or so many for a byte of its file if that is more: a photograph has less than ten.
+_MOST_PIXELS, _PIXELS_PER_BYTE = 1 << 26, 100
+# Larger ones are decoded one at a time, since every thread would hold hundreds of megabytes.
+_LARGE = 1 << 22
+_one_large = threading.Lock()
 
 
 class ImageSource(Source):
@@ -26,18 +39,14 @@ class ImageSource(Source):
     def __init__(self, path: Path, card: Card, *, skip_unreadable: bool) -> None:
         self.inputs = ("x",)
         self.label = str(path)
-        folders = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
-        if not folders:
-            raise CalibrationError(f"{path}: no sub-folders; expected one folder of images per class")
-        self.class_names = card.classes or tuple(folders)
-        missing = [name for name in self.class_names if name not in folders]
-        if missing:
-            raise CalibrationError(f"{path}: no folder for class {missing[0]!r}; it holds: {', '.join(folders)}")
-        files = [(image, m) for m, name in enumerate(self.class_names) for image in _images(path / name)]
         self._card = card
         self.channels = 3
+        try:
+            self.class_names, files = _listed(path, card)
+        except OSError as error:
+            raise CalibrationError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
         self._pool = ThreadPoolExecutor()
-        readable = list(self._pool.map(_is_readable, (file for file, _ in files))) if skip_unreadable else None
+        readable = list(self._pool.map(self._is_readable, (file for file, _ in files))) if skip_unreadable else None
         kept = [entry for i, entry in enumerate(files) if readable is None or readable[i]]
         self.skipped = len(files) - len(kept)
         self._files = [file for file, _ in kept]
@@ -64,46 +73,102 @@ class ImageSource(Source):
                 raise CalibrationError(f"{file}: images differ in size ({sizes}); set resize and crop in the card")
         return np.stack(images)
 
+    def _is_readable(self, file: Path) -> bool:
+        try:
+            _read_image(file, self._card, self.channels)
+        except CalibrationError:
+            return False
+        return True
+
+
+def _listed(path: Path, card: Card) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
+    """The classes, and every image with its label.
+
+    Classes that the card names may have no folder, as they have no sample: unless there are others that it does not
+    name, which would be a misspelling.
+
+    Raises:
+        CalibrationError: there are no folders, or not those that the card names.
+    """
+    folders = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+    if not folders:
+        raise CalibrationError(f"{path}: no sub-folders; expected one folder of images per class")
+    names = card.classes or tuple(folders)
+    found = set(folders).intersection(names)
+    missing = next((name for name in names if name not in found), None)
+    if missing is not None and (not found or len(found) < len(folders)):
+        held = ", ".join(folders[:10]) + (", ..." if len(folders) > 10 else "")
+        raise CalibrationError(f"{path}: no folder for class {missing!r}; it holds: {held}")
+    return names, [(image, m) for m, name in enumerate(names) if name in found for image in _images(path / name)]
+
 
 def _images(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
 
 
-def _is_readable(file: Path) -> bool:
-    try:
-        with Image.open(file) as image:
-            image.load()
-    except _UNREADABLE:
-        return False
-    return True
-
-
 def _read_image(file: Path, card: Card, channels: int) -> Array:
+    """An image, resized and cropped, uint8 [height, width, channels].
+
+    Raises:
+        CalibrationError: it cannot be read, is too large, or smaller than the crop.
+    """
     try:
-        with Image.open(file) as image:
-            picture = image.convert("L" if channels == 1 else "RGB")
-    except _UNREADABLE as error:
+        picture = _decoded(file, "L" if channels == 1 else "RGB")
+        if card.resize:
+            picture = picture.resize(_resized(picture.size, card.resize), Image.Resampling.BILINEAR)
+    except CalibrationError:
+        raise
+    except Exception as error:  # whatever a decoder makes of damaged data
+        what = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
+        if isinstance(error, UnidentifiedImageError):
+            what = "neither a PNG nor a JPEG"
         raise CalibrationError(
-            f"{file}: cannot be read as an image ({error}); replace it, or leave such files out with --skip-unreadable"
+            f"{file}: cannot be read as an image ({what}); replace it, or leave such files out with --skip-unreadable"
         ) from error
-    if card.resize:
-        picture = picture.resize(_resized(picture.size, card.resize), Image.Resampling.BILINEAR)
     if card.crop:
         picture = _crop(picture, card.crop, file)
     pixels = np.asarray(picture)
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
+def _decoded(file: Path, mode: str) -> Image.Image:
+    with open_plain(file) as stream, Image.open(stream, formats=_FORMATS) as image:
+        pixels, size = image.width * image.height, os.fstat(stream.fileno()).st_size
+        most = allowed(max(_MOST_PIXELS, _PIXELS_PER_BYTE * size))
+        if pixels > most:
+            raise ValueError(f"{size:,} bytes that claim {image.width}x{image.height} pixels; {advice(pixels, most)}")
+        if pixels <= _LARGE:
+            return _eight_bits(image).convert(mode)
+        with _one_large:
+            return _eight_bits(image).convert(mode)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey images of 16 bits as their high bytes, which Pillow makes of coloured ones; it would make them all white."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.clip(np.asarray(image), 0, 0xFFFF).astype(np.uint16) >> 8).astype(np.uint8))
+
+
 def _resized(size: tuple[int, int], target: tuple[int, ...]) -> tuple[int, int]:
     """Width and height after `resize`: as given, or with the shorter side of that length, rounded as torchvision does.
 
     A pixel more or less would shift the whole image against the one that a model was trained on.
+
+    Raises:
+        ValueError: that, or what lies between, would be far larger than any image.
     """
-    if len(target) == 2:
-        return target[1], target[0]
     width, height = size
-    longer = int(target[0] * max(size) / min(size))
-    return (target[0], longer) if width <= height else (longer, target[0])
+    if len(target) == 2:
+        found = target[1], target[0]
+    else:
+        longer = int(target[0] * max(size) / min(size))
+        found = (target[0], longer) if width <= height else (longer, target[0])
+    # Pillow resizes rows first.
+    pixels, most = found[0] * max(found[1], height), allowed(_MOST_PIXELS)
+    if pixels > most:
+        raise ValueError(f"{width}x{height} resized to {found[0]}x{found[1]} is too large; {advice(pixels, most)}")
+    return found
 
 
 def _crop(picture: Image.Image, target: tuple[int, ...], file: Path) -> Image.Image:

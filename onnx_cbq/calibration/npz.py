@@ -1,9 +1,16 @@
-"""Samples from an `.npz`: an array per input, the labels `y`, optionally `class_names`. Pickles are never loaded."""
+"""Samples from an `.npz`: an array per input, the labels `y`, optionally `class_names`. Pickles are never loaded.
+
+Everything in such a file may be wrong or a trap. Headers are bounded and checked before anything is read by them, what
+is unpacked is bounded by the size of the file, and stored arrays must lie where the archive has room for them.
+"""
 
 from __future__ import annotations
 
+import bisect
+import errno
 import io
-import lzma
+import math
+import os
 import shutil
 import tempfile
 import threading
@@ -12,18 +19,28 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from onnx_cbq.allowance import advice, allowed
+from onnx_cbq.calibration.files import open_plain, reason
 from onnx_cbq.calibration.sources import Source, checked_labels
 from onnx_cbq.errors import CalibrationError
 from onnx_cbq.model import Array
 
 _COPY_BYTES = 1 << 20
-# What zipfile and its decompressors raise where bytes are missing or changed.
-_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, ValueError)
+# Headers of an array of numbers have a hundred bytes or so.
+_LARGEST_HEADER = 10_000
+# Labels and names are held in memory, samples in a temporary file. Each may take so much, or so many times the file.
+_SMALL_BYTES, _SMALL_TIMES = 16 << 20, 4
+_UNPACKED_BYTES, _UNPACKED_TIMES = 512 << 20, 100
+# Checksums of stored arrays are held against their bytes up to this size, in less than a second.
+_CHECKED_BYTES = 1 << 30
+_READERS = {(1, 0): (2, np.lib.format.read_array_header_1_0), (2, 0): (4, np.lib.format.read_array_header_2_0)}
 
 
 class NpzSource(Source):
@@ -32,24 +49,33 @@ class NpzSource(Source):
     def __init__(self, path: Path) -> None:
         self.label = str(path)
         try:
-            with zipfile.ZipFile(path) as archive:
-                members = {name.removesuffix(".npy"): name for name in archive.namelist()}
-                self._require(members)
-                labels = _small_array(archive, members["y"], self.label)
-                if "class_names" in members:
-                    names = _small_array(archive, members["class_names"], self.label)
-                    self.class_names = tuple(str(name) for name in np.atleast_1d(names))
-                inputs = [key for key in members if key not in ("y", "class_names")]
-                self._rows = {key: _Rows(path, archive, members[key], self.label) for key in inputs}
-        except _DAMAGED:
-            raise CalibrationError(f"{path}: not an .npz file, or cut short; write it with np.savez") from None
+            file = open_plain(path)
         except OSError as error:
             raise CalibrationError(f"{path}: cannot be read: {error.strerror}") from error
-        self.inputs = tuple(self._rows)
-        self.labels = checked_labels(labels, {key: rows.shape for key, rows in self._rows.items()}, self.label)
+        try:
+            with file, zipfile.ZipFile(file) as archive:
+                self._read(_Archive(path, os.fstat(file.fileno()).st_size, archive))
+        except (CalibrationError, MemoryError):
+            raise
+        except Exception as error:  # whatever zipfile and decompressors raise where bytes are missing or changed
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # places before the file's start
+                raise CalibrationError(f"{path}: cannot be read: {error.strerror or reason(error)}") from error
+            raise CalibrationError(f"{path}: not an .npz file, or cut short; write it with np.savez") from None
 
-    def _require(self, members: Mapping[str, str]) -> None:
-        listing = ", ".join(members) or "nothing"
+    def _read(self, archive: _Archive) -> None:
+        members = {info.filename.removesuffix(".npy"): info for info in archive.zip.infolist()}
+        self._require(members)
+        labels = archive.small_array(members["y"])
+        headers = {key: archive.header(info) for key, info in members.items() if key not in ("y", "class_names")}
+        self.labels = checked_labels(labels, {key: header.shape for key, header in headers.items()}, self.label)
+        self.inputs = tuple(headers)
+        if "class_names" in members:
+            self.class_names = _names(archive.small_array(members["class_names"]), self.label)
+        archive.check_sizes([members[key] for key in headers])
+        self._rows = {key: _Rows(archive, members[key], header) for key, header in headers.items()}
+
+    def _require(self, members: Mapping[str, object]) -> None:
+        listing = ", ".join(list(members)[:10]) or "nothing"
         if "y" not in members:
             raise CalibrationError(f"{self.label}: no array 'y' with the labels; it holds: {listing}")
         if not members.keys() - {"y", "class_names"}:
@@ -60,60 +86,187 @@ class NpzSource(Source):
         return self._rows[name].read(indices)
 
 
+@dataclass(frozen=True)
+class _Header:
+    """What an `.npy` says of itself; its numbers begin at byte `start`."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    start: int
+
+    @property
+    def row_bytes(self) -> int:
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class _Archive:
+    """An open archive, where it is and how many bytes it has."""
+
+    path: Path
+    size: int
+    zip: zipfile.ZipFile
+
+    @cached_property
+    def _edges(self) -> list[int]:
+        """Where members begin, and the directory behind them."""
+        return sorted({*(info.header_offset for info in self.zip.infolist()), self.zip.start_dir})
+
+    def end_of(self, info: zipfile.ZipInfo) -> int:
+        """Where the place of a member ends."""
+        following = bisect.bisect_right(self._edges, info.header_offset)
+        return self._edges[following] if following < len(self._edges) else 0
+
+    def header(self, info: zipfile.ZipInfo) -> _Header:
+        """The header of a member, which must tell its true size.
+
+        Raises:
+            CalibrationError: it does not, or the array is none of numbers, row by row.
+        """
+        with self.zip.open(info) as stream:
+            header = _read_header(stream, info.filename, str(self.path))
+        if info.file_size != header.start + header.size:
+            raise CalibrationError(
+                f"{self.path}: array {info.filename!r} is damaged: expected {header.start + header.size} bytes, got "
+                f"{info.file_size}"
+            )
+        return header
+
+    def small_array(self, info: zipfile.ZipInfo) -> Array:
+        """A member as an array in memory.
+
+        Raises:
+            CalibrationError: it is damaged, or larger than labels or names can be.
+        """
+        header, most = self.header(info), allowed(max(_SMALL_BYTES, _SMALL_TIMES * self.size))
+        if header.size > most:
+            raise CalibrationError(
+                f"{self.path}: array {info.filename!r} takes {header.size:,} bytes of a file of {self.size:,}, "
+                f"expected {most:,} at most; {advice(header.size, most)}"
+            )
+        with self.zip.open(info) as stream:
+            data = stream.read()[header.start :]
+        return np.frombuffer(data, header.dtype).reshape(header.shape)
+
+    def check_sizes(self, infos: Sequence[zipfile.ZipInfo]) -> None:
+        """Hold what would be unpacked against the size of the file.
+
+        Raises:
+            CalibrationError: it is too much.
+        """
+        total = sum(info.file_size for info in infos if info.compress_type != zipfile.ZIP_STORED)
+        most = allowed(max(_UNPACKED_BYTES, _UNPACKED_TIMES * self.size))
+        if total > most:
+            raise CalibrationError(
+                f"{self.path}: the samples take {total:,} bytes once unpacked from a file of {self.size:,}, expected "
+                f"{most:,} at most; {advice(total, most)}"
+            )
+
+
 class _Rows:
     """Rows of one array of an `.npz`, read by position; a compressed array is first unpacked to a temporary file."""
 
-    def __init__(self, path: Path, archive: zipfile.ZipFile, member: str, label: str) -> None:
-        info = archive.getinfo(member)
-        with archive.open(info) as stream:
-            self.shape, self.dtype, start = _read_header(stream, member, label)
-            expected = start + int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
-            if info.file_size != expected:
-                raise CalibrationError(
-                    f"{label}: array {member!r} is damaged: expected {expected} bytes, got {info.file_size}"
-                )
-        self._file = path.open("rb") if info.compress_type == zipfile.ZIP_STORED else _unpacked(archive, info)
+    def __init__(self, archive: _Archive, info: zipfile.ZipInfo, header: _Header) -> None:
+        self._where = f"{archive.path}: array {info.filename!r}"
+        self._header, self._start = header, header.start
         if info.compress_type == zipfile.ZIP_STORED:
-            start += _data_offset(self._file, info)
-        weakref.finalize(self, self._file.close)
+            self._file: IO[bytes] = open_plain(archive.path)
+            weakref.finalize(self, self._file.close)
+            offset = _data_offset(self._file, info)
+            self._start += offset
+            self._check_place(info, offset, archive.end_of(info))
+        else:
+            self._file = _unpacked(archive.zip, info)
+            weakref.finalize(self, self._file.close)
         self._lock = threading.Lock()
-        self._start = start
-        self._row_bytes = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
 
     def read(self, indices: Sequence[int]) -> Array:
-        """Rows `indices`, [len(indices), *row]."""
+        """Rows `indices`, [len(indices), *row].
+
+        Raises:
+            CalibrationError: the file ends before them.
+        """
+        size = self._header.row_bytes
         with self._lock:
-            data = b"".join(self._read_row(int(index)) for index in indices)
-        return np.frombuffer(data, self.dtype).reshape(len(indices), *self.shape[1:])
+            data = b"".join(self._read_row(int(index), size) for index in indices)
+        if len(data) != size * len(indices):
+            raise CalibrationError(f"{self._where} ends early; was the file changed meanwhile?")
+        return np.frombuffer(data, self._header.dtype).reshape(len(indices), *self._header.shape[1:])
 
-    def _read_row(self, index: int) -> bytes:
-        self._file.seek(self._start + index * self._row_bytes)
-        return self._file.read(self._row_bytes)
+    def _read_row(self, index: int, size: int) -> bytes:
+        self._file.seek(self._start + index * size)
+        return self._file.read(size)
+
+    def _check_place(self, info: zipfile.ZipInfo, offset: int, end: int) -> None:
+        """Hold a stored array's place in the file against what follows, and its bytes against their checksum."""
+        room = end - offset
+        if room < info.file_size:
+            raise CalibrationError(
+                f"{self._where} is damaged: expected {info.file_size} bytes, there is room for {room}"
+            )
+        if info.file_size > _CHECKED_BYTES:
+            return
+        self._file.seek(offset)
+        found, left = 0, info.file_size
+        while left and (piece := self._file.read(min(left, _COPY_BYTES))):
+            found, left = zlib.crc32(piece, found), left - len(piece)
+        if left or found != info.CRC:
+            raise CalibrationError(f"{self._where} is damaged: its checksum is another one; copy or write it again")
 
 
-def _read_header(stream: Any, member: str, label: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """Shape, type and length of the header of an `.npy` stream; pickled objects are refused."""
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+def _read_header(stream: IO[bytes], member: str, label: str) -> _Header:
+    """The header of an `.npy` stream; pickled objects are refused.
+
+    Raises:
+        CalibrationError: it is damaged, or not one of an array of numbers or words.
+    """
+    start = stream.read(8)
+    length_bytes, reader = _READERS.get((start[6], start[7]) if len(start) == 8 else (0, 0), (0, None))
+    if start[:6] != np.lib.format.MAGIC_PREFIX or reader is None:
+        raise CalibrationError(f"{label}: array {member!r} is damaged: no header as np.save writes one")
+    head = stream.read(length_bytes)
+    length = int.from_bytes(head, "little")
+    text = stream.read(length) if length <= _LARGEST_HEADER else b""
+    if length > len(text):
+        raise CalibrationError(f"{label}: array {member!r} is damaged: its header claims {length:,} bytes")
     try:
-        version = np.lib.format.read_magic(stream)
-        shape, fortran_order, dtype = readers[version](stream)
-    except (ValueError, KeyError) as error:
-        raise CalibrationError(f"{label}: array {member!r} is damaged: {error}") from None
+        shape, fortran_order, dtype = reader(io.BytesIO(head + text))
+    except Exception as error:  # noqa: BLE001, Python's own parser reads it
+        raise CalibrationError(f"{label}: array {member!r} is damaged: {reason(error)}") from None
     if dtype.hasobject:
         raise CalibrationError(
             f"{label}: array {member!r} holds pickled Python objects, which are never loaded; save numbers"
+        )
+    whole = all(type(length) is int and length >= 0 for length in shape)
+    if not whole or not dtype.itemsize or dtype.names or dtype.subdtype:
+        raise CalibrationError(
+            f"{label}: array {member!r} is damaged: {reason(ValueError(f'{dtype} of shape {shape}'))}; expected numbers"
         )
     if fortran_order and len(shape) > 1:
         raise CalibrationError(
             f"{label}: array {member!r} is stored column by column; save it with np.ascontiguousarray"
         )
-    return tuple(shape), dtype, stream.tell()
+    if len(shape) > 1 and shape[0] and not math.prod(shape[1:]):
+        raise CalibrationError(f"{label}: array {member!r} has samples without values, {shape[1:]}")
+    return _Header(tuple(shape), dtype, len(start) + len(head) + len(text))
 
 
-def _small_array(archive: zipfile.ZipFile, member: str, label: str) -> Array:
-    with archive.open(member) as stream:
-        _read_header(stream, member, label)
-    return np.asarray(np.load(io.BytesIO(archive.read(member)), allow_pickle=False))
+def _names(names: Array, label: str) -> tuple[str, ...]:
+    """Names of classes, from text or bytes.
+
+    Raises:
+        CalibrationError: they are no list.
+    """
+    names = np.atleast_1d(names)
+    if names.ndim != 1:
+        raise CalibrationError(f"{label}: 'class_names' has shape {names.shape}; expected one name per class")
+    return tuple(
+        name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else str(name) for name in names.tolist()
+    )
 
 
 def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:

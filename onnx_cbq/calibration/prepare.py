@@ -45,17 +45,20 @@ class Preparation:
                 f"all, set resize and crop in the card"
             )
         values = raw
-        if np.issubdtype(self.dtype, np.floating):
-            with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is found right below
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):  # what comes of it is found right below
+            if np.issubdtype(self.dtype, np.floating):
                 values = (raw.astype(np.float32) * np.float32(self.scale) - self.mean) / self.std
-            finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
-            if not finite.all():
-                raise CalibrationError(
-                    f"{label}: sample {indices[int(np.argmin(finite))]} holds NaN or infinity; expected finite numbers"
-                )
+            prepared = values.astype(self.dtype)
+        if np.issubdtype(self.dtype, np.floating):
+            right, expected = np.isfinite(prepared), "holds NaN or infinity; expected finite numbers"
+        else:
+            right, expected = prepared == raw, f"holds a number beyond the model's {self.dtype}"
+        whole = np.asarray(right).reshape(len(values), -1).all(axis=1)
+        if not whole.all():
+            raise CalibrationError(f"{label}: sample {indices[int(np.argmin(whole))]} {expected}")
         if self.permutation is not None:
-            values = values.transpose(self.permutation)
-        return np.ascontiguousarray(values, self.dtype)
+            prepared = prepared.transpose(self.permutation)
+        return np.ascontiguousarray(prepared)
 
 
 def fit(card: Card, spec: InputSpec, sample: Array, label: str, *, from_images: bool = False) -> Preparation:

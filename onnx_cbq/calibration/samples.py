@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_cbq.calibration.card import Card, load_card
+from onnx_cbq.calibration.files import shown
 from onnx_cbq.calibration.images import IMAGE_SUFFIXES, ImageSource
 from onnx_cbq.calibration.labels import Labels, read_labels
 from onnx_cbq.calibration.npz import NpzSource
@@ -341,10 +342,15 @@ def _open(card: Card, *, skip_unreadable: bool) -> Source:
     Raises:
         CalibrationError: it is missing, or is neither an `.npz` file nor a folder of images.
     """
-    if card.source.is_dir():
+    label = shown(str(card.source))[1:-1]
+    try:
+        is_folder, exists = card.source.is_dir(), card.source.exists()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise CalibrationError(f"{label}: cannot be read: {error.strerror}; set source in the card") from error
+    if is_folder:
         return ImageSource(card.source, card, skip_unreadable=skip_unreadable)
-    if not card.source.is_file():
-        raise CalibrationError(f"{card.source}: no such file or folder of samples; set source in the card, or --source")
+    if not exists:
+        raise CalibrationError(f"{label}: no such file or folder of samples; set source in the card, or --source")
     if card.source.suffix.lower() in IMAGE_SUFFIXES:
         raise CalibrationError(f"{card.source}: one image is no data set; name the folder above the class folders")
     return NpzSource(card.source)
@@ -352,7 +358,8 @@ def _open(card: Card, *, skip_unreadable: bool) -> Source:
 
 def _checked(data: CalibrationSet) -> CalibrationSet:
     if not len(data.labels):
-        raise CalibrationError(f"{data.source.label}: no samples; expected at least one of every class")
+        skipped = f" besides {data.source.skipped} unreadable images" if data.source.skipped else ""
+        raise CalibrationError(f"{data.source.label}: no samples{skipped}; expected at least one of every class")
     return data
 
 

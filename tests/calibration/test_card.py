@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.calibration.card import Card, load_card
 from onnx_cbq.errors import CalibrationError
 from tests.conftest import ROOT
@@ -106,6 +108,13 @@ def test_key_unlike_any_other_lists_all(tmp_path: Path) -> None:
         ("limit = 0", "limit: expected a whole number above 0, got 0"),
         ("limit = 1.0", "limit: expected a whole number above 0, got 1.0"),
         ("limit = true", "limit: expected a whole number above 0, got True"),
+        ("limit = 9223372036854775808", "limit: expected a whole number up to 2147483647, got 9223372036854775808"),
+        ("crop = [8, 4294967296]", "crop: expected a whole number up to 2147483647"),
+        (f"scale = 1{'0' * 400}", "scale: expected a number of single precision, up to 3.4e"),
+        ("mean = -1e308", "mean: expected a number of single precision, up to 3.4e"),
+        ("std = 1e-50", "std: expected numbers of single precision, above 1.2e-38, got 1e-50"),
+        (f"limit = 0x{'f' * 5000}", "limit: expected a whole number up to 2147483647, got a number of thousands"),
+        (f"layout = '{'x' * 5000}'", "layout: expected .* got 'x{1,60}\\.\\.\\.x{1,60}'$"),
     ],
 )
 def test_wrong_values_say_what_was_expected(tmp_path: Path, line: str, expected: str) -> None:
@@ -143,8 +152,13 @@ def test_card_without_source_says_what_to_do(tmp_path: Path) -> None:
         (b"source = 'a'\nscale = = 1", "not a TOML file: .*line 2"),
         (b"\xff\xfe\x00", "not a TOML file"),
         (b"source = 'a'\nsource = 'b'", "not a TOML file: Cannot overwrite"),
+        (b"mean = " + b"[" * 5000, "not a TOML file: maximum recursion depth"),
+        (b"limit = 1" + b"0" * 5000, "not a TOML file: Exceeds the limit"),
+        (b"a." * 100_000 + b"a = 1", "not a TOML file: a key of more than 1000 parts"),
+        (b"[" + b"a." * 100_000 + b"a]", "not a TOML file: a key of more than 1000 parts"),
+        (b"#" * (5 << 20), "cannot be read: has 5,242,880 bytes, expected at most 4,194,304"),
     ],
-    ids=["syntax", "bytes", "twice"],
+    ids=["syntax", "bytes", "twice", "nesting", "digits", "dotted-key", "dotted-header", "size"],
 )
 def test_broken_cards_are_explained(tmp_path: Path, content: bytes, expected: str) -> None:
     path = tmp_path / "card.toml"
@@ -174,3 +188,34 @@ def test_ready_cards_are_the_well_known_preprocessings(
     assert (card.layout, card.mean, card.std) == ("NHWC", mean, std)
     assert card.scale == 1 / 255
     assert (card.resize, card.crop) == (((256,), (224,)) if name == "imagenet" else (None, None))
+
+
+def test_byte_order_mark_of_windows_is_no_part_of_the_card(tmp_path: Path) -> None:
+    path = tmp_path / "card.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + b'source = "a.npz"')
+    assert load_card(path).source == tmp_path / "a.npz"
+
+
+def test_means_of_thousands_of_features_are_no_dotted_key(tmp_path: Path) -> None:
+    means = ", ".join(["0.5"] * 9000)
+    assert len(load_card(write(tmp_path, f'source = "a.npz"\nmean = [{means}]')).mean) == 9000
+    assert len(load_card(write(tmp_path, f'source = "a.npz"\nmean = [\n{means}\n]')).mean) == 9000
+
+
+def test_a_card_that_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+    """Reading from a pipe would wait for ever, from /dev/zero until memory is full."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(CalibrationError, match="is a device, a socket or a pipe, expected a file"):
+            load_card(path)
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "loop"])
+def test_paths_that_lead_nowhere_are_explained_in_a_line(tmp_path: Path, path: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(CalibrationError) as caught:
+        load_card(tmp_path / path)
+    assert len(str(caught.value)) < 400
+    with pytest.raises(CalibrationError) as caught:
+        CalibrationSet.from_card(write(tmp_path, f'source = "{path}"'))
+    assert len(str(caught.value)) < 400

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -190,3 +193,86 @@ def test_changed_bytes_never_get_an_error_of_pillow_through(tmp_path: Path, suff
             refused += 1
             assert not readable
     assert refused > 10
+
+
+def test_missing_folders_are_classes_without_samples(folder: Path) -> None:
+    """500 images of ImageNet's classes have fewer than 1,000 folders."""
+    found = source(folder, classes=("ant", "cat", "cow", "dog"))
+    assert found.class_names == ("ant", "cat", "cow", "dog")
+    assert found.labels.tolist() == [1, 1, 3]
+
+
+@pytest.mark.parametrize("kind", ["EPS", "GIF", "BMP", "TIFF", "PPM"])
+def test_other_formats_are_not_decoded_whatever_their_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Pillow starts Ghostscript, or any program of that name, on PostScript that is named .png."""
+    ran = tmp_path / "ran"
+    program = tmp_path / "bin" / "gs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    Image.fromarray(picture()).save(tmp_path / "images" / "a" / "0.png", kind)
+    with pytest.raises(CalibrationError, match=r"0\.png: cannot be read as an image \(neither a PNG nor a JPEG\)"):
+        source(tmp_path / "images").read("x", [0])
+    assert not ran.exists()
+
+
+def test_grey_images_of_16_bits_keep_their_high_bytes(tmp_path: Path) -> None:
+    """Pillow cuts everything above 255: they were all white."""
+    grey = (np.arange(64).reshape(8, 8) * 1000).astype(np.uint16)
+    write(tmp_path, "a/0.png", grey)
+    expected = (grey >> 8).astype(np.uint8)
+    np.testing.assert_array_equal(source(tmp_path).decoded_to(1).read("x", [0])[0, :, :, 0], expected)
+    np.testing.assert_array_equal(source(tmp_path).read("x", [0])[0], expected[:, :, None].repeat(3, axis=2))
+
+
+def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A grey PNG that claims a size, with other chunks before its data."""
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    rows = zlib.compress(bytes(min((width + 1) * height, 1 << 20)))
+    parts = ((b"IHDR", head), *chunks, (b"IDAT", rows), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in parts
+    )
+
+
+BOMB = zlib.compress(bytes(3 << 20))
+HOSTILE: dict[str, tuple[bytes, dict[str, Any], str]] = {
+    "iccp": (png(8, 8, (b"iCCP", b"x\0\0" + BOMB)), {}, "cannot be read as an image"),
+    "ztxt": (png(8, 8, *[(b"zTXt", b"x\0\0" + BOMB)] * 40), {}, "cannot be read as an image"),
+    "pixels": (png(9000, 9000), {}, r"claim 9000x9000 pixels; set ONNX_CBQ_ALLOWANCE=\d+ if you trust"),
+    "more-pixels": (png(1 << 20, 1 << 20), {}, "cannot be read as an image"),
+    "thin": (png(1, 60_000), {"resize": (2000,), "crop": (8,)}, "1x60000 resized to 2000x120000000 is too large"),
+    "high": (png(1, 60_000), {"resize": (8, 60_000)}, "1x60000 resized to 60000x8 is too large"),
+    "text": (b"no image", {}, "neither a PNG nor a JPEG"),
+    "small": (png(4, 4), {"crop": (8,)}, "4x4 is smaller than crop 8x8"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_images_that_are_traps_are_named_and_can_be_skipped(tmp_path: Path, kind: str) -> None:
+    """Each got an exception of Pillow through, or took all memory, with --skip-unreadable too."""
+    content, settings, expected = HOSTILE[kind]
+    write(tmp_path, "a/0.png", picture(8, 8))
+    (tmp_path / "a" / "1.png").write_bytes(content)
+    with pytest.raises(CalibrationError, match=rf"1\.png: .*{expected}"):
+        source(tmp_path, **settings).read("x", [1])
+    found = source(tmp_path, skip_unreadable=True, **(settings if kind == "small" else {}))
+    assert (found.skipped, len(found.labels)) == ((0, 2) if kind in ("thin", "high") else (1, 1))
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    """From a pipe one would wait for ever."""
+    write(tmp_path, "a/0.png", picture(8, 8))
+    os.mkfifo(tmp_path / "a" / "1.png")
+    (tmp_path / "a" / "2.png").symlink_to("/dev/zero")
+    (tmp_path / "a" / "3.png").symlink_to("3.png")
+    (tmp_path / "a" / "4.png").mkdir()
+    for i in range(1, 5):
+        with pytest.raises(CalibrationError, match=rf"{i}\.png: cannot be read as an image"):
+            source(tmp_path).read("x", [i])
+    found = source(tmp_path, skip_unreadable=True)
+    assert (found.skipped, found.labels.tolist()) == (4, [0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tracemalloc
 import zipfile
 from collections.abc import Callable
@@ -182,4 +183,120 @@ def test_disk_full_while_unpacking_is_explained(tmp_path: Path, monkeypatch: pyt
     np.savez_compressed(tmp_path / "a.npz", x=X, y=Y)
     monkeypatch.setattr("shutil.copyfileobj", full)
     with pytest.raises(CalibrationError, match="cannot be read: No space left on device"):
+        NpzSource(tmp_path / "a.npz")
+
+
+def rewritten(folder: Path, method: int = zipfile.ZIP_STORED, **members: bytes) -> Path:
+    """An archive of x and y as they should be, some members replaced."""
+    np.savez(folder / "a.npz", x=X, y=Y)
+    with zipfile.ZipFile(folder / "a.npz") as archive, zipfile.ZipFile(folder / "b.npz", "w", method) as changed:
+        for name in {*archive.namelist(), *(f"{key}.npy" for key in members)}:
+            key = name.removesuffix(".npy")
+            changed.writestr(name, members[key] if key in members else archive.read(name))
+    return folder / "b.npz"
+
+
+def npy(descr: str, shape: str, data: bytes, length: int | None = None, version: int = 1) -> bytes:
+    """What np.save would not write."""
+    header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".encode()
+    size = (len(header) if length is None else length).to_bytes(2 * version, "little")
+    return b"\x93NUMPY" + bytes([version, 0]) + size + header + data
+
+
+@pytest.mark.parametrize(
+    ("descr", "shape", "expected"),
+    [
+        ("'<f4'", "(18446744073709551628, 3, 2)", "expected 442721857769029239[0-9]* bytes, got"),
+        ("'<f4'", "(12, -3, -2)", r"float32 of shape \(12, -3, -2\); expected numbers"),
+        ("'|S0'", "(12, 3, 2)", r"\|S0 of shape"),
+        ("('<f4', (2,))", "(12, 3)", r"of shape \(12, 3\); expected numbers"),
+        ("[('a', '<f4')]", "(12, 3, 2)", "expected numbers"),
+        ("'<f4'", "(12, 9223372036854775808)", "expected 442721857769029238[0-9]* bytes, got"),
+        ("'<f4'", "(True, 3)", r"of shape \(True, 3\)"),
+        ("'<f4'", "(12, 0)", r"has samples without values, \(0,\)"),
+        ("'<f4'", "(" * 3000, "is damaged: "),
+        ("'<f4'", "{{{", "is damaged: "),
+        ("'nonsense'", "(12,)", "is damaged: descr is not a valid dtype descriptor"),
+    ],
+)
+def test_headers_of_no_array_are_explained(tmp_path: Path, descr: str, shape: str, expected: str) -> None:
+    """Each was a traceback: of numpy's parser, of an overflow, or of the shape that came out of it."""
+    with pytest.raises(CalibrationError, match=f"array 'x.npy' (is damaged: )?.*{expected}"):
+        NpzSource(rewritten(tmp_path, x=npy(descr, shape, X.tobytes())))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_header_that_claims_gigabytes_is_not_read(tmp_path: Path, version: int) -> None:
+    """numpy reads it whole before it looks at its length."""
+    content = npy("'<f4'", "(12, 3, 2)", X.tobytes(), length=(1 << 16 * version) - 1, version=version)
+    with pytest.raises(CalibrationError, match=r"'x.npy' is damaged: its header claims [0-9,]* bytes"):
+        NpzSource(rewritten(tmp_path, x=content))
+
+
+@pytest.mark.parametrize("key", ["y", "class_names", "x"])
+def test_what_would_be_unpacked_is_bounded_by_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """A gigabyte of zeros takes a megabyte; who trusts the file raises the limits."""
+    monkeypatch.setenv("ONNX_CBQ_ALLOWANCE", "0.001")
+    arrays: dict[str, Any] = {
+        "y": {"x": np.zeros((200_000, 2), np.int8), "y": np.zeros(200_000, np.int64)},
+        "x": {"x": np.zeros((6000, 99), np.float32), "y": np.zeros(6000, np.int8)},
+        "class_names": {"x": X, "y": Y, "class_names": np.array(["a"] * 9000)},
+    }[key]
+    np.savez_compressed(tmp_path / "a.npz", **arrays)
+    with pytest.raises(CalibrationError, match=r"bytes .* a file of .* at most; set ONNX_CBQ_ALLOWANCE=\d+ if you"):
+        NpzSource(tmp_path / "a.npz")
+    monkeypatch.setenv("ONNX_CBQ_ALLOWANCE", "1")
+    assert len(NpzSource(tmp_path / "a.npz").labels) == len(arrays["y"])
+
+
+def test_stored_array_that_reaches_into_what_follows_is_refused(tmp_path: Path) -> None:
+    """The directory of the archive was read as if it were samples."""
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name, value in (("y", Y), ("x", X)):
+            with archive.open(f"{name}.npy", "w") as member:
+                np.save(member, value)
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    directory, end = content.find(b"PK\1\2"), content.rfind(b"PK\5\6")
+    content[end + 16 : end + 20] = (directory - 100).to_bytes(4, "little")
+    del content[directory - 100 : directory]
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(CalibrationError, match=r"expected 416 bytes, there is room for 316|cut short"):
+        NpzSource(tmp_path / "a.npz")
+
+
+def test_changed_samples_of_a_stored_array_are_found(tmp_path: Path) -> None:
+    """zipfile checks what it unpacks; stored rows are read past it."""
+    large = np.arange(12 << 16, dtype=np.int32).reshape(12, -1)
+    np.savez(tmp_path / "a.npz", x=large, y=Y)
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    content[content.find(large[7].tobytes()) + 77] ^= 8
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(CalibrationError, match=r"array 'x.npy' is damaged: its checksum is another one"):
+        NpzSource(tmp_path / "a.npz")
+
+
+def test_file_that_was_cut_while_in_use_is_explained(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.zeros((12, 1 << 16)), y=Y)
+    found = NpzSource(tmp_path / "a.npz")
+    (tmp_path / "a.npz").write_bytes(b"")
+    with pytest.raises(CalibrationError, match=r"array 'x.npy' ends early"):
+        found.read("x", [3])
+
+
+def test_class_names_may_be_bytes(tmp_path: Path) -> None:
+    """They were called "b'cat'", and --classes cat found none."""
+    found = source(tmp_path, x=X, y=Y, class_names=np.array([b"cat", "M\u00fcll".encode(), b"\xff"]))
+    assert found.class_names == ("cat", "M\u00fcll", "\\xff")
+
+
+def test_class_names_of_two_axes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match=r"'class_names' has shape \(2, 2\); expected one name per class"):
+        source(tmp_path, x=X, y=Y, class_names=np.array([["a", "b"], ["c", "d"]]))
+
+
+def test_a_pipe_is_no_archive(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.npz")
+    with pytest.raises(CalibrationError, match="is a device, a socket or a pipe, expected a file"):
         NpzSource(tmp_path / "a.npz")
