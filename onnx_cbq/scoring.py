@@ -176,7 +176,7 @@ def score_channels(
             },
         )
     parts = {
-        layer.name: [np.stack(part) for part in zip(*(row[layer.name] for row in rows), strict=True)]
+        layer.name: [np.stack(part) for part in zip(*(row.pop(layer.name) for row in rows), strict=True)]
         for layer in layers
     }
     classes = len(groups.names)
@@ -228,7 +228,7 @@ def fisher_squares(
         rows.append({layer.name: _squares(layer, graph.sums[layer.name], totals, len(indices)) for layer in layers})
         done += len(indices)
         progress("sensitivity", done, sum(map(len, seen.by_group)))
-    return {layer.name: np.stack([row[layer.name] for row in rows]) for layer in layers}
+    return {layer.name: np.stack([row.pop(layer.name) for row in rows]) for layer in layers}
 
 
 class _Seen:
