@@ -34,7 +34,7 @@ from onnx_cbq.targets.reading import QdqFile
 from onnx_cbq.targets.running import Run
 from onnx_cbq.targets.target import Target
 from onnx_cbq.temporary import temporary_folder
-from onnx_cbq.verify import Comparison, Fidelity, check_equal, check_file, compare
+from onnx_cbq.verify import Comparison, Fidelity, check_equal, check_file, check_sizes, compare
 from onnx_cbq.workload import Workload
 
 # Samples that the whole path is tried on, and that kernels are looked at on.
@@ -151,6 +151,8 @@ def check_written(setting: Setting, solution: Solution, path: Path, feeds: Feeds
     """
     work = setting.work
     check_file(path, work.model, solution.written.layers, solution.written.weights, work.example.feeds)
+    if not work.target.file.sizes:
+        check_sizes(path, work.model, work.example.at_another_size(work.model))
     file = QdqFile(load(path))
     found = lint(file, work.target, Run(file, path))
     broken = [violation for violation in found if violation.effect != "slow"]

@@ -300,6 +300,28 @@ def check_file(path: Path, model: Model, layers: Layers, weights: Mapping[str, L
         check_codes(layer.name, layer.rows(found.codes), found.bits, found.table)
 
 
+def check_sizes(path: Path, model: Model, feeds: Feeds | None) -> None:
+    """Run the file and the float model on samples of another size than those that were seen.
+
+    Raises:
+        VerificationError: the file gives outputs of other shapes.
+    """
+    if feeds is None:
+        return
+    reference, session = Session(model).run(feeds), Session(path)
+    size = ", ".join(f"{name} {list(value.shape)}" for name, value in feeds.items())
+    try:
+        found = session.run({name: value[: session.samples] for name, value in feeds.items()})
+    except ModelError as error:
+        raise VerificationError(f"the quantized model does not run at another size ({size}): {error}") from error
+    for name, value in reference.items():
+        if np.shape(found[name]) != np.shape(value):
+            raise VerificationError(
+                f"output {name!r} of the quantized model has the shape {list(np.shape(found[name]))} for samples of "
+                f"another size ({size}), expected {list(np.shape(value))} as in the float model; report this as a bug"
+            )
+
+
 def check_outputs(path: Path, model: Model, feeds: Feeds) -> None:
     """Run the file that was written beside the float model.
 

@@ -6,11 +6,12 @@ report says so: the check decides, not the belief that the rewrite is right.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from onnx_cbq.errors import ModelError
 from onnx_cbq.graph.passes.cleanup import remove_idle_nodes
 from onnx_cbq.graph.passes.constants import fold_constants, freeze_shapes
 from onnx_cbq.graph.passes.contrib import expand_contrib
@@ -60,14 +61,15 @@ def normalise(model: Model, example: Example, passes: tuple[Pass, ...] = PASSES)
     Raises:
         ModelError: onnxruntime cannot load or run the model as it came.
     """
-    reference = outputs_of(model, example)
+    elsewhere = example.at_another_size(model)
+    reference = outputs_of(model, example, elsewhere=elsewhere)
     notes: list[str] = []
     for rewrite in passes:
         candidate = rewrite(model, example)
         if candidate is model:
             continue
-        outputs = outputs_of(candidate, example)
-        error = relative_error(outputs, reference)
+        outputs = _outputs_at(candidate, example, elsewhere)
+        error = relative_error(outputs, reference) if outputs else float("inf")
         if error <= (widening_tolerance(model) if rewrite is widen_floats else 0) + TOLERANCE:
             # What comes after is held against the model in float32: its own rounding is no longer that of the types.
             reference = outputs if rewrite is widen_floats else reference
@@ -77,13 +79,29 @@ def normalise(model: Model, example: Example, passes: tuple[Pass, ...] = PASSES)
     return Normalised(model, tuple(notes))
 
 
-def outputs_of(model: Model, example: Example, optimization: Optimization = "off") -> list[Array]:
-    """All outputs, at every batch size that the model allows.
+def _outputs_at(model: Model, example: Example, elsewhere: Mapping[str, Array] | None) -> list[Array]:
+    """`outputs_of`; nothing where the model does not run at another size."""
+    try:
+        return outputs_of(model, example, elsewhere=elsewhere)
+    except ModelError:
+        if elsewhere is None:
+            raise
+        return []
+
+
+def outputs_of(
+    model: Model,
+    example: Example,
+    optimization: Optimization = "off",
+    elsewhere: Mapping[str, Array] | None = None,
+) -> list[Array]:
+    """All outputs, at every batch size that the model allows, and for `elsewhere`, samples of another size.
 
     Optimized, onnxruntime would compute some products of small weights with rounded activations.
     """
     session = Session(model, optimization)
-    return [value for feeds in example.runs(model) for value in session.run(feeds).values()]
+    runs = [*example.runs(model), *([] if elsewhere is None else [elsewhere])]
+    return [value for feeds in runs for value in session.run(feeds).values()]
 
 
 def relative_error(values: list[Array], reference: list[Array]) -> float:

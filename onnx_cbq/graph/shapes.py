@@ -22,7 +22,9 @@ Shape = tuple[int, ...]
 
 # Measured at this many samples and at one less.
 EXAMPLE_BATCH = 3
-_DEFAULT_SIZE = 16
+# What an axis that may have any size gets in made-up inputs: pictures need 64, sounds thousands.
+_SIZES = (16, 64, 224, 1024, 16384)
+_MOST_TRIED = 1 << 22
 # Bytes of inputs that nobody gave: three images of 2,500 x 2,500 in colour fit.
 _MOST_MADE_UP = 256 << 20
 _NO_TENSOR = ("ZipMap", "SplitToSequence", "Optional")
@@ -53,13 +55,21 @@ class Example:
     def made_up(model: Model, seed: int = 0) -> Example:
         """Inputs of the right types and shapes for a model without samples: normal numbers, 0 for integers.
 
+        An axis that may have any size gets the first of a few that onnxruntime runs the model with.
+
         Raises:
             ModelError: an input has no declared rank, or is declared as more than anybody would have at hand.
         """
-        random = np.random.default_rng(seed)
         batch = fixed_batch(model) or EXAMPLE_BATCH
-        _check_size(model, batch)
-        return Example({spec.name: _random_input(spec, batch, random) for spec in model.inputs})
+        _check_size(model, batch, _SIZES[0])
+        first = _made_up(model, batch, _SIZES[0], seed)
+        if not has_other_sizes(model) or _runs(model, first.feeds):
+            return first
+        for size in _SIZES[1:]:
+            fits = sum(math.prod(_made_up_shape(spec, batch, size)) for spec in model.inputs) <= _MOST_TRIED
+            if fits and _runs(model, (example := _made_up(model, batch, size, seed)).feeds):
+                return example
+        return first
 
     @property
     def batch(self) -> int:
@@ -71,6 +81,23 @@ class Example:
         if self.batch == 1 or fixed_batch(model) is not None:
             return [self.feeds]
         return [self.feeds, {name: value[:-1] if value.ndim else value for name, value in self.feeds.items()}]
+
+    def at_another_size(self, model: Model) -> Mapping[str, Array] | None:
+        """The samples at twice the size along every axis that may have any, or at half; None where neither runs.
+
+        What a rewrite measures says nothing about other lengths of a text and other sizes of an image.
+        """
+        if not has_other_sizes(model):
+            return None
+        for resize in (_doubled, _halved):
+            feeds = dict(self.feeds)
+            for spec in model.inputs:
+                for axis, size in enumerate(spec.shape or ()):
+                    if axis and size is None:
+                        feeds[spec.name] = resize(feeds[spec.name], axis)
+            if _runs(model, feeds):
+                return feeds
+        return None
 
     def shapes(self, model: Model) -> Shapes:
         """Run `model` and read the shape of every tensor in it. Cost: one or two runs."""
@@ -92,6 +119,11 @@ class Example:
         session = Session(model.with_graph(outputs=list(names)), "off")
         values, *rest = (session.run(feeds) for feeds in self.runs(model))
         return {name: v for name, v in values.items() if all(np.array_equal(v, other[name]) for other in rest)}
+
+
+def has_other_sizes(model: Model) -> bool:
+    """Whether an axis other than the batch may have any size."""
+    return any(spec.shape is None or None in spec.shape[1:] for spec in model.inputs)
 
 
 def fixed_batch(model: Model) -> int | None:
@@ -116,12 +148,12 @@ def _batch_axis(measured: list[Shape], batch: int) -> int | None:
     return next(iter(exact + multiple), None)
 
 
-def _check_size(model: Model, batch: int) -> None:
+def _check_size(model: Model, batch: int, free: int) -> None:
     limit, total = allowed(_MOST_MADE_UP), 0
     for spec in model.inputs:
         if spec.shape is None:
             raise ModelError(f"input {spec.name!r} has no declared rank; give samples with --data")
-        shape = _made_up_shape(spec, batch)
+        shape = _made_up_shape(spec, batch, free)
         total += math.prod(shape) * spec.dtype.itemsize
         if total > limit:
             raise ModelError(
@@ -130,13 +162,34 @@ def _check_size(model: Model, batch: int) -> None:
             )
 
 
-def _made_up_shape(spec: InputSpec, batch: int) -> Shape:
+def _made_up_shape(spec: InputSpec, batch: int, free: int) -> Shape:
     sizes = spec.shape or ()
-    return (batch, *(size or _DEFAULT_SIZE for size in sizes[1:])) if sizes else ()
+    return (batch, *(size or free for size in sizes[1:])) if sizes else ()
 
 
-def _random_input(spec: InputSpec, batch: int, random: np.random.Generator) -> Array:
-    shape = _made_up_shape(spec, batch)
+def _made_up(model: Model, batch: int, free: int, seed: int) -> Example:
+    random = np.random.default_rng(seed)
+    return Example({spec.name: _random_input(spec, batch, free, random) for spec in model.inputs})
+
+
+def _runs(model: Model, feeds: Mapping[str, Array]) -> bool:
+    try:
+        Session(model, "off").run(feeds)
+    except ModelError:
+        return False
+    return True
+
+
+def _doubled(value: Array, axis: int) -> Array:
+    return np.concatenate([value, value], axis)
+
+
+def _halved(value: Array, axis: int) -> Array:
+    return np.split(value, [max(value.shape[axis] // 2, 1)], axis)[0]
+
+
+def _random_input(spec: InputSpec, batch: int, free: int, random: np.random.Generator) -> Array:
+    shape = _made_up_shape(spec, batch, free)
     if np.issubdtype(spec.dtype, np.floating):
         return random.standard_normal(shape).astype(spec.dtype)
     return np.zeros(shape, spec.dtype)

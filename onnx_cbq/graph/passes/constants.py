@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 from onnx import NodeProto
 
-from onnx_cbq.graph.shapes import Example, Shapes
+from onnx_cbq.graph.shapes import Example, Shapes, has_other_sizes
 from onnx_cbq.graph.surgeon import from_surgeon, to_surgeon
 from onnx_cbq.model import Array, Model, can_stand_outside
 from onnx_cbq.runtime import Session
@@ -54,7 +54,7 @@ def freeze_shapes(model: Model, example: Example) -> Model:
 
     Left alone where an axis other than the batch is dynamic: one measurement says nothing about other sizes.
     """
-    if any(spec.shape is None or None in spec.shape[1:] for spec in model.inputs):
+    if has_other_sizes(model):
         return model
     derived: set[str] = set()
     arithmetic: list[NodeProto] = []

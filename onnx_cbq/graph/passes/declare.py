@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnx_cbq.graph.shapes import Example, fixed_batch
+from onnx_cbq.graph.shapes import Example, fixed_batch, has_other_sizes
 from onnx_cbq.model import Array, Model
 from onnx_cbq.runtime import Session
 
@@ -26,8 +26,7 @@ def declare_interface(model: Model, example: Example) -> Model:
         return model
     session, feeds = Session(model), example.runs(model)
     runs: list[Mapping[str, Array]] = [{**fed, **session.run(fed)} for fed in feeds]
-    others = any(spec.shape is None or None in spec.shape[1:] for spec in model.inputs)
-    known = not others and (len(runs) > 1 or fixed_batch(model) is not None)
+    known = not has_other_sizes(model) and (len(runs) > 1 or fixed_batch(model) is not None)
     skeleton = onnx.ModelProto()
     skeleton.CopyFrom(model.skeleton)
     for info in (*skeleton.graph.input, *skeleton.graph.output):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_cbq.graph.shapes import Example, Shapes
+from onnx_cbq.graph.shapes import Example, Shapes, has_other_sizes
 from onnx_cbq.graph.surgeon import constant_value, from_surgeon, only_reader, take_output, to_surgeon
 from onnx_cbq.model import Model
 
@@ -15,13 +16,16 @@ from onnx_cbq.model import Model
 def matmul_to_gemm(model: Model, example: Example) -> Model:
     """MatMul with a constant matrix on its right becomes a Gemm, which takes a bias.
 
-    Data of more than two axes is laid flat first: [N, T, K] -> [N T, K] -> Gemm -> [N T, O] -> [N, T, O].
+    Data of more than two axes is laid flat first: [N, T, K] -> [N T, K] -> Gemm -> [N T, O] -> [N, T, O], unless T may
+    be anything: it would be a constant then.
     """
     if not any(node.op_type == "MatMul" and model.is_constant(node.input[1]) for node in model.nodes):
         return model
     shapes = example.shapes(model)
     graph = to_surgeon(model)
-    changed = [_to_gemm(graph, node, shapes) for node in list(graph.nodes) if node.op == "MatMul"]
+    most = 2 if has_other_sizes(model) else math.inf
+    nodes = [node for node in graph.nodes if node.op == "MatMul" and len(shapes[node.inputs[0].name]) <= most]
+    changed = [_to_gemm(graph, node, shapes) for node in nodes]
     return from_surgeon(graph, model) if any(changed) else model
 
 
