@@ -17,9 +17,9 @@ from onnx import ModelProto, helper
 
 from onnx_cbq.emit.files import write_model
 from onnx_cbq.errors import VerificationError
+from onnx_cbq.graph.integer_rules import MOVEMENT
 from onnx_cbq.graph.load import load
 from onnx_cbq.graph.normalise import relative_error
-from onnx_cbq.graph.placement import MOVEMENT
 from onnx_cbq.model import Array, Model
 from onnx_cbq.processor import architecture
 from onnx_cbq.runtime import Feeds, Session

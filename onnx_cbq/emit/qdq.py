@@ -21,7 +21,8 @@ from onnx import AttributeProto, NodeProto, TensorProto, helper
 from onnx_cbq.config import MOST_BITS
 from onnx_cbq.emit.packed import PackedLayer, unpacking_graph
 from onnx_cbq.emit.shorten import shorten
-from onnx_cbq.graph.placement import MOVEMENT, SATURATION, Placement
+from onnx_cbq.graph.integer_rules import MOVEMENT, SATURATION
+from onnx_cbq.graph.placement import Placement
 from onnx_cbq.model import Array, Model
 from onnx_cbq.ranks import rank_codes, ranks
 from onnx_cbq.records import KERNELS, ActivationGrid, FileRules, Layer, Layers, LayerWeights, Seen, Use, Written

@@ -23,18 +23,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from onnx import NodeProto
 
+from onnx_cbq.graph.integer_rules import ARITHMETIC, MOVEMENT, SATURATION
 from onnx_cbq.graph.load import LAYER_OPERATORS
-from onnx_cbq.model import Model, attributes
+from onnx_cbq.model import Model
 from onnx_cbq.records import FUSED, Layer, Layers, PlacementRules, Use
 
-# They move numbers; on integers they do just the same.
-MOVEMENT = frozenset(
-    ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "MaxPool", "Gather", "Expand", "Tile", "Split")
-    + ("DepthToSpace", "SpaceToDepth", "Pad", "Resize")
-)
-# They have kernels that take and give integers of different grids.
-ARITHMETIC = frozenset(("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid"))
-SATURATION = frozenset(("Relu", "Clip"))
 # Other operators whose inputs and outputs are numbers that can be rounded.
 _COMPUTING = frozenset(
     ("Sub", "Div", "Max", "Min", "Pow", "Sqrt", "Exp", "Erf", "Tanh", "Elu", "Gelu", "HardSigmoid", "HardSwish", "Mish")
@@ -128,7 +121,7 @@ def _operands(model: Model, layers: Layers) -> set[str]:
 
 def _everywhere(model: Model, layers: Layers) -> set[str]:
     outputs = {use.output for layer in layers for use in layer.uses}
-    computing = MOVEMENT | ARITHMETIC | SATURATION | _COMPUTING
+    computing = MOVEMENT.keys() | ARITHMETIC.keys() | SATURATION | _COMPUTING
     wanted = {use.activation for layer in layers for use in layer.uses} | outputs
     wanted |= {spec.name for spec in model.inputs if np.issubdtype(spec.dtype, np.floating)}
     for node in model.nodes:
@@ -144,13 +137,17 @@ def _everywhere(model: Model, layers: Layers) -> set[str]:
 
 
 def _leave_float(model: Model, layers: Layers, wanted: set[str]) -> set[str]:
-    """`wanted` without one side of each product whose weight stays float.
+    """`wanted` without one side of each product whose weight stays float, and of operators that must.
 
-    Between DequantizeLinear and QuantizeLinear onnxruntime would quantize that weight by a grid of its own.
+    Between DequantizeLinear and QuantizeLinear onnxruntime would quantize that weight by a grid of its own, and take a
+    kernel whose attributes mean something else.
     """
     activations = {use.activation for layer in layers for use in layer.uses}
     outputs = {use.output for layer in layers for use in layer.uses}
     for node in model.nodes:
+        if node.op_type in ARITHMETIC and not _computes_integers(model, node):
+            sources = {name for source in node.input for name in _moved_from(model, source)}
+            wanted -= {_behind_saturation(model, node.output[0])} if sources & activations else sources
         if node.op_type not in LAYER_OPERATORS or node.output[0] in outputs:
             continue
         if any(map(model.is_constant, node.input[:2])):
@@ -182,14 +179,7 @@ def moves_integers(model: Model, name: str) -> bool:
     producer = model.producers.get(name)
     if producer is None or producer.op_type not in MOVEMENT or model.is_constant(producer.input[0]):
         return False
-    attrs = attributes(producer)
-    if producer.op_type == "MaxPool":
-        return len(producer.output) == 1
-    if producer.op_type == "Resize":
-        return bool(attrs.get("mode", "nearest") == "nearest")
-    if producer.op_type == "Pad":
-        return attrs.get("mode", "constant") != "constant" or _pads_with_zero(model, producer)
-    return True
+    return MOVEMENT[producer.op_type](model, producer)
 
 
 def _in_front(model: Model, name: str) -> list[str]:
@@ -202,9 +192,13 @@ def _in_front(model: Model, name: str) -> list[str]:
     source = _saturation(model, name)
     if source is not None:
         producer = model.producers[source]
-    if producer.op_type in ARITHMETIC and not any(model.is_constant(i) for i in producer.input):
+    if _computes_integers(model, producer) and not any(model.is_constant(i) for i in producer.input):
         return list(producer.input)
     return []
+
+
+def _computes_integers(model: Model, node: NodeProto) -> bool:
+    return node.op_type in ARITHMETIC and ARITHMETIC[node.op_type](model, node)
 
 
 def _saturation(model: Model, name: str) -> str | None:
@@ -228,10 +222,3 @@ def _behind_saturation(model: Model, name: str) -> str:
     if len(readers) == 1 and _saturation(model, readers[0].output[0]) == name:
         return str(readers[0].output[0])
     return name
-
-
-def _pads_with_zero(model: Model, node: NodeProto) -> bool:
-    if len(node.input) < 3 or not node.input[2]:
-        return True
-    value = model.constant(node.input[2])
-    return value is not None and not np.any(value)

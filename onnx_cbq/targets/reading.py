@@ -10,9 +10,9 @@ import numpy as np
 from onnx import NodeProto
 
 from onnx_cbq.errors import ModelError
+from onnx_cbq.graph.integer_rules import MOVEMENT, SATURATION
 from onnx_cbq.graph.load import LAYER_OPERATORS
 from onnx_cbq.graph.passes.constants import QUANTIZING, fold_constants
-from onnx_cbq.graph.placement import MOVEMENT, SATURATION
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.model import Array, Model, attributes
 

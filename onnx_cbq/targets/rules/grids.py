@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from onnx import NodeProto
 
-from onnx_cbq.graph.placement import MOVEMENT
+from onnx_cbq.graph.integer_rules import MOVEMENT
 from onnx_cbq.targets.reading import DEQUANTIZE, QUANTIZE, STANDARD, Grid, QdqFile
 from onnx_cbq.targets.rules.finding import Finding
 from onnx_cbq.targets.rules.weights import is_power_of_two
@@ -49,7 +49,7 @@ def domains(file: QdqFile, _target: Target) -> Iterator[Finding]:
 
 def equal_grids(file: QdqFile, target: Target) -> Iterator[Finding]:
     """What only moves numbers keeps their grid."""
-    keeping = MOVEMENT | target.placement.keeping
+    keeping = MOVEMENT.keys() | target.placement.keeping
     for node in file.nodes:
         if node.op_type not in keeping or node.domain not in STANDARD:
             continue

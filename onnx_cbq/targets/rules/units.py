@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from onnx_cbq.graph.placement import ARITHMETIC, MOVEMENT
+from onnx_cbq.graph.integer_rules import ARITHMETIC, MOVEMENT
 from onnx_cbq.targets.reading import DEQUANTIZE, QUANTIZE, Grid, Product, QdqFile
 from onnx_cbq.targets.rules.finding import Finding
 from onnx_cbq.targets.rules.weights import is_power_of_two
@@ -43,7 +43,7 @@ def outputs(file: QdqFile, target: Target) -> Iterator[Finding]:
         if everywhere or product.operator == "Conv":
             yield from _output(file, product.name, file.behind(product.node)[0].output[0], everywhere=everywhere)
     for node in file.nodes if everywhere else ():
-        if node.op_type in ARITHMETIC | MOVEMENT and any(file.dequantizer(name) for name in node.input):
+        if node.op_type in ARITHMETIC.keys() | MOVEMENT.keys() and any(file.dequantizer(name) for name in node.input):
             last = file.behind(node)[0].output[0]
             yield from _output(file, node.name or node.output[0], last, everywhere=everywhere)
 
@@ -60,7 +60,7 @@ def _output(file: QdqFile, name: str, tensor: str, *, everywhere: bool) -> Itera
 
 def saturations(file: QdqFile, target: Target) -> Iterator[Finding]:
     """A Relu or Clip between an operator and its QuantizeLinear is one that the grid's lowest code stands for."""
-    wanted = target.products | ARITHMETIC
+    wanted = target.products | ARITHMETIC.keys()
     for node in file.nodes:
         last, cut = file.behind(node)
         if node.op_type not in wanted or cut is None or not any(file.dequantizer(name) for name in node.input):
