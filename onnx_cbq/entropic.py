@@ -32,6 +32,8 @@ PASSES = 6
 # What the coder spends beside the estimate, before it is known.
 _FIRST_GUESS = 0.95
 _LEAST_RATE = 1e-6
+# A price that outweighs every error, and float32 can add.
+_LARGEST_PRICE = 1e30
 # Between two attempts what is spent grows as a power of the estimate, and no other than these.
 _SLOPES = (0.25, 4.0)
 
@@ -95,8 +97,15 @@ def round_at_rate(
     rows = {layer.name: layer.rows(work.model.weight(layer.weight)) for layer in work.layers}
     total = work.layers.size
 
+    # A step of four times the largest weight makes every code 0; a layer that nothing depends on would have any.
+    reach = {name: 4 * np.maximum(np.abs(row).max(axis=1), np.finfo(np.float32).tiny) for name, row in rows.items()}
+
     def settings(tau: float) -> dict[str, tuple[Array, Array]]:
-        return {name: steps_and_prices(costs[name], steps.weights[name], tau) for name in costs}
+        found = {name: steps_and_prices(costs[name], steps.weights[name], tau) for name in costs}
+        return {
+            name: (np.minimum(step, reach[name]), np.minimum(price, _LARGEST_PRICE))
+            for name, (step, price) in found.items()
+        }
 
     def estimate(tau: float) -> float:
         return sum(code_bits(_nearest(rows[name], step)) for name, (step, _) in settings(tau).items()) / total

@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from onnx_cbq import CalibrationSet, QuantizeConfig, evaluate, pipeline, quantize
 from onnx_cbq.config import RateDistortionConfig, RefineConfig, RoundingConfig
-from onnx_cbq.errors import CalibrationError, ConfigError, ModelError
+from onnx_cbq.errors import CalibrationError, ConfigError, ModelError, VerificationError
 from onnx_cbq.model import Array, Model
+from onnx_cbq.planning import deciding_layers
 from onnx_cbq.runtime import Session
+from onnx_cbq.workload import prepare
 from tests.graphs import make_model, node
 
 RANDOM = np.random.default_rng(0)
@@ -101,6 +104,45 @@ CASES = {
         [*BODY, node("MatMul", "h v")], lambda y: np.array(["ant", "bee", "cat", "dog"])[y.argmax(axis=1)]
     ),
 }
+IMAGE_X = weight(SAMPLES, 2, 5, 5)
+CONVS = [node("Conv", "x k", "c"), node("Relu", "c", "r"), node("Conv", "r q", "s")]
+CONSTANTS |= {
+    "k": weight(8, 2, 3, 3),
+    "q": weight(CLASSES, 8, 1, 1),
+    "temperature": np.array(2, np.float32),
+    "mask": np.array([0, 0, 0, -np.inf], np.float32),
+    "two": np.array([-1, CLASSES]),
+}
+# No layer stands right in front of these scores: pooled as in SqueezeNet, moved, scaled, added or masked behind it.
+BEHIND = {
+    "pooled": Answering(
+        [*CONVS, node("GlobalAveragePool", "s", "a"), node("Flatten", "a")], lambda y: y.argmax(axis=1), IMAGE_X
+    ),
+    "mean": Answering([*CONVS, node("ReduceMean", "s far", keepdims=0)], lambda y: y.argmax(axis=1), IMAGE_X),
+    "reshaped-softmax-identity": Answering(
+        [
+            *(*CONVS, node("GlobalMaxPool", "s", "a"), node("Reshape", "a two", "l")),
+            *(node("Softmax", "l", "p", axis=1), node("Identity", "p")),
+        ],
+        lambda y: y.argmax(axis=1),
+        IMAGE_X,
+    ),
+    "temperature": Answering(
+        [*BODY, node("MatMul", "h v", "z"), node("Div", "z temperature")], lambda y: y.argmax(axis=1)
+    ),
+    "two-heads": Answering(
+        [*BODY, node("MatMul", "h v", "z"), node("MatMul", "x direct", "d"), node("Add", "z d")],
+        lambda y: y.argmax(axis=1),
+    ),
+    "masked": Answering([*BODY, node("MatMul", "h v", "z"), node("Add", "z mask")], lambda y: y.argmax(axis=1)),
+    "masked-by-bias": Answering([*BODY, node("Gemm", "h v mask")], lambda y: y.argmax(axis=1)),
+    "masked-log-softmax": Answering(
+        [*BODY, node("MatMul", "h v", "z"), node("Add", "z mask", "m"), node("LogSoftmax", "m", axis=1)],
+        lambda y: y.argmax(axis=1),
+    ),
+}
+CONSTANTS["direct"] = weight(FEATURES, CLASSES)
+CASES |= BEHIND
 # One of each kind of probability and label.
 KINDS = ("one-sigmoid", "several-sigmoids", "tokens")
 
@@ -122,7 +164,11 @@ def test_a_model_is_right_about_its_own_answers(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "method"),
-    [*((name, "rate-distortion") for name in CASES), *itertools.product(KINDS, ("cbq", "archive", "uniform"))],
+    [
+        *((name, "rate-distortion") for name in CASES),
+        *itertools.product(KINDS, ("cbq", "archive", "uniform")),
+        *itertools.product(("pooled", "masked"), ("cbq", "archive")),
+    ],
 )
 def test_it_is_quantized_by_every_method(name: str, method: str) -> None:
     changes: dict[str, Any] = {"storage": method} if method == "archive" else {"method": method}
@@ -180,3 +226,22 @@ def test_groups_of_classes_need_exclusive_ones() -> None:
     case = CASES["several-sigmoids"]
     with pytest.raises(ConfigError, match="--clusters: each class of this model has a probability of its own"):
         quantize(case.proto(), data_of(case), replace(QUICK, clusters=2))
+
+
+@pytest.mark.parametrize("name", ["pooled", "reshaped-softmax-identity", "two-heads"])
+def test_the_layers_that_make_the_scores_are_needed_by_every_class(name: str) -> None:
+    """However their outputs come to the end: the decision compares all scores, so none may lose its bits."""
+    case = CASES[name]
+    work = prepare(case.proto(), data_of(case))
+    assert deciding_layers(work) == ({"v", "direct"} if name == "two-heads" else {"q"})
+
+
+def test_a_model_alone_may_mask_a_class_and_its_copy_may_not_mask_another() -> None:
+    case = CASES["masked"]
+    other = case.proto()
+    for tensor in other.graph.initializer:
+        if tensor.name == "mask":
+            tensor.CopyFrom(numpy_helper.from_array(np.array([-np.inf, 0, 0, -np.inf], np.float32), "mask"))
+    with pytest.raises(VerificationError, match="output 'y' holds -inf for class 0, where the float model never does"):
+        evaluate(other, data_of(case), case.proto())
+    assert evaluate(case.proto(), data_of(case), other).model.top1 == 100

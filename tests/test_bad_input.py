@@ -352,7 +352,10 @@ def test_bad_data(tmp_path: Path, out: Path, command: Command, case: str) -> Non
         (("--samples", "-1"), "--samples: expected a number above 0, got -1"),
         (("--samples", "9"), "--samples 9: there are 10 classes; expected at least one of each"),
         (("--seed", "-1"), "--seed: expected a number of at least 0, got -1"),
-        (("--logits", "nothing"), "--logits 'nothing': the model has no such output; its outputs: logits"),
+        (
+            ("--logits", "nothing"),
+            "--logits 'nothing': the model has no such output; expected one of its outputs: logits",
+        ),
         (("--source", "none.npz"), "none.npz: no such file or folder of samples"),
     ],
 )

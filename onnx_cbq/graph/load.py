@@ -102,11 +102,14 @@ def _given(attribute: AttributeProto) -> list[ValueInfoProto]:
 
 
 def _check_weights(model: Model, label: str) -> None:
-    """Masks may hold infinity; what a layer multiplies with may not."""
-    readers = (node for node in model.nodes if node.op_type in (*LAYER_OPERATORS, "BatchNormalization"))
+    """Masks may hold infinity, and a bias that masks a class -inf; what a layer multiplies with may not."""
+    readers = [node for node in model.nodes if node.op_type in (*LAYER_OPERATORS, "BatchNormalization")]
+    biases = {node.input[2] for node in readers if node.op_type != "BatchNormalization" and len(node.input) > 2}
     for name in dict.fromkeys(name for node in readers for name in node.input):
         value = model.constant(name)
         if value is None or not np.issubdtype(value.dtype, np.floating) or _is_finite(value):
+            continue
+        if name in biases and _is_finite(np.where(np.isneginf(value), np.zeros_like(value), value)):
             continue
         raise ModelError(
             f"{label}: weight {name!r} holds NaN or infinity ({value.size - np.isfinite(value).sum()} of {value.size} "

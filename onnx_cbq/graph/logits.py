@@ -76,8 +76,10 @@ def find_logits(model: Model, shapes: Shapes, name: str | None = None, labels: S
     """
     outputs = {info.name: info for info in model.skeleton.graph.output}
     if name is not None and name not in outputs:
-        inner = "is no output of the model" if name in shapes else "the model has no such output"
-        raise ModelError(f"--logits {name!r}: {inner}; its outputs: {', '.join(model.outputs)}")
+        listing = f"expected one of its outputs: {', '.join(model.outputs)}"
+        if name in shapes:
+            raise ModelError(f"--logits {name!r}: a tensor inside the model and no output of it; {listing}")
+        raise ModelError(f"--logits {name!r}: the model has no such output; {listing}")
     real = [n for n in outputs if outputs[n].type.tensor_type.elem_type in _REAL]
     found = {n: _read(model, shapes, n, labels) for n in ([name] if name is not None else real)}
     fitting = [logits for logits in found.values() if logits is not None]

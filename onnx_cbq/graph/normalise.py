@@ -19,7 +19,7 @@ from onnx_cbq.graph.passes.declare import declare_interface
 from onnx_cbq.graph.passes.defaults import state_defaults
 from onnx_cbq.graph.passes.interface import own_outputs
 from onnx_cbq.graph.passes.kernels import matmul_to_gemm, mean_to_pool
-from onnx_cbq.graph.passes.linear import fold_affine, fold_gemm_factors, own_biases
+from onnx_cbq.graph.passes.linear import fold_affine, fold_gemm_factors, own_biases, split_infinite_biases
 from onnx_cbq.graph.passes.widen import widen_floats, widening_tolerance
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.model import Array, Model
@@ -40,6 +40,7 @@ PASSES: tuple[Pass, ...] = (
     fold_gemm_factors,
     fold_affine,
     own_biases,
+    split_infinite_biases,
     declare_interface,
 )
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
-import onnx
-from onnx import NodeProto
+from collections.abc import Iterator
 
 from onnx_cbq.errors import ModelError
 from onnx_cbq.graph.normalise import TOLERANCE, relative_error
 from onnx_cbq.graph.shapes import Example
-from onnx_cbq.model import Model, attributes
+from onnx_cbq.graph.tensors import every_node
+from onnx_cbq.model import Model
 from onnx_cbq.runtime import Session
 
 _RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
@@ -38,7 +36,7 @@ def check_repeatable(model: Model, example: Example) -> None:
 def random_nodes(model: Model) -> Iterator[str]:
     """The nodes that draw random numbers, as messages call them."""
     functions = (node for function in model.skeleton.functions for node in function.node)
-    for node in _all_nodes([*model.nodes, *functions]):
+    for node in every_node([*model.plain_skeleton().graph.node, *functions]):
         title = node.name or next(iter(node.output), "")
         if node.op_type in _RANDOM and node.domain in ("", "ai.onnx"):
             yield f"node {title!r} ({node.op_type}) draws random numbers"
@@ -46,13 +44,3 @@ def random_nodes(model: Model) -> Iterator[str]:
             training = model.constant(str(node.input[2]))
             if training is None or bool(training.any()):
                 yield f"node {title!r} (Dropout) is in training mode"
-
-
-def _all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    """The nodes, and those of the subgraphs in them."""
-    for node in nodes:
-        yield node
-        for value in attributes(node).values():
-            for graph in value if isinstance(value, list) else [value]:
-                if isinstance(graph, onnx.GraphProto):
-                    yield from _all_nodes(graph.node)

@@ -17,6 +17,8 @@ from onnx_cbq.training.grids import LearnedGrid, WeightGrid, fixed_grid, rounded
 from onnx_cbq.training.records import Quantized
 from onnx_cbq.training.shared import SharedWeight, Values
 
+# Logarithm of the least probability that counts.
+_LEAST_SHARE = -80.0
 # Activations of at least so many bits keep their scales.
 _FIXED_BITS = 8
 
@@ -135,7 +137,8 @@ def divergence(teacher: Tensor, student: Tensor, groups: Grouping) -> Tensor:
 
     Classes of one group count as one.
     """
-    shares = [scores.log_softmax(dim=1) for scores in (teacher, student)]
+    # A class masked with -inf has no share, and 0 (-inf - -inf) would be NaN.
+    shares = [scores.log_softmax(dim=1).clamp_min(_LEAST_SHARE) for scores in (teacher, student)]
     if not groups.is_trivial:
         members = torch.tensor(groups.members, dtype=torch.float32, device=teacher.device)
         shares = [(share.exp() @ members.T).clamp_min(1e-30).log() for share in shares]

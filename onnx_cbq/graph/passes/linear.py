@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.graph.surgeon import constant_value, from_surgeon, only_reader, set_constant, take_output, to_surgeon
@@ -56,6 +57,29 @@ def own_biases(model: Model, example: Example) -> Model:
     return from_surgeon(graph, model) if any(changed) else model
 
 
+def split_infinite_biases(model: Model, example: Example) -> Model:
+    """What is infinite in a bias, as where a class is masked with -inf, is added behind it: no integer holds that."""
+    graph = to_surgeon(model)
+    changed = [_split_bias(graph, node) for node in list(graph.nodes) if node.op in ("Conv", "ConvTranspose", "Gemm")]
+    return from_surgeon(graph, model) if any(changed) else model
+
+
+def _split_bias(graph: Any, layer: Any) -> bool:
+    bias, weight = constant_value(layer.inputs[2]) if len(layer.inputs) > 2 else None, constant_value(layer.inputs[1])
+    if bias is None or weight is None or np.isfinite(bias).all():
+        return False
+    result, infinite = layer.outputs[0], ~np.isfinite(bias)
+    mask = np.where(infinite, bias, np.zeros_like(bias))
+    if layer.op != "Gemm":
+        mask = mask.reshape(-1, *(1,) * (weight.ndim - 2))
+    set_constant(layer, 2, np.where(infinite, np.zeros_like(bias), bias))
+    finite = gs.Variable(f"{result.name}_unmasked", result.dtype)
+    layer.outputs = [finite]
+    added = gs.Constant(f"{result.name}_mask", mask)
+    graph.nodes.append(gs.Node("Add", f"{result.name}_masked", inputs=[finite, added], outputs=[result]))
+    return True
+
+
 def _fold_next(graph: Any, layer: Any) -> bool:
     """Fold the node behind `layer` into it; False if it is not an affine map per channel, or is not the only reader."""
     weight = constant_value(layer.inputs[1])
@@ -69,6 +93,8 @@ def _fold_next(graph: Any, layer: Any) -> bool:
     if bias is None or bias.size not in (1, channels) or affine is None:
         return False
     factor, offset = affine
+    if not np.isfinite(factor).all():
+        return False
     set_constant(layer, 1, _scale_channels(layer, weight, factor))
     set_constant(layer, 2, (factor * bias.reshape(-1) + offset).astype(weight.dtype))
     take_output(layer, node)
