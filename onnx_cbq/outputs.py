@@ -41,8 +41,7 @@ class Inputs:
             yield self.card
             source = load_card(self.card, self.source).source
             yield source
-            for folder, _, names in os.walk(source, followlinks=True):
-                yield from (Path(folder, name) for name in names)
+            yield from _in_folder(source)
 
 
 @dataclass(frozen=True)
@@ -91,6 +90,19 @@ def _refuse_inputs(outputs: Iterable[Path], inputs: Inputs) -> None:
             raise OutputError(
                 f"{output}: is also another file of this command: {name} is read; give the output a name of its own"
             )
+
+
+def _in_folder(source: Path) -> Iterator[Path]:
+    """What a folder of samples and its sub-folders hold; nothing below them is read, and links may lead in circles."""
+    for folder in (source, *_entries(source)):
+        yield from _entries(folder)
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:  # no folder, or one that may not be entered: whoever reads it says so
+        return []
 
 
 def _identity(path: Path) -> _Identity | None:

@@ -119,13 +119,15 @@ class Result:
 
         Each as (class, class it is taken for, how many more samples).
         """
-        more = self.quantized.confusion - self.reference.confusion
-        if more.ndim > 2:
+        found = self.quantized.confusion
+        if found.ndim > 2:
             return []
-        np.fill_diagonal(more, 0)
-        order = np.argsort(-more, axis=None, kind="stable")[:most].tolist()
-        pairs = (divmod(position, len(more)) for position in order)
-        return [(m, taken, int(more[m, taken])) for m, taken in pairs if more[m, taken] > 0]
+        # Of thousands of classes nearly all pairs are empty.
+        taken_for = np.nonzero(found)
+        more = found[taken_for] - self.reference.confusion[taken_for]
+        more[taken_for[0] == taken_for[1]] = 0
+        order = np.argsort(-more, kind="stable")[:most].tolist()
+        return [(int(taken_for[0][i]), int(taken_for[1][i]), int(more[i])) for i in order if more[i] > 0]
 
     @property
     def proto(self) -> ModelProto:

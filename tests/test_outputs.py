@@ -142,3 +142,16 @@ def test_an_older_result_is_replaced(folder: Path, command: Command) -> None:
     assert done.code == 0, done
     assert onnx.load("q.onnx").graph.node
     assert (folder / "q.json").read_text().startswith("{")
+
+
+def test_links_that_lead_in_circles_end(folder: Path, command: Command) -> None:
+    """Two links to the folder above are 2^40 ways through it."""
+    for name in ("cat", "dog"):
+        (folder / "images" / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(folder / "images" / name / "1.png")
+        for link in "abc":
+            (folder / "images" / name / link).symlink_to("..")
+    (folder / "images.toml").write_text('source = "images"\n')
+    (folder / "old.json").write_text("{}")
+    done = command("evaluate", "model.onnx", "--data", "images.toml", "--json", "old.json")
+    assert "class names, but the model has" in done.err

@@ -146,11 +146,12 @@ class Kind:
         [samples, positions, classes]; 0 for samples and positions of other groups.
         """
         if self.several:
-            return np.asarray(labels * groups.members[group])[:, None, :]
+            return np.asarray(labels * groups.member(group))[:, None, :]
         truth = _flat(labels)
         chosen = (truth >= 0) & (groups.of_class[np.maximum(truth, 0)] == group)
         share = chosen / np.maximum(chosen.sum(axis=1, keepdims=True), 1)
-        row = groups.members[group] / groups.members[group].sum()
+        row = groups.member(group)
+        row = row / row.sum()
         return np.asarray(share[..., None] * row)
 
     def direction(self, logits: Array, labels: Array, groups: Grouping, random: np.random.Generator) -> Array:
@@ -185,7 +186,7 @@ class Kind:
     def having(self, labels: Array, groups: Grouping, group: int) -> Array:
         """Which samples have a class of the group, bool [samples]."""
         if self.several:
-            return np.asarray((labels * groups.members[group]).any(axis=1))
+            return np.asarray((labels * groups.member(group)).any(axis=1))
         truth = _flat(labels)
         return np.asarray(((truth >= 0) & (groups.of_class[np.maximum(truth, 0)] == group)).any(axis=1))
 

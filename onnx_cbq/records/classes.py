@@ -98,8 +98,16 @@ class Grouping:
         """1 where a class belongs to a group, float64 [groups, classes]."""
         return np.asarray(np.arange(len(self.names))[:, None] == self.of_class, np.float64)
 
+    def member(self, group: int) -> Array:
+        """1 for the classes of a group, float64 [classes]."""
+        return np.asarray(self.of_class == group, np.float64)
+
     def sums(self, per_class: Array) -> Array:
         """Values per class, [..., classes] -> sums per group, [..., groups]."""
+        if self.is_trivial:  # a product with a matrix of all classes would take the square of their number
+            together = np.empty(np.shape(per_class))
+            together[..., self.of_class] = per_class
+            return together
         return np.asarray(per_class @ self.members.T)
 
     def accuracy(self, confusion: Array) -> float:
