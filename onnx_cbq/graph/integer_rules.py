@@ -42,13 +42,14 @@ def _pads_with_zero(model: Model, node: NodeProto) -> bool:
 
 
 def _plain_windows(_: Model, node: NodeProto) -> bool:
-    """QLinearAveragePool has no dilations, and counts pads that `ceil_mode` reaches beyond."""
+    """QLinearAveragePool has no dilations, and counts pads that nobody gave: of `ceil_mode`, and of `auto_pad` in 1.22."""
     attrs = attributes(node)
     dilated = any(size != 1 for size in attrs.get("dilations", ()))
-    return not dilated and not (attrs.get("ceil_mode", 0) and attrs.get("count_include_pad", 0))
+    reaches = attrs.get("ceil_mode", 0) or attrs.get("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER")
+    return not dilated and not (reaches and attrs.get("count_include_pad", 0))
 
 
-# They move numbers; on integers they do just the same.
+# They move numbers; on integers they do just the same. SpaceToDepth is not among them: 1.22 has no kernel for it.
 MOVEMENT: Mapping[str, _Allows] = {
     "Reshape": _always,
     "Flatten": _always,
@@ -62,7 +63,6 @@ MOVEMENT: Mapping[str, _Allows] = {
     "Tile": _always,
     "Split": _always,
     "DepthToSpace": _always,
-    "SpaceToDepth": _always,
     "Pad": _pads_with_zero,
     "Resize": _nearest,
 }

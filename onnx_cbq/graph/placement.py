@@ -32,7 +32,7 @@ from onnx_cbq.records import FUSED, Layer, Layers, PlacementRules, Use
 _COMPUTING = frozenset(
     ("Sub", "Div", "Max", "Min", "Pow", "Sqrt", "Exp", "Erf", "Tanh", "Elu", "Gelu", "HardSigmoid", "HardSwish", "Mish")
     + ("PRelu", "Softmax", "LayerNormalization", "BatchNormalization", "InstanceNormalization", "LRN", "Where")
-    + ("GlobalMaxPool", "ReduceMean", "ReduceMax", "ReduceSum", "ReduceMin")
+    + ("SpaceToDepth", "GlobalMaxPool", "ReduceMean", "ReduceMax", "ReduceSum", "ReduceMin")
 )
 
 
