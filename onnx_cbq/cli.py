@@ -41,7 +41,7 @@ from onnx_cbq.emit.archive import archive as make_archive
 from onnx_cbq.emit.archive import restore as restore_archive
 from onnx_cbq.emit.files import write_arrays, write_bytes, write_text
 from onnx_cbq.errors import OnnxCbqError, StoppedError, VerificationError
-from onnx_cbq.outputs import Inputs, check_outputs
+from onnx_cbq.outputs import Inputs, beside, check_outputs
 
 # An environment variable: what nobody foresaw ends with Python's own account of it.
 TRACEBACK = "ONNX_CBQ_TRACEBACK"
@@ -181,7 +181,7 @@ def archive(
     quiet: Quiet = False,
 ) -> None:
     """Make MODEL a small file for storage and transfer, its weights coded close to their entropy."""
-    target = output or model.with_suffix(".cbqz")
+    target = output or beside(model, ".cbqz")
     check_outputs(target, json, inputs=Inputs((model,)))
     made = make_archive(model, coder)
     made.save(target)
@@ -203,7 +203,7 @@ def restore(
     quiet: Quiet = False,
 ) -> None:
     """Make the ONNX file again that ARCHIVE was made from, bit for bit."""
-    target = output or source.with_suffix(".onnx")
+    target = output or beside(source, ".onnx")
     check_outputs(target, inputs=Inputs(others=(source,)))
     content = restore_archive(source)
     write_bytes(target, content)

@@ -45,7 +45,7 @@ from onnx_cbq.console import (
     show,
 )
 from onnx_cbq.emit.files import weights_beside, write_text
-from onnx_cbq.outputs import Inputs, check_outputs
+from onnx_cbq.outputs import Inputs, beside, check_outputs
 from onnx_cbq.records.names import split_names
 from onnx_cbq.refining import State
 
@@ -230,7 +230,7 @@ def quantize(
     quiet: Quiet = False,
 ) -> None:
     """Quantize MODEL and prove what it costs: accuracy overall and per class, bytes, latency."""
-    destination = output or model.with_suffix(".quantized.cbqz" if storage == "archive" else ".quantized.onnx")
+    destination = output or beside(model, ".quantized.cbqz" if storage == "archive" else ".quantized.onnx")
     _refuse_ignored(context, data_free=data_free, method=method, refine=refine)
     if data_free:
         _quantize_data_free(model, destination, DataFreeConfig(bits, scheme, per_tensor, storage), json, quiet=quiet)

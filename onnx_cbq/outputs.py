@@ -16,6 +16,13 @@ from onnx_cbq.graph.load import data_files
 _Identity = tuple[int, int]
 
 
+def beside(source: Path, ending: str) -> Path:
+    """The name of `source` with another ending: `resnet50-v1.5` has none that goes, `net.onnx` has."""
+    name = source.name
+    known = next((known for known in (".onnx", ".cbqz") if name.lower().endswith(known) and name.lower() != known), "")
+    return source.with_name(name[: len(name) - len(known)] + ending)
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What a command reads.

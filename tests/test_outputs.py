@@ -12,6 +12,7 @@ import onnx
 import pytest
 from PIL import Image
 
+from onnx_cbq.outputs import beside
 from tests.command import Command
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 
@@ -155,3 +156,12 @@ def test_links_that_lead_in_circles_end(folder: Path, command: Command) -> None:
     (folder / "old.json").write_text("{}")
     done = command("evaluate", "model.onnx", "--data", "images.toml", "--json", "old.json")
     assert "class names, but the model has" in done.err
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [("net.onnx", "net.out"), ("resnet50-v1.5", "resnet50-v1.5.out"), ("NET.ONNX", "NET.out"), (".onnx", ".onnx.out")],
+)
+def test_only_the_ending_of_a_model_is_taken_off_its_name(source: str, expected: str) -> None:
+    """A version number behind a point is no ending: two of one model would become one file."""
+    assert beside(Path("folder") / source, ".out") == Path("folder") / expected

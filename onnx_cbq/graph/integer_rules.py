@@ -42,7 +42,7 @@ def _pads_with_zero(model: Model, node: NodeProto) -> bool:
 
 
 def _plain_windows(_: Model, node: NodeProto) -> bool:
-    """QLinearAveragePool has no dilations, and counts pads that nobody gave: of `ceil_mode`, and of `auto_pad` in 1.22."""
+    """QLinearAveragePool has no dilations, and counts pads that nobody gave (`ceil_mode`; `auto_pad` in 1.22)."""
     attrs = attributes(node)
     dilated = any(size != 1 for size in attrs.get("dilations", ()))
     reaches = attrs.get("ceil_mode", 0) or attrs.get("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER")

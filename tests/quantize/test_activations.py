@@ -295,3 +295,15 @@ def test_percentile_cuts_a_single_value_off_a_small_set() -> None:
     assert -500 < low < high < 500
     few = np.append(np.linspace(0, 1, 99), 40.0)
     assert choose_grid(histogram_of(few), criterion="percentile").ends[1] == pytest.approx(40, rel=0.01)
+
+
+def test_nothing_and_infinity_are_not_counted() -> None:
+    """A tensor may be empty between two operators, and a mask adds -inf to it."""
+    few = np.array([0.5, -1.0, 2.0], np.float32)
+    counted = Histogram.empty().add(few)
+    found = (
+        Histogram.empty().add(np.zeros((2, 0), np.float32)).add(np.array([*few, np.inf, -np.inf, np.nan], np.float32))
+    )
+    assert (found.low, found.high, found.exponent) == (counted.low, counted.high, counted.exponent)
+    np.testing.assert_array_equal(found.counts, counted.counts)
+    assert choose_grid(Histogram.empty().add(np.zeros(0, np.float32))).scale > 0
