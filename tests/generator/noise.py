@@ -33,7 +33,7 @@ def distance(values: Array, reference: Array) -> float:
 
 
 def _defined(values: Array, reference: Array) -> tuple[Array, Array]:
-    """Those numbers that noise leaves defined: the root of what it made negative is not."""
+    """Those numbers that noise leaves defined."""
     kept = np.isfinite(values)
     return values[kept], reference[kept]
 
@@ -109,18 +109,29 @@ def _with_noise(model: ModelProto, sources: Mapping[str, tuple[float, Array]]) -
     nodes = list(noisy.graph.node)
     del noisy.graph.node[:]
     made = {name for node in nodes for name in node.output}
-    noisy.graph.node.extend(_add(name) for name in sources if name not in made)
+    behind = {name: _add(name, value) for name, (_, value) in sources.items()}
+    for name in sources.keys() - made:
+        noisy.graph.node.extend(behind[name])
     for node in nodes:
         noisy.graph.node.append(node)
-        noisy.graph.node.extend(_add(name) for name in node.output if name in sources)
+        for name in node.output:
+            noisy.graph.node.extend(behind.get(name, []))
     for name, (_, value) in sources.items():
         kind = helper.np_dtype_to_tensor_dtype(value.dtype)
         noisy.graph.input.append(helper.make_tensor_value_info(_noise(name), kind, None))
     return noisy
 
 
-def _add(name: str) -> NodeProto:
-    return helper.make_node("Add", [name, _noise(name)], [_noisy(name)])
+def _add(name: str, value: Array) -> list[NodeProto]:
+    """Rounding gives no negative numbers where there are none: a root stays a number."""
+    if value.min() < 0:
+        return [helper.make_node("Add", [name, _noise(name)], [_noisy(name)])]
+    zero = helper.make_tensor("", helper.np_dtype_to_tensor_dtype(value.dtype), [], [0.0])
+    return [
+        helper.make_node("Constant", [], [f"zero for {name}"], value=zero),
+        helper.make_node("Add", [name, _noise(name)], [f"{name} and noise"]),
+        helper.make_node("Max", [f"{name} and noise", f"zero for {name}"], [_noisy(name)]),
+    ]
 
 
 def _read_noisy(graph: GraphProto, sources: Set[str]) -> None:

@@ -10,10 +10,12 @@ import pytest
 from onnx import helper
 
 from onnx_cbq.graph.load import load
+from onnx_cbq.model import Array
 from onnx_cbq.runtime import Session
 from onnx_cbq.targets import TARGETS, find_target
 from onnx_cbq.targets.lint import RULES, lint
 from onnx_cbq.targets.target import Fact
+from tests.graphs import make_model, node
 from tests.targets.files import copy, facts, found_in, give, made, maker, net, nodes_of, pair_at, regrid, value
 
 NAMES = [target.name for target in TARGETS]
@@ -320,3 +322,23 @@ def test_a_float_model_has_nothing_to_find() -> None:
         assert found <= {"sizes", "attributes"}
     assert len(RULES) == len(set(RULES))
     assert find_target("cpu").lanes
+
+
+@pytest.mark.parametrize("operator", ["Gemm", "MatMul"])
+@pytest.mark.parametrize("quantized", [True, False])
+def test_a_float_weight_is_named_only_where_onnxruntime_quantizes_it(operator: str, quantized: bool) -> None:
+    """Files were refused for weights that onnxruntime leaves alone: what it makes of a file is the oracle."""
+    nodes = [node("QuantizeLinear", "x s z", "q"), node("DequantizeLinear", "q s z", "d"), node(operator, "d w", "p")]
+    nodes += (
+        [node("QuantizeLinear", "p s z", "r"), node("DequantizeLinear", "r s z")] if quantized else [node("Tanh", "p")]
+    )
+    constants: dict[str, Array] = {
+        "w": np.random.default_rng(0).standard_normal((7, 5)).astype(np.float32),
+        "s": np.array(0.02, np.float32),
+        "z": np.array(128, np.uint8),
+    }
+    proto = make_model(nodes, {"x": ["N", 7]}, ["y"], constants)
+    content, model = proto.SerializeToString(), load(proto)
+    x = {"x": np.random.default_rng(1).uniform(-2, 2, (64, 7)).astype(np.float32)}
+    changed = np.abs(Session(content).run(x)["y"] - Session(content, "off").run(x)["y"]).max() > 1e-4
+    assert changed == any(violation.finding.fact == "float weight" for violation in lint(model, find_target("cpu")))

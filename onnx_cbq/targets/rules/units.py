@@ -23,7 +23,7 @@ def operands(file: QdqFile, target: Target) -> Iterator[Finding]:
         if product.operator not in target.products:
             continue
         activation, weight = product.activation is not None or product.grids[0] is not None, product.codes is not None
-        if activation and not weight:
+        if activation and not weight and (target.placement.style != "kernels" or _between_codes(file, product)):
             yield Finding("float weight", product.name, product.weight, "an int8 weight", "float")
         if weight and not activation:
             source = product.node.input[0]
@@ -31,6 +31,12 @@ def operands(file: QdqFile, target: Target) -> Iterator[Finding]:
         if product.codes is not None and product.activation_type not in (None, product.codes.dtype):
             found = f"{product.activation_type} and {product.codes.dtype}"
             yield Finding("same type", product.name, product.weight, "one type for activation and weight", found)
+
+
+def _between_codes(file: QdqFile, product: Product) -> bool:
+    """Whether only QuantizeLinear reads a product: then onnxruntime quantizes its weight, but for MatMul."""
+    readers = file.model.consumers.get(file.behind(product.node)[0].output[0], [])
+    return product.operator != "MatMul" and [reader.op_type for reader in readers] == [QUANTIZE]
 
 
 def outputs(file: QdqFile, target: Target) -> Iterator[Finding]:
