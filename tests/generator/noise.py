@@ -126,11 +126,9 @@ def _add(name: str, value: Array) -> list[NodeProto]:
     """Rounding gives no negative numbers where there are none: a root stays a number."""
     if value.min() < 0:
         return [helper.make_node("Add", [name, _noise(name)], [_noisy(name)])]
-    zero = helper.make_tensor("", helper.np_dtype_to_tensor_dtype(value.dtype), [], [0.0])
     return [
-        helper.make_node("Constant", [], [f"zero for {name}"], value=zero),
         helper.make_node("Add", [name, _noise(name)], [f"{name} and noise"]),
-        helper.make_node("Max", [f"{name} and noise", f"zero for {name}"], [_noisy(name)]),
+        helper.make_node("Relu", [f"{name} and noise"], [_noisy(name)]),
     ]
 
 

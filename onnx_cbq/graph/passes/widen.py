@@ -70,6 +70,7 @@ def _types(graph: GraphProto) -> list[int]:
 
 def _widen(graph: GraphProto, names: dict[str, str]) -> None:
     """Rename tensors by `names` and give every constant and every attribute of another float type float32."""
+    graph.ClearField("value_info")  # types that no longer hold
     for tensor in graph.initializer:
         _widen_tensor(tensor)
     for node in graph.node:
