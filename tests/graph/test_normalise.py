@@ -337,3 +337,24 @@ def test_a_constant_that_is_an_output_keeps_its_name_and_value(source: str) -> N
     assert found.notes == ()
     assert len(found.model.nodes) == 2  # the factor is folded all the same
     np.testing.assert_array_equal(Session(found.model).run(example.feeds)[name], w if source == "layer" else scale)
+
+
+def test_a_constant_that_nothing_but_an_output_reads_is_no_part_of_what_is_folded() -> None:
+    """The values of others are computed without it; it was read there all the same, and the model refused."""
+    nodes = [node("Transpose", "v", "w", perm=[1, 0]), node("MatMul", "x w")]
+    model = load(make_model(nodes, {"x": ["N", 20]}, ["y", "c"], {"v": normal(3, 20), "c": normal(4)}))
+    found = normalise(model, Example.made_up(model))
+    assert found.notes == ()
+    assert [n.op_type for n in found.model.nodes] == ["Gemm", "Identity"]
+
+
+def test_types_that_raising_the_opset_wrote_down_are_forgotten_where_floats_are_widened() -> None:
+    """onnxruntime refuses a model that says of a tensor in float32 that it is float16."""
+    constants = {"w": normal(20, 3).astype(np.float16)}
+    nodes = [node("MatMul", "x w", "z"), node("Relu", "z")]
+    proto = make_model(nodes, {"x": ["N", 20]}, ["y"], constants, opset=9, dtypes={"x": np.float16})
+    proto.graph.output[0].type.CopyFrom(helper.make_tensor_type_proto(TensorProto.FLOAT16, ["N", 3]))
+    model = load(proto)
+    found = normalise(model, Example.made_up(model))
+    assert found.notes == ()
+    assert found.model.weight("w").dtype == np.float32

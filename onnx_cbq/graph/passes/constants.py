@@ -45,7 +45,7 @@ def fold_constants(model: Model, example: Example, left: Collection[str] = ()) -
     outputs = _read_from_outside(model, folded, computed)
     if not outputs:
         return model
-    values = Session(_submodel(model, folded, outputs), "off").run({})
+    values = Session(_submodel(model, outputs), "off").run({})
     return _with_values(model, {name: value for name, value in values.items() if _is_worth_folding(value)})
 
 
@@ -104,15 +104,11 @@ def _reshape_target(model: Model, shapes: Shapes, name: str) -> Array | None:
     return target
 
 
-def _submodel(model: Model, nodes: list[NodeProto], outputs: list[str]) -> Model:
-    """The part of `model` that consists of `nodes`, which read nothing but constants and each other."""
-    read = {name for node in nodes for name in node.input}
-    part = model.with_graph(outputs=outputs).skeleton
-    constants = [tensor for tensor in part.graph.initializer if tensor.name in read]
-    for field, content in (("node", nodes), ("initializer", constants), ("input", [])):
-        part.graph.ClearField(field)
-        getattr(part.graph, field).extend(content)
-    return Model(part, {name: value for name, value in model.weights.items() if name in read})
+def _submodel(model: Model, outputs: list[str]) -> Model:
+    """The part of `model` that gives `outputs`, which do not depend on its inputs."""
+    part = model.with_graph(outputs=outputs)
+    part.skeleton.graph.ClearField("input")
+    return part
 
 
 def _with_values(model: Model, values: Mapping[str, Array]) -> Model:
