@@ -26,14 +26,15 @@ import numpy.typing as npt
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from onnx_cbq.allowance import allowed
 from onnx_cbq.captures import inner_names, seal, unseal
 
 Array = npt.NDArray[Any]
 
 # Smaller constants (axes, shapes, scalars) stay inside the protobuf, where graph checks need to see them.
 INLINE_BYTES = 1024
-# A sparse initializer with its zeros may not take more.
-_LARGEST_DENSE = 2**31
+# A sparse initializer with its zeros may take so many bytes, or so many times those of its values.
+_LEAST_DENSE, _TIMES_THE_VALUES = 256 << 20, 256
 
 
 @dataclass(frozen=True)
@@ -336,10 +337,9 @@ def _dense(sparse: onnx.SparseTensorProto) -> TensorProto:
     """A sparse tensor with its zeros; its values stand at linear positions, or at one index per axis."""
     values, places = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
     shape, name = tuple(sparse.dims), sparse.values.name
-    if min(shape, default=1) < 0 or math.prod(shape) * values.itemsize > _LARGEST_DENSE:
-        raise ValueError(
-            f"sparse initializer {name!r} of shape {list(shape)}, expected at most {_LARGEST_DENSE:,} bytes"
-        )
+    size, limit = math.prod(shape) * values.itemsize, allowed(max(_LEAST_DENSE, _TIMES_THE_VALUES * values.nbytes))
+    if min(shape, default=1) < 0 or size > limit:
+        raise ValueError(f"sparse initializer {name!r} of shape {list(shape)}, expected at most {limit} bytes")
     dense = np.zeros(shape, values.dtype)
     if places.ndim == 2:
         places = np.ravel_multi_index(tuple(places.T), shape)

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 from onnx import ModelProto
-from onnx.defs import onnx_opset_version
 
 from onnx_cbq.calibration.samples import Draw, Indices, draw, everything
 from onnx_cbq.config import DataFreeConfig, QuantizeConfig
@@ -237,21 +236,17 @@ def check(model: ModelSource, target: str = "cpu") -> CheckResult:
     """
     wanted, loaded = find_target(target), load(model)
     label = "the model" if isinstance(model, ModelProto) else str(model)
-    if loaded.opset > onnx_opset_version():
-        raise ModelError(
-            f"{label}: opset {loaded.opset} is later than this version knows, expected {onnx_opset_version()} or "
-            f"earlier; update onnx, or export with an earlier opset"
-        )
     file = QdqFile(loaded)
     run = Run(file, model.SerializeToString() if isinstance(model, ModelProto) else Path(model))
     if not file.is_quantized and read_metadata(loaded) is None:
         raise ModelError(
             f"{label}: nothing in it is quantized; expected QuantizeLinear and DequantizeLinear, or integer products"
         )
-    violations, products = lint(file, wanted, run), run.products
-    integers = sum(product.codes is not None and product.activation_type is not None for product in products)
-    fused = run.fused.integer_products if run.fused is not None else 0
-    safe = not (run.unsafe(CPU) or any(violation.finding.fact == "pairs" for violation in violations))
+    with run.blamed():
+        violations, products = lint(file, wanted, run), run.products
+        integers = sum(product.codes is not None and product.activation_type is not None for product in products)
+        fused = run.fused.integer_products if run.fused is not None else 0
+        safe = not (run.unsafe(CPU) or any(violation.finding.fact == "pairs" for violation in violations))
     return CheckResult(wanted, violations, len(products), integers, fused, safe)
 
 
@@ -281,7 +276,8 @@ def inspect(model: ModelSource) -> Inspection:
     file = QdqFile(source)
     if plan is not None or file.is_quantized:
         run = Run(file, model.SerializeToString() if isinstance(model, ModelProto) else Path(model))
-        return Inspection(Layers(()), plan, run.unsafe(CPU), run.products)
+        with run.blamed():
+            return Inspection(Layers(()), plan, run.unsafe(CPU), run.products)
     example = Example.made_up(source)
     normalised = normalise(source, example).model
     return Inspection(find_layers(normalised, example.shapes(normalised)), None, {})

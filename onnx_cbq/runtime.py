@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from onnx_cbq.allowance import FACTOR, allowed
 from onnx_cbq.errors import ModelError
 from onnx_cbq.model import Array, Model
 from onnx_cbq.temporary import temporary_folder
@@ -27,6 +30,7 @@ _LEVELS = {
     "off": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
 _FATAL_ONLY = 4
+_TRIAL_SECONDS, _BYTES_PER_SECOND = 6, 16 << 20
 onnxruntime.set_default_logger_severity(_FATAL_ONLY)
 
 
@@ -62,14 +66,46 @@ class Session:
         # How many samples it takes at a time, None for any.
         self.samples = next((size for size in first if isinstance(size, int) and size > 0), None)
 
-    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        """Run once; returns the named outputs (all by default)."""
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None, seconds: float | None = None) -> dict[str, Array]:
+        """Run once, for so many `seconds` at most; returns the named outputs (all by default).
+
+        Raises:
+            ModelError: onnxruntime cannot, or needs longer: a loop may have any number of turns.
+        """
         names = list(outputs or self.outputs)
+        options = onnxruntime.RunOptions()
         try:
-            values = self._session.run(names, dict(feeds))
+            with _ended_after(options, seconds):
+                values = self._session.run(names, dict(feeds), options)
         except Exception as error:
+            if options.terminate:
+                raise ModelError(
+                    f"the model does not end within {seconds:.0f} s on a few samples: it may hold a loop without end; "
+                    f"set {FACTOR}=10 to wait longer"
+                ) from error
             raise ModelError(f"onnxruntime cannot run the model: {_first_line(error)}") from error
         return dict(zip(names, values, strict=True))
+
+
+@contextmanager
+def _ended_after(options: Any, seconds: float | None) -> Iterator[None]:
+    """Let a run that lasts longer end between two of its nodes."""
+    if seconds is None:
+        yield
+        return
+    timer = threading.Timer(seconds, setattr, (options, "terminate", True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def trial_seconds(model: Model) -> float:
+    """How long a run on a few samples may take: far longer than any net of that size does."""
+    weights = sum(value.nbytes for value in model.weights.values())
+    return allowed(_TRIAL_SECONDS + weights // _BYTES_PER_SECOND)
 
 
 def median_latency(sessions: Sequence[Session], feeds: Feeds, seconds: float = 1.0) -> list[float]:

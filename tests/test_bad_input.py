@@ -195,7 +195,7 @@ MODELS: dict[str, tuple[Callable[[Path], Job], tuple[str, ...]]] = {
     "old-opset": (with_model(lambda: linear(opset=6)), ("opset 6 is too old, expected 7 or later",)),
     "future-opset": (
         with_model(lambda: linear(opset=99)),
-        ("opset 99 is newer than the installed onnx", "export it with an earlier opset"),
+        ("opset 99 is later than this version knows", "export it with an earlier opset"),
     ),
     "control-flow": (with_model(branching), ("no layer to quantize",)),
     "no-gradient": (with_model(no_gradient), ("Asinh_y", "Asinh", "--method uniform")),

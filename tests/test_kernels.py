@@ -56,8 +56,8 @@ class Shifted(Session):
         super().__init__(model, optimization)
         self._plain = optimization == "off"
 
-    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        values = super().run(feeds, outputs)
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None, seconds: float | None = None) -> dict[str, Array]:
+        values = super().run(feeds, outputs, seconds)
         if self._plain:
             name = [n for n, value in values.items() if value.dtype == np.uint8][1]
             values[name] = np.where(values[name] > 100, values[name] - self.steps, values[name]).astype(np.uint8)
@@ -92,8 +92,10 @@ def test_an_output_that_differs_is_noticed(file: Path, monkeypatch: pytest.Monke
             super().__init__(model, optimization)
             self._factor = 1.01 if optimization == "all" else 1.0
 
-        def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
-            values = super().run(feeds, outputs)
+        def run(
+            self, feeds: Feeds, outputs: Sequence[str] | None = None, seconds: float | None = None
+        ) -> dict[str, Array]:
+            values = super().run(feeds, outputs, seconds)
             return {n: v * np.float32(self._factor) if n == "y" else v for n, v in values.items()}
 
     monkeypatch.setattr(kernels, "Session", Louder)

@@ -15,8 +15,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto
 
+from onnx_cbq.allowance import advice, allowed
 from onnx_cbq.config import CODERS
 from onnx_cbq.emit.coding import ans, huffman
 from onnx_cbq.emit.coding.ans import CodedLayer
@@ -30,10 +32,15 @@ from onnx_cbq.emit.coding.wire import Anatomy, Gap, assemble, dissect, examine
 from onnx_cbq.emit.files import write_bytes
 from onnx_cbq.emit.metadata import KEY, StoredPlan, parse_plan
 from onnx_cbq.errors import ArchiveError, ConfigError, ModelError
+from onnx_cbq.graph.reading import read_file
 from onnx_cbq.model import Array
 
 _CODING = {"ans": ans, "huffman": huffman}
 _MOST_LAYERS = 4096
+# What decoding may take: codes cost up to half a microsecond each, and pieces, of a group at a position, a tenth of a
+# millisecond. At least so many of either, or so many for each byte of the archive.
+_LEAST_CODES, _CODES_PER_BYTE = 4 << 20, 32
+_LEAST_PIECES, _BYTES_PER_PIECE = 1 << 15, 16
 
 
 @dataclass(frozen=True)
@@ -130,6 +137,7 @@ def archive(model: str | Path | ModelProto, coder: str = "ans") -> Archive:
     )
     try:
         packed = pack(sections)
+        _check_work(coded, len(packed.content))
     except Damaged as error:
         raise ModelError(f"{label}: cannot be archived: {error}; keep the ONNX file") from None
     return _described(packed, sections, coded, stored)
@@ -147,7 +155,7 @@ def restore(source: str | Path | bytes) -> bytes:
     label = "the archive" if isinstance(source, bytes) else str(source)
     content = source if isinstance(source, bytes) else _read(Path(source))
     try:
-        return _restore(unpack(content), label)
+        return _restore(unpack(content), len(content), label)
     except (Damaged, ModelError) as error:
         raise ArchiveError(f"{label}: cannot be restored: {error}; copy it again, or make it again") from None
 
@@ -159,13 +167,14 @@ def coded_bits(weights: Sequence[tuple[Array, Array]], coder: str = "ans") -> in
     return 8 * len(_CODING[coder].encode(coded, [entry.codes for entry in stored], groups))
 
 
-def _restore(sections: Sections, label: str) -> bytes:
+def _restore(sections: Sections, stored_bytes: int, label: str) -> bytes:
     anatomy = examine(sections.frame, sections.size)
     layers = _layers(anatomy, _plan(anatomy, label))
     if not layers or len(layers) > _MOST_LAYERS:
         raise Damaged("its weights are not those of its plan")
     shapes = [anatomy.gaps[i].shape for i in layers]
     coded, groups = read_parameters(sections.parameters, shapes, list(layers.values()))
+    _check_work(coded, stored_bytes)
     contents = read_numbers(_others(anatomy, layers), sections.numbers)
     for i, codes in zip(layers, _CODING[sections.coder].decode(coded, groups, sections.words), strict=True):
         narrow = codes.astype(np.int8 if anatomy.gaps[i].data_type == TensorProto.INT8 else np.uint8)
@@ -176,15 +185,19 @@ def _restore(sections: Sections, label: str) -> bytes:
     return restored
 
 
+def _check_work(layers: Sequence[CodedLayer], size: int) -> None:
+    """Hold what decoding takes against the size of the archive, before it begins."""
+    codes, pieces = sum(layer.codes for layer in layers), sum(layer.pieces for layer in layers)
+    for found, limit, what in (
+        (codes, allowed(max(_LEAST_CODES, _CODES_PER_BYTE * size)), "codes"),
+        (pieces, allowed(max(_LEAST_PIECES, size // _BYTES_PER_PIECE)), "pieces of codes"),
+    ):
+        if found > limit:
+            raise Damaged(f"it has {found} {what}, more than {limit} in {size} bytes; {advice(found, limit)}")
+
+
 def _read(path: Path) -> bytes:
-    if path.is_dir():
-        raise ModelError(f"{path}: expected a file, got a folder; give the file in it")
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise ModelError(f"{path}: no such file; check its path") from None
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+    return read_file(path, "a file")
 
 
 def _plan(anatomy: Anatomy, label: str) -> StoredPlan:
@@ -196,7 +209,10 @@ def _plan(anatomy: Anatomy, label: str) -> StoredPlan:
 
 def _is_packed(content: bytes) -> bool:
     """Whether a tensor is brought into shape in the graph, from nothing but constants."""
-    graph = ModelProto.FromString(content).graph
+    try:
+        graph = ModelProto.FromString(content).graph
+    except DecodeError:
+        return False
     fixed = {tensor.name for tensor in graph.initializer}
     for node in graph.node:
         if fixed.issuperset(node.input):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto, helper
 
+from onnx_cbq.allowance import advice, allowed
 from onnx_cbq.errors import ModelError
 from onnx_cbq.model import Array, Model
 from onnx_cbq.records import Layers, Plan
@@ -21,6 +22,8 @@ PRODUCER = "onnx-cbq"
 HIGHEST_IR = 10
 # Entries of exporters' own: torch writes its whole program into them, which can be larger than the weights.
 _EXPORTERS = "pkg."
+# A byte for each channel; parsed it may take a hundred times as much.
+_LARGEST_PLAN = 8 << 20
 _KEPT, _REMOVED = "012345678", "abcdefghi"
 
 
@@ -122,6 +125,11 @@ def parse_plan(text: str | bytes) -> StoredPlan:
     Raises:
         ModelError: it is damaged.
     """
+    if len(text) > allowed(_LARGEST_PLAN):
+        raise ModelError(
+            f"the plan in the model's metadata has {len(text)} bytes, expected at most {allowed(_LARGEST_PLAN)}; "
+            f"{advice(len(text), allowed(_LARGEST_PLAN))}"
+        )
     try:
         stored = json.loads(text)
         layers = {

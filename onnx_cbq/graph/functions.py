@@ -36,7 +36,13 @@ def inline_functions(proto: ModelProto, label: str) -> ModelProto:
             f"{label}: its functions expand to {_rounded(total)} nodes, expected at most {limit} of a file with "
             f"{len(own)}; {advice(total, limit)}"
         )
-    inlined = onnx.inliner.inline_local_functions(proto)
+    try:
+        inlined = onnx.inliner.inline_local_functions(proto)
+    except Exception as error:
+        raise ModelError(
+            f"{label}: onnx cannot inline its functions: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+            f"; export it again"
+        ) from error
     return _converted(inlined) if inlined.functions else inlined
 
 
@@ -45,7 +51,7 @@ def _converted(proto: ModelProto) -> ModelProto:
     try:
         # The converter wants to know the types of what a function is given.
         return onnx.inliner.inline_local_functions(onnx.shape_inference.infer_shapes(proto), convert_version=True)
-    except (RuntimeError, ValueError):
+    except Exception:  # noqa: BLE001, whatever onnx finds wrong, onnxruntime will say
         return proto
 
 

@@ -2,8 +2,8 @@
 
 External data is memory-mapped, so a model of any size loads in the time it takes to read its graph (`external`).
 Model-local functions are inlined (`functions`), and older operator sets are raised (`opset`). Every name in
-what comes out is text, every node has an output, and every constant a value; whether onnxruntime takes the graph shows
-when it is first run.
+what comes out is text, every node stands behind what it reads and has the inputs that its operator needs, and every
+constant has a value; whether onnxruntime takes the graph shows when it is first run.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from onnx import AttributeProto, ModelProto, ValueInfoProto
+from onnx import ModelProto
 
 from onnx_cbq.errors import ModelError
+from onnx_cbq.graph.extent import check_extent
 from onnx_cbq.graph.external import data_files, take_in
 from onnx_cbq.graph.functions import inline_functions
 from onnx_cbq.graph.opset import LOWEST_OPSET, OLDEST_OPSET, raise_opset, raise_to_lowest, with_known_opset
+from onnx_cbq.graph.order import tidy
 from onnx_cbq.graph.reading import read_model
+from onnx_cbq.graph.schemas import check_nodes
 from onnx_cbq.graph.tensors import every_node
 from onnx_cbq.model import Array, Model
 
@@ -44,14 +47,17 @@ def load(source: str | Path | ModelProto) -> Model:
         proto = with_known_opset(proto, label)
         _check_names(proto, label)
         model = _split(*take_in(proto, path, label))
-        inlined = Model.from_skeleton(inline_functions(model.plain_skeleton(), label), model.weights)
-        model = _without_idle(inlined)
-    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, OSError) as error:
+        skeleton = tidy(inline_functions(model.plain_skeleton(), label), label)
+        check_nodes(skeleton, label)
+        names = {tensor.name for tensor in skeleton.graph.initializer}
+        model = Model.from_skeleton(skeleton, {n: value for n, value in model.weights.items() if n in names})
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, OSError) as error:
         # protobuf and onnx find some damage only when a field is read, and all that matter were read here.
         raise ModelError(
             f"{label}: damaged ({type(error).__name__}: {error}); expected a valid ONNX model; export or copy it again"
         ) from error
     _check_weights(model, label)
+    check_extent(model.plain_skeleton(), sum(value.nbytes for value in model.weights.values()), label)
     return raise_to_lowest(model, label)
 
 
@@ -74,31 +80,6 @@ def _split(proto: ModelProto, mapped: Mapping[str, Array]) -> Model:
         model.constant(tensor.name)
     assert model.inputs is not None
     return model
-
-
-def _without_idle(model: Model) -> Model:
-    """The model without initializers that nothing reads, which onnxruntime would not find again, and idle nodes.
-
-    A node is idle if it has no output at all; what comes later takes for granted that it has one.
-    """
-    skeleton = ModelProto()
-    skeleton.CopyFrom(model.skeleton)
-    graph = skeleton.graph
-    working = [node for node in graph.node if any(node.output)]
-    read = {name for node in every_node(working) for name in node.input} | set(model.outputs)
-    # A subgraph may give what stands around it as an output of its own.
-    read |= {info.name for node in every_node(working) for a in node.attribute for info in _given(a)}
-    used = [tensor for tensor in graph.initializer if tensor.name in read]
-    if len(working) == len(graph.node) and len(used) == len(graph.initializer):
-        return model
-    for field, content in (("node", working), ("initializer", used)):
-        graph.ClearField(field)
-        getattr(graph, field).extend(content)
-    return Model(skeleton, {name: value for name, value in model.weights.items() if name in read})
-
-
-def _given(attribute: AttributeProto) -> list[ValueInfoProto]:
-    return [info for graph in (attribute.g, *attribute.graphs) for info in graph.output]
 
 
 def _check_weights(model: Model, label: str) -> None:

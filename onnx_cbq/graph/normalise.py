@@ -23,7 +23,7 @@ from onnx_cbq.graph.passes.linear import fold_affine, fold_gemm_factors, own_bia
 from onnx_cbq.graph.passes.widen import widen_floats, widening_tolerance
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.model import Array, Model
-from onnx_cbq.runtime import Optimization, Session
+from onnx_cbq.runtime import Optimization, Session, trial_seconds
 
 Pass = Callable[[Model, Example], Model]
 
@@ -100,9 +100,9 @@ def outputs_of(
 
     Optimized, onnxruntime would compute some products of small weights with rounded activations.
     """
-    session = Session(model, optimization)
+    session, seconds = Session(model, optimization), trial_seconds(model)
     runs = [*example.runs(model), *([] if elsewhere is None else [elsewhere])]
-    return [value for feeds in runs for value in session.run(feeds).values()]
+    return [value for feeds in runs for value in session.run(feeds, seconds=seconds).values()]
 
 
 def relative_error(values: list[Array], reference: list[Array]) -> float:

@@ -31,6 +31,12 @@ def with_known_opset(proto: ModelProto, label: str) -> ModelProto:
     """
     opset = opset_version(proto)
     if not any(entry.domain in ("", "ai.onnx") for entry in proto.opset_import):
+        used = next((node for node in every_node(proto.graph.node) if node.domain in ("", "ai.onnx")), None)
+        if used is not None:
+            raise ModelError(
+                f"{label}: imports no version of ONNX's own operators, but has a node of them "
+                f"({used.op_type} {used.name!r}); export it again"
+            )
         own = ModelProto()
         own.CopyFrom(proto)
         own.opset_import.add(domain="", version=LOWEST_OPSET)
@@ -42,8 +48,8 @@ def with_known_opset(proto: ModelProto, label: str) -> ModelProto:
         )
     if opset > onnx_opset_version():
         raise ModelError(
-            f"{label}: opset {opset} is newer than the installed onnx, which reads up to {onnx_opset_version()}; "
-            f"export it with an earlier opset, or install a later onnx"
+            f"{label}: opset {opset} is later than this version knows, expected {onnx_opset_version()} or earlier; "
+            f"export it with an earlier opset, or update onnx"
         )
     return proto
 

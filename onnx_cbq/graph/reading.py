@@ -23,7 +23,7 @@ def read_model(path: Path) -> ModelProto:
     Raises:
         ModelError: it is missing, no file, too large for protobuf, or no ONNX model.
     """
-    content = _content(path)
+    content = read_file(path, "an .onnx file")
     proto = ModelProto()
     try:
         proto.ParseFromString(content)
@@ -33,30 +33,35 @@ def read_model(path: Path) -> ModelProto:
     return proto
 
 
-def _content(path: Path) -> bytes:
+def read_file(path: Path, what: str) -> bytes:
+    """The content of a regular file; `what` it is says what was expected instead of something else.
+
+    Raises:
+        ModelError: it is missing, no file, or cannot be read.
+    """
     try:
         # Not to wait for whoever writes into a pipe; a regular file does not mind.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with os.fdopen(descriptor, "rb") as file:
-            _check_kind(path, os.fstat(file.fileno()))
+            _check_kind(path, os.fstat(file.fileno()), what)
             return file.read()
     except FileNotFoundError:
-        raise ModelError(f"{path}: no such file; check the model's path") from None
+        raise ModelError(f"{path}: no such file; check its path") from None
     except IsADirectoryError:
-        raise ModelError(f"{path}: expected an .onnx file, got a folder; give the file in it") from None
+        raise ModelError(f"{path}: expected {what}, got a folder; give the file in it") from None
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}; check the model's path") from error
+        raise ModelError(f"{path}: cannot be read: {error.strerror}; check its path") from error
     except ValueError:  # a null character
-        raise ModelError(f"{str(path)!r}: not a path; check the model's path") from None
+        raise ModelError(f"{str(path)!r}: not a path; check it") from None
 
 
-def _check_kind(path: Path, found: os.stat_result) -> None:
+def _check_kind(path: Path, found: os.stat_result, what: str) -> None:
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError
     if not stat.S_ISREG(found.st_mode):
-        raise ModelError(f"{path}: expected an .onnx file, got a device or pipe; give the name of a file")
+        raise ModelError(f"{path}: expected {what}, got a device or pipe; give the name of a file")
     if found.st_size > _LARGEST_FILE:
         raise ModelError(
-            f"{path}: has {found.st_size} bytes, and protobuf reads at most {_LARGEST_FILE}; export it with external "
-            f"data"
+            f"{path}: has {found.st_size} bytes, expected at most {_LARGEST_FILE}, which protobuf reads; export it "
+            f"with external data"
         )

@@ -16,7 +16,7 @@ from onnx import helper
 from onnx_cbq.allowance import advice, allowed
 from onnx_cbq.errors import ModelError
 from onnx_cbq.model import Array, InputSpec, Model
-from onnx_cbq.runtime import Session
+from onnx_cbq.runtime import Session, trial_seconds
 
 Shape = tuple[int, ...]
 
@@ -107,7 +107,7 @@ class Example:
         measured: list[dict[str, Shape]] = []
         for feeds in self.runs(model):
             sizes = {name: value.shape for name, value in feeds.items()}
-            read = session.run(feeds)
+            read = session.run(feeds, seconds=trial_seconds(model))
             measured.append(sizes | {name: tuple(read[f"shape of {name}"].tolist()) for name in names})
         full = measured[0]
         axes = {name: _batch_axis([sizes[name] for sizes in measured], self.batch) for name in full}

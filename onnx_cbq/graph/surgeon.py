@@ -26,6 +26,10 @@ def to_surgeon(model: Model) -> Any:
     """`model` as a `gs.Graph` of its own; its constants share the model's arrays."""
     skeleton = onnx.ModelProto()
     skeleton.CopyFrom(model.skeleton)
+    # It cannot write sequences and the like again; those of the model stay as they are all the same.
+    for info in (*skeleton.graph.input, *skeleton.graph.output):
+        if info.type.WhichOneof("value") != "tensor_type":
+            info.ClearField("type")
     waiting: list[AttributeProto] = []
     for node in skeleton.graph.node:
         for attribute in node.attribute:

@@ -231,7 +231,7 @@ class QdqFile:
 
     def _on_codes(self, node: NodeProto) -> Product | None:
         activation, weight, zero = _ON_CODES[node.op_type]
-        codes = self.model.constant(node.input[weight])
+        codes = self.model.constant(node.input[weight]) if weight < len(node.input) else None
         if codes is None:
             return None
         known = 0 <= zero < len(node.input) and node.input[zero]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -30,6 +31,20 @@ class Run:
             self.fused = QdqFile(Model.from_proto(optimized(source, "extended")))
         except ModelError as error:
             self.refusal = str(error)
+
+    @contextmanager
+    def blamed(self) -> Iterator[None]:
+        """What a file that onnxruntime refuses can have wrong is anything: that it cannot be read either says no more.
+
+        Raises:
+            ModelError: onnxruntime's reason, where the file could not be read.
+        """
+        try:
+            yield
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            if not self.refusal:
+                raise
+            raise ModelError(self.refusal) from error
 
     @property
     def products(self) -> tuple[Product, ...]:

@@ -7,7 +7,7 @@ probabilities has at most 16 columns, whatever the width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from constriction import stream
@@ -27,6 +27,16 @@ class CodedLayer:
     geometry: Geometry
     groups: Array
     predictor: Predictor
+
+    @property
+    def codes(self) -> int:
+        """How many codes there are besides those of channels of zeros."""
+        return int((self.groups >= 0).sum()) * self.geometry.inputs * self.geometry.positions
+
+    @property
+    def pieces(self) -> int:
+        """How many pieces they are coded in at least."""
+        return len(np.unique(self.groups[self.groups >= 0])) * self.geometry.positions
 
 
 def encode(layers: Sequence[CodedLayer], weights: Sequence[Array], groups: Sequence[Group]) -> bytes:
@@ -55,11 +65,16 @@ def decode(layers: Sequence[CodedLayer], groups: Sequence[Group], words: bytes) 
         raise Damaged("the words of the coder end in a zero") from None
     for layer in layers:
         geometry = layer.geometry
-        planes = np.zeros((geometry.positions, geometry.channels, geometry.inputs), np.int16)
-        for position in range(geometry.positions):
-            for piece in _pieces(layer, planes, position, groups):
+        # Channels of zeros have no part in what is expected of the others, and may be nearly all there are.
+        coded = np.flatnonzero(layer.groups >= 0)
+        some = replace(layer, groups=layer.groups[coded])
+        planes = np.zeros((geometry.positions, len(coded), geometry.inputs), np.int16)
+        for position in range(geometry.positions if len(coded) else 0):
+            for piece in _pieces(some, planes, position, groups):
                 planes[position].reshape(-1)[piece.at] = _decode_piece(coder, piece)
-        yield geometry.whole(planes + _middles(layer, groups).astype(np.int16)[:, None])
+        whole = np.zeros((geometry.positions, geometry.channels, geometry.inputs), np.int16)
+        whole[:, coded] = planes + _middles(some, groups).astype(np.int16)[:, None]
+        yield geometry.whole(whole)
     if not coder.is_empty():
         raise Damaged("words are left over")
 

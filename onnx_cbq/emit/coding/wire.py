@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from onnx import TensorProto
 
+from onnx_cbq.allowance import allowed
 from onnx_cbq.emit.coding.damage import Damaged
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -23,6 +24,8 @@ _LONGEST_VARINT = 10
 _WIDE = (TensorProto.FLOAT, TensorProto.INT32)
 _NARROW = (TensorProto.INT8, TensorProto.UINT8)
 _MOST_AXES = 16
+# Each takes a microsecond or two, and a hostile file may consist of nothing else.
+_MOST_FIELDS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ class _Walk:
         self._gaps: list[Gap] = []
         self._metadata: dict[bytes, bytes] = {}
         self._external = False
+        self._numbers_left = allowed(_MOST_FIELDS)
 
     def run(self) -> Anatomy:
         for field, end in self._fields(self._size):
@@ -185,6 +189,9 @@ class _Walk:
         self._at += length
 
     def _varint(self) -> int:
+        self._numbers_left -= 1
+        if self._numbers_left < 0:
+            raise Damaged(f"more than {allowed(_MOST_FIELDS)} fields")
         value = 0
         for i in range(_LONGEST_VARINT):
             if self._at >= len(self._content):
