@@ -45,7 +45,7 @@ from onnx_cbq.workload import (
     ModelSource,
     Workload,
     as_set,
-    check_single_label,
+    check_moved_labels,
     judge,
     left_out,
     make_example,
@@ -86,11 +86,11 @@ def quantize(
     with clock.stage("load"):
         work = aim(prepare(model, data, config.logits, config.ignore_outputs), config)
     if config.refine is not None:
-        check_single_label(work, "--refine")
         work.samples.check_images(config.refine.augment)
+        check_moved_labels(work, config.refine.augment, config.refine.alpha)
     if config.method == "differentiable":
-        check_single_label(work, "--method differentiable")
         work.samples.check_images(config.differentiable.augment)
+        check_moved_labels(work, config.differentiable.augment, config.differentiable.alpha)
     with clock.stage("trial"):
         attempt(work, config)
         if config.gathers:

@@ -240,13 +240,21 @@ class _Seen:
 
     def deviations(self) -> dict[str, float]:
         """Standard deviation of each further output over the samples: tensor -> number, 0 if it does not vary."""
-        names = [one.tensor for one in self._graph.further]
-        session, spreads = Session(self._graph.forward.with_graph(outputs=names)), {n: Spread() for n in names}
-        for batch in self._samples.batches(self._drawn.indices, batch_size(self._layers)):
-            values = session.run(batch.feeds)
-            for one in self._graph.further:
-                spreads[one.tensor].add(np.moveaxis(values[one.tensor], one.batch_axis, 0)[: batch.count])
-        return {name: float(np.sqrt(spread.variance)) for name, spread in spreads.items()}
+        graph, size = self._graph, batch_size(self._layers)
+        return deviations(graph.forward, graph.further, self._samples, self._drawn.indices, size)
+
+
+def deviations(
+    model: Model, further: Sequence[Further], samples: Samples, indices: Indices, size: int
+) -> dict[str, float]:
+    """Standard deviation of each further output over the samples: tensor -> number, 0 if it does not vary."""
+    spreads = {one.tensor: Spread() for one in further}
+    session = Session(model.with_graph(outputs=list(spreads)))
+    for batch in samples.batches(indices, size):
+        values = session.run(batch.feeds)
+        for one in further:
+            spreads[one.tensor].add(np.moveaxis(values[one.tensor], one.batch_axis, 0)[: batch.count])
+    return {name: float(np.sqrt(spread.variance)) for name, spread in spreads.items()}
 
 
 def members(samples: Samples, drawn: Draw, groups: Grouping) -> list[Indices]:

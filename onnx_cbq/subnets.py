@@ -32,7 +32,7 @@ from onnx_cbq.training import check_torch
 from onnx_cbq.training.records import Course
 from onnx_cbq.verify import batch_size
 from onnx_cbq.wild import without_wild
-from onnx_cbq.workload import DataSource, ModelSource, Workload, check_single_label, prepare
+from onnx_cbq.workload import DataSource, ModelSource, Workload, check_single_label, further_notes, prepare
 
 # What a folder of steps may hold, so that it can be replaced.
 STEP_FILES = re.compile(rf"step_\d+\.onnx|{re.escape(RECORD_NAME)}")
@@ -103,7 +103,7 @@ def make_steps(
     config, clock = config or StepConfig(), Clock()
     with clock.stage("load"):
         work = prepare(model, data, config.logits)
-        check_single_label(work, "step")
+        check_single_label(work)
         work.samples.check_images(config.augment)
         narrow = find_units(work.model, work.shapes, work.logits)
         limits = tuple(share * narrow.macs for share in config.macs)
@@ -124,7 +124,7 @@ def make_steps(
         record = _record((work, _digest(model)), (units, narrow.macs), nested, steps, files)
         record = _measured(work, held, replace(record, bits=config.bits), list(files.values()))
         top1, latency = _original(work, held)
-    notes = (*work.notes, *_width_notes(narrow, units), _course_note(course, config), *_order_notes(record))
+    notes = (*_input_notes(work), *_width_notes(narrow, units), _course_note(course, config), *_order_notes(record))
     return Steps(record, files, top1, latency, work.source_bytes, clock.seconds, notes, config)
 
 
@@ -263,6 +263,13 @@ def _original(work: Workload, held: Draw) -> tuple[float, float]:
         hits += int((scores.reshape(len(scores), -1)[: batch.count].argmax(axis=1) == batch.labels).sum())
     one = work.samples.read(held.indices[: work.samples.fixed_batch or 1])
     return 100 * hits / len(held.indices), 1e3 * median_latency([session], one)[0]
+
+
+def _input_notes(work: Workload) -> tuple[str, ...]:
+    """What preparing the model had to say, and which outputs steps do not have."""
+    said = tuple(note for note in work.notes if note not in further_notes(work.further))
+    lost = [name for name in work.model.outputs if name != work.logits.output]
+    return (*said, *([f"steps give the class scores alone, not {', '.join(map(repr, lost))}"] if lost else []))
 
 
 def _width_notes(narrow: Units, units: Units) -> tuple[str, ...]:

@@ -143,8 +143,21 @@ def judge(model: Model, shapes: Shapes, samples: Samples, logits: str | None) ->
     return found, samples.labelled(found.kind, found.names)
 
 
-def check_single_label(work: Workload, option: str) -> None:
-    """Refuse class scores that training does not know.
+def check_moved_labels(work: Workload, augment: Sequence[str], alpha: float) -> None:
+    """Refuse to learn labels of positions from images whose positions are changed.
+
+    Raises:
+        ConfigError: that was asked for.
+    """
+    if augment and alpha and work.samples.label_shape and not work.logits.kind.several:
+        raise ConfigError(
+            f"--augment {augment[0]} moves the positions that labels belong to; leave it out, or learn from the float "
+            f"model alone with --alpha 0"
+        )
+
+
+def check_single_label(work: Workload) -> None:
+    """Refuse class scores that nested subnets do not know.
 
     Raises:
         ConfigError: they are not one score for each class of a sample that has a single label.
@@ -158,8 +171,8 @@ def check_single_label(work: Workload, option: str) -> None:
         else:
             found = "several positions, or samples on another axis than the first"
         raise ConfigError(
-            f"{option} trains models that give each sample one score per class and one label; output {logits.output!r} "
-            f"with these labels has {found}; leave {option} out"
+            f"steps are made of models that give each sample one score per class and one label; output "
+            f"{logits.output!r} with these labels has {found}; use quantize for it"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,12 +13,15 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnx_cbq import CalibrationSet, QuantizeConfig, evaluate, pipeline, quantize
-from onnx_cbq.config import RateDistortionConfig, RefineConfig, RoundingConfig
+from onnx_cbq import CalibrationSet, QuantizeConfig, StepConfig, evaluate, make_steps, pipeline, quantize
+from onnx_cbq.config import DifferentiableConfig, RateDistortionConfig, RefineConfig, RoundingConfig
 from onnx_cbq.errors import CalibrationError, ConfigError, ModelError, VerificationError
 from onnx_cbq.model import Array, Model
 from onnx_cbq.planning import deciding_layers
+from onnx_cbq.progress import Clock, silent
+from onnx_cbq.refining import refine
 from onnx_cbq.runtime import Session
+from onnx_cbq.solving import make_setting, solve
 from onnx_cbq.workload import prepare
 from tests.graphs import make_model, node
 
@@ -195,12 +199,33 @@ def test_limits_count_the_same_answers(name: str) -> None:
     assert any(note.startswith("--max-drop 15: ") for note in found.notes)
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_training_refuses_at_once_what_it_does_not_know(name: str) -> None:
+@pytest.mark.parametrize("name", [*KINDS, "masked"])
+def test_training_lowers_its_loss(name: str) -> None:
+    """At 2 bits a little training gains something; NaN of a masked class, or a wrong label, would keep the start."""
     pytest.importorskip("torch")
     case = CASES[name]
-    with pytest.raises(ConfigError, match="--refine trains models that give each sample one score per class"):
-        quantize(case.proto(), data_of(case), replace(QUICK, refine=RefineConfig()))
+    work = prepare(case.proto(), data_of(case))
+    training = RefineConfig(steps=40, check_every=10, held_back=0.4)
+    config = replace(QUICK, method="uniform", bits=2, refine=training)
+    setting = make_setting(work, config, Clock(), silent)
+    _, _, notes = refine(setting, solve(setting, Clock(), silent))
+    before, after = (float(loss) for loss in re.findall(r"([0-9.]+), [0-9.]+ % (?:before|kept)", notes[0]))
+    assert 0 < after < before
+
+
+def test_widths_are_learned_for_every_kind() -> None:
+    pytest.importorskip("torch")
+    for name in KINDS:
+        case, learned = CASES[name], DifferentiableConfig(steps=5)
+        found = quantize(case.proto(), data_of(case), replace(QUICK, method="differentiable", differentiable=learned))
+        assert found.quantized.top1 > 80
+
+
+def test_steps_refuse_at_once_what_they_do_not_know() -> None:
+    pytest.importorskip("torch")
+    for name in KINDS:
+        with pytest.raises(ConfigError, match="steps are made of models that give each sample one score per class"):
+            make_steps(CASES[name].proto(), data_of(CASES[name]), StepConfig(steps=1))
 
 
 @pytest.mark.parametrize(

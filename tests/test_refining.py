@@ -15,6 +15,7 @@ from onnx_cbq.refining import State, quantized_by, refine
 from onnx_cbq.solving import emit_solution
 from onnx_cbq.targets import find_target
 from onnx_cbq.targets.lint import lint
+from onnx_cbq.training.lesson import Lesson
 from onnx_cbq.training.student import Student
 from tests.command import Command, refused_without_torch
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
@@ -31,7 +32,7 @@ def test_what_is_written_is_what_was_trained() -> None:
     feeds = work.samples.read(np.arange(300))
     found = session.run(None, feeds)[0]
     start = quantized_by(trained, refined)
-    student = Student(work.model, work.layers, start, work.logits.tensor, bfloat16=False).eval()
+    student = Student(work.model, work.layers, start, Lesson(work.logits), bfloat16=False).eval()
     with torch.no_grad():
         expected = student({name: torch.from_numpy(value) for name, value in feeds.items()}).numpy()
     # Sums in another order put single activations on the next of 16 levels; a scale that is off moves all of them.

@@ -129,6 +129,11 @@ class Samples:
         return self.data.labels if self.known is None else self.known.drawn_by
 
     @property
+    def truth(self) -> Array:
+        """All that is known of each sample, [n, ...], as `records.answers.Kind` takes it."""
+        return self.data.labels if self.known is None else self.known.truth
+
+    @property
     def label_shape(self) -> tuple[int, ...]:
         """Shape of the labels of one sample, () for a single one."""
         return tuple(self.data.labels.shape[1:])
@@ -219,8 +224,7 @@ class Samples:
 
     def _batch(self, chunk: Indices, size: int) -> Batch:
         padded = chunk if self.fixed_batch is None else np.resize(chunk, size)
-        truth = self.data.labels if self.known is None else self.known.truth
-        return Batch(self.read(padded), truth[chunk], len(chunk))
+        return Batch(self.read(padded), self.truth[chunk], len(chunk))
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class Reading:
         moved = np.moveaxis(np.asarray(values, np.float64), self.batch, 0)
         if self.classes is None:
             return np.asarray((moved.reshape(len(moved), -1, 1) - self.threshold) * _PAIR)
-        moved = np.moveaxis(moved, self._class_axis, -1)
+        moved = np.moveaxis(moved, self.class_axis, -1)
         return np.asarray(moved.reshape(len(moved), -1, moved.shape[-1]) - self.threshold)
 
     def gradient(self, rows: Array, shape: Sequence[int]) -> Array:
@@ -62,12 +62,12 @@ class Reading:
         if self.classes is None:
             moved = (rows @ _PAIR).reshape(len(rows), *others)
         else:
-            size = others.pop(self._class_axis - 1)
-            moved = np.moveaxis(rows.reshape(len(rows), *others, size), -1, self._class_axis)
+            size = others.pop(self.class_axis - 1)
+            moved = np.moveaxis(rows.reshape(len(rows), *others, size), -1, self.class_axis)
         return np.asarray(np.moveaxis(moved, 0, self.batch), np.float32)
 
     @property
-    def _class_axis(self) -> int:
+    def class_axis(self) -> int:
         """The axis of the classes once the samples come first."""
         assert self.classes is not None
         return self.classes + (self.classes < self.batch)

@@ -15,7 +15,7 @@ from onnx_cbq.training.images import View, augmented, draw_views, views_of
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """Inputs by name, and labels [samples].
+    """Inputs by name, and labels [samples, ...].
 
     Attributes:
         views: those that the float net answers.
@@ -95,7 +95,7 @@ class Batches:
         axes = self.samples.image_axes
         feeds = {name: torch.from_numpy(value) for name, value in self.samples.read(chosen).items()}
         feeds |= {name: augmented(feeds[name], self.augment, axis, random) for name, axis in axes.items()}
-        labels = torch.from_numpy(np.asarray(self.samples.labels[chosen], np.int64))
+        labels = torch.from_numpy(np.asarray(self.samples.truth[chosen], np.int64))
         return TrainingBatch(
             {name: value.to(self.device) for name, value in feeds.items()},
             labels.to(self.device),

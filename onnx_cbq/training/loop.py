@@ -16,11 +16,12 @@ from torch.nn import functional
 from onnx_cbq import stopping
 from onnx_cbq.progress import Progress, silent
 from onnx_cbq.records import Grouping
+from onnx_cbq.records.answers import IGNORED, Kind
 from onnx_cbq.training.batches import Batches, TrainingBatch
 from onnx_cbq.training.checkpoint import Checkpoint
 from onnx_cbq.training.coded import REFRESH, Charge
 from onnx_cbq.training.records import Course, Held, Schedule
-from onnx_cbq.training.student import Pupil, Student, divergence
+from onnx_cbq.training.student import Pupil, Student, divergence, independent_divergences
 
 # The first steps raise the learning rate from nothing.
 _WARM_UP = 20
@@ -41,30 +42,89 @@ class Goal(Protocol[_Read_contra]):
         """What bits cost, if weights may take any; states that take too many are not kept."""
 
     def __call__(self, student: _Read_contra, batch: TrainingBatch, taught: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean loss beside what is taught [samples, classes], and the class scores [..., samples, classes]."""
+        """The mean loss beside what is taught [samples, ...], and what the student answers."""
+
+    def judged(self, found: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What the answers count, and whether they are right, 0 to 1; both of one shape."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """(1 - alpha) KL(float || quantized) + alpha cross-entropy, a sample counting as its class does."""
+    """(1 - alpha) KL(float || quantized) + alpha cross-entropy, a sample counting as its class does.
+
+    Positions that have labels of their own count like samples, several classes of a sample each by itself. The distance
+    of further outputs (see `Lesson`) is added.
+    """
 
     alpha: float
     class_weights: Tensor
     groups: Grouping
     charge: Charge | None = None
+    kind: Kind | None = None
 
     def __call__(self, student: Student, batch: TrainingBatch, taught: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean loss, and the scores of the student."""
-        scores = student(batch.feeds)
-        return self.loss(taught, scores, batch.labels), scores
+        """The mean loss, and what is learned of the student."""
+        found = student(batch.feeds)
+        return self.loss(taught, found, batch.labels), found
 
-    def loss(self, taught: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
-        """The mean loss of scores [samples, classes] beside those of the float net."""
-        each = (1 - self.alpha) * divergence(taught, scores, self.groups)
+    def loss(self, taught: Tensor, found: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss of what a net gives, laid out as by `Lesson`, beside what the float net does."""
+        (teacher, before), (student, after) = (self._split(values, labels) for values in (taught, found))
+        each = (1 - self.alpha) * self._divergences(teacher, student)
         if self.alpha:
-            each = each + self.alpha * functional.cross_entropy(scores, labels, reduction="none")
-        weights = self.class_weights[labels]
-        return (weights * each).sum() / weights.sum().clamp_min(1e-12)
+            each = each + self.alpha * self._cross_entropies(student, labels)
+        weights = self._weights(labels, each)
+        # Where a sample has several classes their losses add up.
+        several = each.shape[-1] if self._several else 1
+        return (
+            several * (weights * each).sum() / weights.sum().clamp_min(1e-12)
+            + (after - before).square().sum(dim=1).mean()
+        )
+
+    def judged(self, found: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What answers count, and which of them are right."""
+        scores, _ = self._split(found, labels)
+        if self._several:
+            right = (scores[:, 0] > 0) == (labels > 0)
+        else:
+            right = scores.argmax(dim=-1) == labels.reshape(scores.shape[:2])
+        return self._weights(labels, right), right.float()
+
+    @property
+    def _several(self) -> bool:
+        return self.kind is not None and self.kind.several
+
+    def _split(self, values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [samples, positions, classes], and the elements of further outputs."""
+        classes = len(self.class_weights)
+        end = classes if self._several else classes * (labels.numel() // len(labels))
+        return values[:, :end].reshape(len(values), -1, classes), values[:, end:]
+
+    def _divergences(self, teacher: Tensor, student: Tensor) -> Tensor:
+        """[samples, positions], or [samples, classes] where a sample has several."""
+        if self.kind is None or not self.kind.independent:
+            return divergence(teacher, student, self.groups)
+        found = independent_divergences(teacher, student)
+        return found[:, 0] if self.kind.several else found.sum(dim=-1)
+
+    def _cross_entropies(self, student: Tensor, labels: Tensor) -> Tensor:
+        """Likewise; 0 for positions that do not count."""
+        if self._several:
+            return functional.binary_cross_entropy_with_logits(student[:, 0], labels.float(), reduction="none")
+        flat = labels.reshape(student.shape[:2])
+        if self.kind is not None and self.kind.independent:
+            truth = functional.one_hot(flat.clamp_min(0), student.shape[-1]).to(student.dtype)
+            return functional.binary_cross_entropy_with_logits(student, truth, reduction="none").sum(dim=-1)
+        return functional.cross_entropy(
+            student.flatten(0, 1), flat.flatten(), reduction="none", ignore_index=IGNORED
+        ).reshape(flat.shape)
+
+    def _weights(self, labels: Tensor, each: Tensor) -> Tensor:
+        """What the entries of `each` count."""
+        if self._several:
+            return self.class_weights.expand(each.shape)
+        flat = labels.reshape(each.shape)
+        return self.class_weights[flat.clamp_min(0)] * (flat >= 0)
 
 
 def train(
@@ -147,10 +207,9 @@ def evaluate(student: Net, batches: Batches, answers: Sequence[Tensor], objectiv
     loss = hits = weight = 0.0
     for batch, answer in zip(batches.in_order(), answers, strict=True):
         mean, scores = objective(student, batch, answer)
-        weights = objective.class_weights[batch.labels]
+        weights, right = objective.judged(scores, batch.labels)
         loss += float(mean * weights.sum())
-        right = (scores.argmax(dim=-1) == batch.labels).float().reshape(-1, len(weights))
-        hits += float((weights * right.mean(dim=0)).sum())
+        hits += float((weights * right).sum())
         weight += float(weights.sum())
     return Held(loss / weight, 100 * hits / weight)
 

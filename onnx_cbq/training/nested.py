@@ -211,6 +211,11 @@ class NestedObjective:
         counts = torch.tensor([self.beta**k for k in range(1, len(losses) + 1)], device=losses.device)
         return (counts * losses).sum() / counts.sum(), scores
 
+    def judged(self, found: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What samples count, and the share of the subnets that are right about them."""
+        right = (found.argmax(dim=-1) == labels).float().reshape(-1, len(labels)).mean(dim=0)
+        return self.class_weights[labels], right
+
     def losses(self, taught: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
         """Of every subnet and sample, [subnets, samples]."""
         found = []

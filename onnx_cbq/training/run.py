@@ -10,6 +10,7 @@ from onnx_cbq.progress import Progress, silent
 from onnx_cbq.torch_graph import choose_device, has_bfloat16
 from onnx_cbq.training.batches import Batches
 from onnx_cbq.training.checkpoint import Checkpoint
+from onnx_cbq.training.lesson import Lesson
 from onnx_cbq.training.loop import Objective, train
 from onnx_cbq.training.records import Course, Quantized, Schedule, Task
 from onnx_cbq.training.student import Student
@@ -31,13 +32,13 @@ def run_training(
     device = choose_device()
     torch.manual_seed(task.seed)
     fast = config.bfloat16 and has_bfloat16(device)
-    student = Student(work.model, work.layers, start, work.logits.tensor, bfloat16=fast)
+    student = Student(work.model, work.layers, start, Lesson.of(work, task.learned), bfloat16=fast)
     learned, held = (
         Batches(work.samples, indices, config.batch, config.augment, config.views, device)
         for indices in (task.learned, task.held)
     )
     weights = torch.tensor(np.asarray(task.class_weights, np.float32), device=device)
-    objective = Objective(config.alpha, weights, task.groups, student.charge)
+    objective = Objective(config.alpha, weights, task.groups, student.charge, work.logits.kind)
     checkpoint = None if task.state is None else Checkpoint(task.state, task.key, task.resume)
     optimizer = torch.optim.Adam(student.groups((config.weight_rate, config.rate)), betas=(0.9, 0.999))
     schedule = Schedule(config.steps, config.minutes, config.check_every, task.seed, "refine", _USUAL_LOSS)

@@ -8,12 +8,14 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from onnx_cbq.model import Model
 from onnx_cbq.records import Grouping, Layers
 from onnx_cbq.torch_graph import TorchGraph
 from onnx_cbq.training.coded import Charge, CodedGrid
 from onnx_cbq.training.grids import LearnedGrid, WeightGrid, fixed_grid, rounded_bias
+from onnx_cbq.training.lesson import Lesson
 from onnx_cbq.training.records import Quantized
 from onnx_cbq.training.shared import SharedWeight, Values
 
@@ -27,7 +29,7 @@ class Pupil(nn.Module):
     """A net that learns from another."""
 
     def teach(self, feeds: Mapping[str, Tensor]) -> Tensor:
-        """Class scores of the net that it learns from, [samples, classes]."""
+        """What the net that it learns from gives, [samples, ...]."""
         raise NotImplementedError
 
 
@@ -38,13 +40,13 @@ class Student(Pupil):
         model: the normalised float model.
         layers: its layers.
         start: what they were rounded to.
-        scores: the tensor with the class scores.
+        lesson: what is learned.
         bfloat16: compute in bfloat16 while training.
     """
 
-    def __init__(self, model: Model, layers: Layers, start: Quantized, scores: str, *, bfloat16: bool) -> None:
+    def __init__(self, model: Model, layers: Layers, start: Quantized, lesson: Lesson, *, bfloat16: bool) -> None:
         super().__init__()
-        self._start, self._layers, self._scores = start, layers, scores
+        self._start, self._layers, self._lesson = start, layers, lesson
         self._exact = TorchGraph(model, trained=(), channels_last=True)
         device = self.device = self._exact.device
         self._fast = TorchGraph(model, trained=(), channels_last=True, bfloat16=True) if bfloat16 else self._exact
@@ -65,15 +67,15 @@ class Student(Pupil):
         }
 
     def forward(self, feeds: Mapping[str, Tensor]) -> Tensor:
-        """Class scores of the quantized net [samples, classes]; in float32 once `eval()` was called."""
+        """What is learned of the quantized net; in float32 once `eval()` was called."""
         graph = self._fast if self.training else self._exact
-        return self._shaped(graph(feeds, [self._scores], weights=self._weights(), hooks=self._hooks))
+        return self._lesson(graph(feeds, self._lesson.tensors, weights=self._weights(), hooks=self._hooks))
 
     @torch.no_grad()
     def teach(self, feeds: Mapping[str, Tensor]) -> Tensor:
-        """Class scores of the float net."""
+        """What is learned from the float net."""
         graph = self._fast if self.training else self._exact
-        return self._shaped(graph(feeds, [self._scores]))
+        return self._lesson(graph(feeds, self._lesson.tensors))
 
     def groups(self, rates: tuple[float, float]) -> list[dict[str, object]]:
         """Parameters for an optimizer: latent weights at a rate relative to their layer's step, then all else."""
@@ -106,10 +108,6 @@ class Student(Pupil):
         activation = self._learned[tensor].scale if tensor in self._learned else self._start.grids[tensor].scale
         return rounded_bias(bias, self._by_layer[layer].scale * activation)
 
-    def _shaped(self, outputs: Mapping[str, Tensor]) -> Tensor:
-        scores = outputs[self._scores]
-        return scores.reshape(len(scores), -1)
-
 
 def make_weights(
     model: Model, layers: Layers, start: Quantized, device: torch.device
@@ -133,13 +131,23 @@ def make_weights(
 
 
 def divergence(teacher: Tensor, student: Tensor, groups: Grouping) -> Tensor:
-    """Kullback-Leibler divergence of the student's class probabilities from the teacher's, [samples], in nats.
+    """Kullback-Leibler divergence of the student's class probabilities from the teacher's, [...], in nats.
 
-    Classes of one group count as one.
+    Both are logits [..., classes]. Classes of one group count as one.
     """
     # A class masked with -inf has no share, and 0 (-inf - -inf) would be NaN.
-    shares = [scores.log_softmax(dim=1).clamp_min(_LEAST_SHARE) for scores in (teacher, student)]
+    shares = [scores.log_softmax(dim=-1).clamp_min(_LEAST_SHARE) for scores in (teacher, student)]
     if not groups.is_trivial:
         members = torch.tensor(groups.members, dtype=torch.float32, device=teacher.device)
         shares = [(share.exp() @ members.T).clamp_min(1e-30).log() for share in shares]
-    return (shares[0].exp() * (shares[0] - shares[1])).sum(dim=1)
+    return (shares[0].exp() * (shares[0] - shares[1])).sum(dim=-1)
+
+
+def independent_divergences(teacher: Tensor, student: Tensor) -> Tensor:
+    """Likewise of classes that each have a probability of their own, [..., classes]."""
+    pairs = [
+        [functional.logsigmoid(sign * scores).clamp_min(_LEAST_SHARE) for sign in (1, -1)]
+        for scores in (teacher, student)
+    ]
+    parts = [before.exp() * (before - after) for before, after in zip(*pairs, strict=True)]
+    return torch.stack(parts).sum(dim=0)

@@ -22,6 +22,7 @@ from onnx_cbq.model import Array, Model
 from onnx_cbq.records import Grouping, Layer, Layers
 from onnx_cbq.torch_graph import TorchGraph, choose_device, has_bfloat16
 from onnx_cbq.training.batches import Batches, TrainingBatch
+from onnx_cbq.training.lesson import Lesson
 from onnx_cbq.training.loop import Objective
 from onnx_cbq.training.records import Levels
 from onnx_cbq.training.student import Pupil
@@ -83,15 +84,15 @@ class WidthNet(Pupil):
         model: the normalised float model.
         layers: its layers.
         levels: layer name -> its weight at every width.
-        scores: the tensor with the class scores.
+        lesson: what is learned.
         bfloat16: compute in bfloat16.
     """
 
     def __init__(
-        self, model: Model, layers: Layers, levels: Mapping[str, Levels], scores: str, *, bfloat16: bool
+        self, model: Model, layers: Layers, levels: Mapping[str, Levels], lesson: Lesson, *, bfloat16: bool
     ) -> None:
         super().__init__()
-        self._scores = scores
+        self._lesson = lesson
         self._graph = TorchGraph(model, trained=(), channels_last=True, bfloat16=bfloat16)
         self._names = [layer.name for layer in layers]
         self.between = nn.ModuleList(
@@ -105,20 +106,16 @@ class WidthNet(Pupil):
         )
 
     def forward(self, feeds: Mapping[str, Tensor], widths: Mapping[str, Tensor]) -> Tensor:
-        """Class scores [samples, classes] with these widths, layer name -> [channels]."""
+        """What is learned with these widths, layer name -> [channels]."""
         weights: dict[str, Tensor] = {}
         for name, between in zip(self._names, self.between, strict=True):
             weights |= between(widths[name])
-        return self._shaped(self._graph(feeds, [self._scores], weights=weights))
+        return self._lesson(self._graph(feeds, self._lesson.tensors, weights=weights))
 
     @torch.no_grad()
     def teach(self, feeds: Mapping[str, Tensor]) -> Tensor:
-        """Class scores of the float net."""
-        return self._shaped(self._graph(feeds, [self._scores]))
-
-    def _shaped(self, outputs: Mapping[str, Tensor]) -> Tensor:
-        scores = outputs[self._scores]
-        return scores.reshape(len(scores), -1)
+        """What is learned from the float net."""
+        return self._lesson(self._graph(feeds, self._lesson.tensors))
 
 
 class WidthLoss:
@@ -145,10 +142,12 @@ class WidthLoss:
         """For a model and samples to learn from; `counted` are the weights of the classes, and their groups."""
         device = choose_device()
         fast = config.bfloat16 and has_bfloat16(device)
-        net = WidthNet(work.model, work.layers, levels, work.logits.tensor, bfloat16=fast)
+        net = WidthNet(work.model, work.layers, levels, Lesson.of(work, learned), bfloat16=fast)
         batches = Batches(work.samples, learned, config.batch, config.augment, 1, device)
         weights = torch.tensor(np.asarray(counted[0], np.float32), device=device)
-        return WidthLoss(net, batches.endless(seed), Objective(config.alpha, weights, counted[1]))
+        return WidthLoss(
+            net, batches.endless(seed), Objective(config.alpha, weights, counted[1], kind=work.logits.kind)
+        )
 
     def __call__(self, widths: Mapping[str, Array]) -> tuple[float, dict[str, Array]]:
         """Widths by layer, [channels] -> the loss, and its gradient by layer, float64 [channels]."""
