@@ -15,7 +15,7 @@ from onnx_cbq.calibration.samples import Draw, draw, everything
 from onnx_cbq.config import DataFreeConfig, StepConfig
 from onnx_cbq.data_free import quantize_data_free
 from onnx_cbq.emit.files import write_folder
-from onnx_cbq.errors import ModelError, VerificationError
+from onnx_cbq.errors import CalibrationError, ModelError, VerificationError
 from onnx_cbq.graph.normalise import TOLERANCE, relative_error
 from onnx_cbq.model import Array, Model
 from onnx_cbq.progress import Clock, Progress, silent
@@ -34,6 +34,7 @@ from onnx_cbq.verify import batch_size
 from onnx_cbq.wild import without_wild
 from onnx_cbq.workload import DataSource, ModelSource, Workload, check_single_label, further_notes, prepare
 
+_FEWEST = 2
 # What a folder of steps may hold, so that it can be replaced.
 STEP_FILES = re.compile(rf"step_\d+\.onnx|{re.escape(RECORD_NAME)}")
 
@@ -112,6 +113,11 @@ def make_steps(
         move_units(units, np.ones(units.count, np.int64), np.ones((len(limits), units.count)), limits)
         work = without_wild(work, everything(work.samples, work.class_names), progress)
     learned, held = draw(work.samples, work.class_names, None, config.seed).split(config.held_back)
+    if len(learned.indices) < _FEWEST:
+        raise CalibrationError(
+            f"{work.samples.data.source.label}: {len(learned.indices)} samples to learn from, {len(held.indices)} held "
+            f"back; expected {_FEWEST} or more to learn from, whose mean and variance normalize the others"
+        )
     with clock.stage("train"):
         nested, course = _train(work, units, narrow.model, limits, (learned, held), config, progress)
     with clock.stage("emit"):

@@ -16,7 +16,7 @@ import pytest
 
 from onnx_cbq import CalibrationSet, StepConfig, SteppingSession, Steps, VerificationError, make_steps, subnets
 from onnx_cbq.calibration.samples import Indices
-from onnx_cbq.errors import OutputError
+from onnx_cbq.errors import CalibrationError, OutputError
 from onnx_cbq.graph.load import load
 from onnx_cbq.model import Array
 from onnx_cbq.runtime import median_latency
@@ -188,3 +188,10 @@ def test_without_torch_it_says_so_before_the_work_begins_and_sessions_run(folder
         "assert len(found) == 3"
     )
     subprocess.run([sys.executable, "-c", hidden + session], check=True)  # noqa: S603
+
+
+def test_a_single_sample_to_learn_from_is_too_few() -> None:
+    """Mean and variance of one sample normalize nothing: torch said so in a traceback."""
+    images = np.zeros((2, 1, 8, 8), np.float32)
+    with pytest.raises(CalibrationError, match="1 samples to learn from, 1 held back; expected 2 or more"):
+        make_steps(DIGITS_MODEL, CalibrationSet.from_arrays(images, [0, 1]), CONFIG)

@@ -49,7 +49,8 @@ def leave_room_for_bias(layer: Layer, weights: LayerWeights, bias: Array, activa
     """
     # A transposed convolution of groups has a bias for the channel of each group, and one scale for all of these.
     largest = np.abs(bias.reshape(-1, min(bias.size, weights.scale.size))).max(axis=0)
-    needed = np.broadcast_to(largest, weights.scale.shape) / (activation_scale * LARGEST_BIAS)
+    reach = min(activation_scale * LARGEST_BIAS, float(np.finfo(np.float32).max))
+    needed = np.broadcast_to(largest, weights.scale.shape) / reach
     needed = np.maximum(needed, np.finfo(np.float32).smallest_normal).astype(np.float32)
     if layer.rules.per_tensor:
         return make_coarser(layer, weights, np.maximum(needed / weights.scale, 1))

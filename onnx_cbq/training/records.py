@@ -105,7 +105,7 @@ class Schedule:
         """What learning rates are multiplied by, at a loss before training."""
         if self.usual_loss is None:
             return 1.0
-        return min(max(math.sqrt(loss / self.usual_loss), 1.0), self.MOST_RISE)
+        return min(max(math.sqrt(max(loss, 0.0) / self.usual_loss), 1.0), self.MOST_RISE)
 
 
 @dataclass(frozen=True)

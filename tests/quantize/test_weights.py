@@ -104,3 +104,11 @@ def test_shared_values_stay_shared_where_a_bias_needs_room() -> None:
     assert len(np.unique(after.scale)) == 1
     assert np.abs(bias_codes(after, bias)).max() <= LARGEST_BIAS * (1 + 1e-6)
     np.testing.assert_allclose(after.codes * after.scale[:, None], codes * 1e-6, atol=0.51e-5)
+
+
+def test_room_for_a_bias_beside_the_largest_activations() -> None:
+    """The product of their scale and an int32 is beyond single precision."""
+    found = quantize_layer(layer((2, 3), 0), weights((2, 3)), np.array([4, 4], np.int8))
+    same = leave_room_for_bias(layer((2, 3), 0), found, np.array([1.0, -2.0], np.float32), 1e36)
+    np.testing.assert_array_equal(same.scale, found.scale)
+    np.testing.assert_array_equal(same.codes, found.codes)
