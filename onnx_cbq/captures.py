@@ -67,6 +67,14 @@ def unseal(proto: ModelProto) -> ModelProto:
     return plain
 
 
+def unsealed(node: NodeProto) -> NodeProto:
+    """A sealed node as ONNX says it."""
+    plain = NodeProto()
+    plain.CopyFrom(node)
+    _unseal(plain)
+    return plain
+
+
 def inner_names(node: NodeProto) -> set[str]:
     """Every name that is used in a node's branches: a new tensor around them must not have one of these."""
     return {name for graph in branches(node) for name in _all_names(graph)}

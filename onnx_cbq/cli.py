@@ -137,7 +137,7 @@ def inspect(
         show(report.plan_table(found.plan, found.unsafe))
     elif found.products:
         show(report.products_table(found.products, found.unsafe))
-    else:
+    if found.layers.layers:
         show(report.float_table(found.layers))
 
 

@@ -22,6 +22,7 @@ from onnx_cbq.graph.load import load
 from onnx_cbq.graph.normalise import normalise
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.limits import meet_limits
+from onnx_cbq.model import Model
 from onnx_cbq.processor import processor_kind
 from onnx_cbq.progress import Clock, Progress, silent
 from onnx_cbq.proving import attempt, file_size, prove, write_solution
@@ -255,6 +256,7 @@ class Inspection:
     """The layers of a float model, the plan that a file carries if onnx-cbq made it, or the products of another's.
 
     Attributes:
+        layers: of a model whose activations are float, whatever its weights are stored as.
         products: of a quantized file that carries no plan.
         unsafe: layers of a quantized model whose codes may saturate in 16 bits; the largest sum of a pair for each.
     """
@@ -277,10 +279,16 @@ def inspect(model: ModelSource) -> Inspection:
     if plan is not None or file.is_quantized:
         run = Run(file, model.SerializeToString() if isinstance(model, ModelProto) else Path(model))
         with run.blamed():
-            return Inspection(Layers(()), plan, run.unsafe(CPU), run.products)
+            unsafe, products = run.unsafe(CPU), run.products
+        on_integers = plan is not None or any(product.activation_type is not None for product in products)
+        return Inspection(Layers(()) if on_integers else _layers(source), plan, unsafe, products)
+    return Inspection(_layers(source), None, {})
+
+
+def _layers(source: Model) -> Layers:
     example = Example.made_up(source)
     normalised = normalise(source, example).model
-    return Inspection(find_layers(normalised, example.shapes(normalised)), None, {})
+    return find_layers(normalised, example.shapes(normalised))
 
 
 def _drawn(work: Workload, config: QuantizeConfig) -> Draw:

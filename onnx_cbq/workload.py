@@ -16,7 +16,7 @@ from onnx_cbq.errors import CalibrationError, ConfigError
 from onnx_cbq.gradient.further import NO_FURTHER, FurtherOutputs, find_further
 from onnx_cbq.graph.layers import find_layers
 from onnx_cbq.graph.leftover import float_weights
-from onnx_cbq.graph.load import data_files, load
+from onnx_cbq.graph.load import data_files, inputs_with_defaults, load
 from onnx_cbq.graph.logits import Logits, find_logits
 from onnx_cbq.graph.normalise import normalise
 from onnx_cbq.graph.placement import NO_ACTIVATIONS, Placement, place_activations
@@ -116,6 +116,7 @@ def prepare(model: ModelSource, data: DataSource, logits: str | None = None, ign
     further = find_further(normalised.model, shapes, layers, found, ignored)
     size = size_of(model)
     notes = (
+        *source_notes(model, source),
         *normalised.notes,
         *left_out(samples),
         *without_samples(samples, names),
@@ -174,6 +175,18 @@ def check_single_label(work: Workload) -> None:
             f"steps are made of models that give each sample one score per class and one label; output "
             f"{logits.output!r} with these labels has {found}; use quantize for it"
         )
+
+
+def source_notes(given: ModelSource, source: Model) -> tuple[str, ...]:
+    """What a user should know of the model as it came."""
+    notes = []
+    fixed = inputs_with_defaults(given)
+    if fixed:
+        others = f" and {len(fixed) - 1} more" if fixed[1:] else ""
+        notes.append(f"input {fixed[0]!r}{others} had a default value, which is a constant of the quantized model")
+    if any(node.op_type == "QuantizeLinear" for node in source.nodes):
+        notes.append("the model is quantized already, and its grids stay beside ours: start from the float model")
+    return tuple(notes)
 
 
 def scores_notes(logits: Logits) -> tuple[str, ...]:

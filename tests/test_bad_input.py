@@ -128,9 +128,10 @@ def branching() -> onnx.ModelProto:
         [node("MatMul", "f w", "b")], "branch", [], [helper.make_tensor_value_info("b", TensorProto.FLOAT, None)]
     )
     choice = helper.make_node("If", ["c"], ["logits"], name="choice", then_branch=branch, else_branch=branch)
-    constants = {"w": WEIGHT, "c": np.array(True)}  # noqa: FBT003, an array of one boolean
+    nodes = [node("ReduceMean", "image", "m", keepdims=0), node("Greater", "m zero", "c")]
+    constants = {"w": WEIGHT, "zero": np.array(0, np.float32)}
     return make_model(
-        [node("Flatten", "image", "f"), choice], {"image": ["N", 1, 8, 8]}, ["logits"], constants=constants
+        [*nodes, node("Flatten", "image", "f"), choice], {"image": ["N", 1, 8, 8]}, ["logits"], constants=constants
     )
 
 

@@ -125,3 +125,30 @@ def test_layers_in_branches_stay_float_and_are_listed() -> None:
     found = find_layers(model, Example({"x": normal(3, 4)}).shapes(model))
     assert [layer.weight for layer in found] == ["v"]
     assert [(entry.operator, entry.weights) for entry in found.left_float] == [("If", 16)]
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_the_branch_that_a_constant_chooses_is_taken(taken: bool) -> None:
+    """Its layers would stay float in an If; names in it may be those of tensors around it."""
+    u = normal(4, 4)
+    inner = node("If", "later", "o", then_branch=branch("a", [node("Gemm", "x q", "h")], "h", {"q": u}),
+                 else_branch=branch("b", [node("Neg", "x", "y")], "y", {}))  # fmt: skip
+    nodes = [
+        node("ReduceMean", "x", "m", keepdims=0),
+        node("Greater", "m zero", "later"),
+        node("Not", "no", "yes"),
+        node("If", "yes", "h",
+             then_branch=branch("t", [node("MatMul", "x u", "y2"), inner, node("Add", "y2 o", "y")], "y", {"u": u}),
+             else_branch=branch("e", [node("Identity", "x", "z")], "z", {})),
+        node("Gemm", "h v"),
+    ]  # fmt: skip
+    constants = {"zero": np.array(0, np.float32), "v": normal(4, 2), "no": np.array(not taken)}
+    model = load(make_model(nodes, {"x": ["N", 4]}, ["y"], constants))
+    example = Example({"x": normal(3, 4)})
+    found = normalise(model, example)
+    assert found.notes == ()
+    assert [node.op_type for node in found.model.nodes].count("If") == taken
+    layers = find_layers(found.model, example.shapes(found.model))
+    assert len(layers) == 1 + taken
+    before, after = (Session(m, "off").run(example.feeds)["y"] for m in (model, found.model))
+    np.testing.assert_allclose(before, after, rtol=1e-5, atol=1e-6)

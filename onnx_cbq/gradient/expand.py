@@ -15,15 +15,32 @@ from onnx_cbq.gradient.rules import NO_GRADIENT, RULES
 from onnx_cbq.gradient.step import RULES_OPSET
 from onnx_cbq.graph.load import raise_opset
 from onnx_cbq.graph.normalise import Normalised, normalise
-from onnx_cbq.graph.passes.constants import fold_constants, freeze_shapes
+from onnx_cbq.graph.passes.constants import QUANTIZING, fold_constants, freeze_shapes
 from onnx_cbq.graph.passes.defaults import is_function, state_defaults
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.model import Model
 
 
 def expand(model: Model, example: Example) -> Normalised:
-    """`model` with the rules' operator set and standard functions expanded; every step is checked on `example`."""
-    return normalise(model, example, (_to_rules_opset, _expand_functions, fold_constants, freeze_shapes))
+    """`model` with the rules' operator set and standard functions expanded; every step is checked on `example`.
+
+    Of a model that is quantized already, the float model behind its grids is differentiated (straight-through).
+    """
+    return normalise(
+        _without_grids(model), example, (_to_rules_opset, _expand_functions, fold_constants, freeze_shapes)
+    )
+
+
+def _without_grids(model: Model) -> Model:
+    """QuantizeLinear and DequantizeLinear pass on what they are given."""
+    if not any(node.op_type in QUANTIZING for node in model.nodes):
+        return model
+    skeleton = onnx.ModelProto()
+    skeleton.CopyFrom(model.skeleton)
+    for node in skeleton.graph.node:
+        if node.op_type in QUANTIZING:
+            node.CopyFrom(helper.make_node("Identity", node.input[:1], node.output, node.name))
+    return Model(skeleton, model.weights)
 
 
 def _to_rules_opset(model: Model, example: Example) -> Model:

@@ -27,7 +27,15 @@ from onnx_cbq.model import Array, Model
 
 LAYER_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
-__all__ = ["LAYER_OPERATORS", "LOWEST_OPSET", "OLDEST_OPSET", "data_files", "load", "raise_opset"]
+__all__ = [
+    "LAYER_OPERATORS",
+    "LOWEST_OPSET",
+    "OLDEST_OPSET",
+    "data_files",
+    "inputs_with_defaults",
+    "load",
+    "raise_opset",
+]
 
 
 def load(source: str | Path | ModelProto) -> Model:
@@ -59,6 +67,17 @@ def load(source: str | Path | ModelProto) -> Model:
     _check_weights(model, label)
     check_extent(model.plain_skeleton(), sum(value.nbytes for value in model.weights.values()), label)
     return raise_to_lowest(model, label)
+
+
+def inputs_with_defaults(source: str | Path | ModelProto) -> tuple[str, ...]:
+    """The inputs that a user may leave out, since initializers of the same names give their values.
+
+    None where all initializers are inputs too: that is how some exporters write weights.
+    """
+    proto = source if isinstance(source, ModelProto) else read_model(Path(source))
+    initializers = {tensor.name for tensor in proto.graph.initializer}
+    found = tuple(info.name for info in proto.graph.input if info.name in initializers)
+    return found if len(found) < len(initializers) else ()
 
 
 def _check_names(proto: ModelProto, label: str) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_cbq.errors import ModelError
+from onnx_cbq.graph.passes.branches import take_branches
 from onnx_cbq.graph.passes.cleanup import remove_idle_nodes
 from onnx_cbq.graph.passes.constants import fold_constants, freeze_shapes
 from onnx_cbq.graph.passes.contrib import expand_contrib
@@ -33,6 +34,9 @@ PASSES: tuple[Pass, ...] = (
     expand_contrib,
     fold_constants,
     widen_floats,
+    freeze_shapes,
+    take_branches,
+    fold_constants,
     freeze_shapes,
     remove_idle_nodes,
     matmul_to_gemm,
