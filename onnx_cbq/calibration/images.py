@@ -13,6 +13,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -28,6 +29,8 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _FORMATS = ("PNG", "JPEG")
 # An image may have so many pixels, or so many for a byte of its file if that is more: a photograph has less than ten.
 _MOST_PIXELS, _PIXELS_PER_BYTE = 1 << 26, 100
+# Pixels times scans of a JPEG: a few seconds.
+_MOST_SCANNED = 1 << 30
 # Larger ones are decoded one at a time, since every thread would hold hundreds of megabytes.
 _LARGE = 1 << 22
 _one_large = threading.Lock()
@@ -137,10 +140,25 @@ def _decoded(file: Path, mode: str) -> Image.Image:
         most = allowed(max(_MOST_PIXELS, _PIXELS_PER_BYTE * size))
         if pixels > most:
             raise ValueError(f"{size:,} bytes that claim {image.width}x{image.height} pixels; {advice(pixels, most)}")
+        scans = _scans(stream) if image.format != "PNG" else 1
+        if pixels * scans > allowed(_MOST_SCANNED):
+            needed = advice(pixels * scans, allowed(_MOST_SCANNED))
+            raise ValueError(f"{image.width}x{image.height} pixels in {scans:,} scans; {needed}")
         if pixels <= _LARGE:
             return _eight_bits(image).convert(mode)
         with _one_large:
             return _eight_bits(image).convert(mode)
+
+
+def _scans(stream: BinaryIO) -> int:
+    """How often a JPEG goes over its pixels: usually once to a dozen times, but a scan takes no more than 100 bytes."""
+    where, count, last = stream.tell(), 0, b""
+    stream.seek(0)
+    while piece := stream.read(_LARGE):
+        count += (last + piece).count(b"\xff\xda")
+        last = piece[-1:]
+    stream.seek(where)
+    return count
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -33,6 +33,7 @@ from onnx_cbq.errors import CalibrationError
 from onnx_cbq.model import Array
 
 _COPY_BYTES = 1 << 20
+_MOST_ARRAYS = 1000
 # Headers of an array of numbers have a hundred bytes or so.
 _LARGEST_HEADER = 10_000
 # Labels and names are held in memory, samples in a temporary file. Each may take so much, or so many times the file.
@@ -78,6 +79,8 @@ class NpzSource(Source):
         listing = ", ".join(list(members)[:10]) or "nothing"
         if "y" not in members:
             raise CalibrationError(f"{self.label}: no array 'y' with the labels; it holds: {listing}")
+        if len(members) > _MOST_ARRAYS:
+            raise CalibrationError(f"{self.label}: {len(members):,} arrays; expected one for each input of a model")
         if not members.keys() - {"y", "class_names"}:
             raise CalibrationError(f"{self.label}: no array 'x' with the samples; it holds: {listing}")
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_cbq.calibration.card import Card, load_card
-from onnx_cbq.calibration.files import shown
+from onnx_cbq.calibration.files import reason, shown
 from onnx_cbq.calibration.images import IMAGE_SUFFIXES, ImageSource
 from onnx_cbq.calibration.labels import Labels, read_labels
 from onnx_cbq.calibration.npz import NpzSource
@@ -77,9 +77,12 @@ class CalibrationSet:
             CalibrationError: lengths differ, or labels are no whole numbers.
         """
         given = x if isinstance(x, Mapping) else {"x": x}
-        arrays = {name: np.asarray(values) for name, values in given.items()}
+        try:
+            arrays, labels = {name: np.asarray(values) for name, values in given.items()}, np.asarray(y)
+        except ValueError as error:  # samples of different lengths
+            raise CalibrationError(f"the samples: not one shape for all ({reason(error)}); pad or cut them") from None
         names = None if class_names is None else tuple(class_names)
-        return _checked(CalibrationSet(ArraySource(arrays, np.asarray(y), names), Card(Path())))
+        return _checked(CalibrationSet(ArraySource(arrays, labels, names), Card(Path())))
 
     @property
     def labels(self) -> Array:

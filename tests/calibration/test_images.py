@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zlib
@@ -262,6 +263,21 @@ def test_images_that_are_traps_are_named_and_can_be_skipped(tmp_path: Path, kind
         source(tmp_path, **settings).read("x", [1])
     found = source(tmp_path, skip_unreadable=True, **(settings if kind == "small" else {}))
     assert (found.skipped, len(found.labels)) == ((0, 2) if kind in ("thin", "high") else (1, 1))
+
+
+def test_scans_of_a_jpeg_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scan over 64 million pixels takes 95 bytes and a third of a second: a file of 250 kB took an hour."""
+    (tmp_path / "a").mkdir()
+    out = io.BytesIO()
+    Image.new("L", (64, 64), 128).save(out, "JPEG", progressive=True)
+    content = out.getvalue()
+    last = content[content.rfind(b"\xff\xda") : -2]
+    (tmp_path / "a" / "0.jpg").write_bytes(content)
+    (tmp_path / "a" / "1.jpg").write_bytes(content[:-2] + 3000 * last + content[-2:])
+    monkeypatch.setenv("ONNX_CBQ_ALLOWANCE", "0.001")
+    with pytest.raises(CalibrationError, match=r"1\.jpg: .*64x64 pixels in 3,006 scans; set ONNX_CBQ_ALLOWANCE="):
+        source(tmp_path).read("x", [0, 1])
+    assert source(tmp_path).read("x", [0]).shape == (1, 64, 64, 3)
 
 
 def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:

@@ -296,6 +296,11 @@ def test_class_names_of_two_axes_are_refused(tmp_path: Path) -> None:
         source(tmp_path, x=X, y=Y, class_names=np.array([["a", "b"], ["c", "d"]]))
 
 
+def test_thousands_of_arrays_are_no_samples(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="2,001 arrays; expected one for each input of a model"):
+        source(tmp_path, y=Y[:1], **{f"x{i}": Y[:1] for i in range(2000)})
+
+
 def test_a_pipe_is_no_archive(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.npz")
     with pytest.raises(CalibrationError, match="is a device, a socket or a pipe, expected a file"):

@@ -45,6 +45,7 @@ def test_arrays_make_a_set_in_one_line() -> None:
         (3.0, [0], "'x' has no samples"),
         ([[1], [2]], 0, "labels 'y' must be whole numbers"),
         ([[1], [2]], [0.0, 0.5], "labels 'y' must be whole numbers or names, one per sample; got float64"),
+        ([[1], [2, 3]], [0, 1], r"not one shape for all \(.*\); pad or cut them"),
         ([], np.zeros(0, int), "no samples; expected at least one of every class"),
     ],
 )
