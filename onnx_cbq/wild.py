@@ -43,5 +43,5 @@ def without_wild(work: Workload, indices: Indices, progress: Progress = silent) 
     more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
     aside = frozenset(int(indices[position]) for position in worst)
     samples = replace(work.samples, set_aside=work.samples.set_aside | aside)
-    note = f"left out of the calibration, because each alone outweighs all other samples: {', '.join(named)}{more}"
+    note = f"left out of the calibration, because they outweigh all other samples: {', '.join(named)}{more}"
     return replace(work, samples=samples, notes=(*work.notes, note))

@@ -7,7 +7,9 @@ them, and i among these is wild if
     e_i > sum of e over the n - k others      and      e_i > `RATIO` times their mean
 
 so that it alone outweighs all others together: whatever fits it best is then lost on them. With hundreds of samples the
-first condition implies the second, which speaks where there are few.
+first condition implies the second, which speaks where there are few. Where more than k are wild they outweigh each
+other: up to a twentieth of the samples are wild, too, whose values are a thousand times as large as those of the median
+sample.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ RATIO = 100.0
 FEWEST = 10
 # Of so many samples one is suspected, but a few of a few, too.
 _ONE_OF, _FEW = 50, 3
+# A ratio of energies that no usual data has, and the share of the samples that may have it.
+_FAR, _FAR_ONE_OF = 1e6, 20
 
 
 def wild(energies: Array) -> Array:
@@ -31,7 +35,9 @@ def wild(energies: Array) -> Array:
         return np.zeros(0, np.int64)
     suspected = max(count // _ONE_OF, min(_FEW, count // FEWEST))
     order = np.argsort(-energies, kind="stable")
-    others = float(energies[order[suspected:]].sum())
+    others, median = float(energies[order[suspected:]].sum()), float(np.median(energies))
     limit = max(others, RATIO * others / (count - suspected))
     # Where all the others are zero, a tensor is just seldom in use.
-    return order[:suspected][energies[order[:suspected]] > limit] if others > 0 else order[:0]
+    alone = int((energies[order[:suspected]] > limit).sum()) if others > 0 else 0
+    far = int((energies > _FAR * median).sum()) if median > 0 else 0
+    return order[: max(alone, far if far <= count // _FAR_ONE_OF else 0)]

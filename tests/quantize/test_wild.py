@@ -25,9 +25,19 @@ def test_usual_samples_are_left_alone(count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "positions"), [(10, [3]), (40, [0]), (40, [5, 39]), (400, [7]), (400, [1, 2, 3, 4, 5]), (5000, [17])]
+    ("count", "positions"),
+    [
+        (10, [3]),
+        (40, [0]),
+        (40, [5, 39]),
+        (400, [7]),
+        (400, [1, 2, 3, 4, 5]),
+        (400, list(range(20))),
+        (1000, list(range(3, 1000, 20))),
+        (5000, [17]),
+    ],
 )
-@pytest.mark.parametrize("factor", [1e5, 1e16, 1e60])
+@pytest.mark.parametrize("factor", [1e8, 1e16, 1e60])
 def test_wild_samples_are_found_the_wildest_first(count: int, positions: list[int], factor: float) -> None:
     energies = usual(count)
     energies[positions] = factor * np.arange(len(positions), 0, -1)
@@ -41,6 +51,13 @@ def test_a_sample_that_does_not_outweigh_the_others_is_kept() -> None:
     assert not wild(energies).size
     energies[5] = 1100
     assert wild(energies).tolist() == [5]
+
+
+def test_a_tenth_of_the_samples_is_no_accident() -> None:
+    """Then data of two kinds are mixed, and both kinds count."""
+    energies = usual(400)
+    energies[::10] = 1e12
+    assert not wild(energies).size
 
 
 def test_a_tensor_that_one_sample_uses_is_no_accident() -> None:
