@@ -30,7 +30,7 @@ def result_table(result: Result, path: Path) -> RenderableType:
     """Accuracy, bits, bytes and latency before and after, and the seconds of each stage."""
     before, after, names = result.reference, result.quantized, result.class_names
     table = _table("", "float", "quantized")
-    table.add_row("top-1 accuracy, %", _percent(before.top1), _percent(after.top1))
+    table.add_row(_accuracy(after), _percent(before.top1), _percent(after.top1))
     if before.top5 is not None:
         table.add_row("top-5 accuracy, %", _percent(before.top5), _percent(after.top5))
     table.add_row("worst class, %", _worst(before, names), _worst(after, names))
@@ -72,7 +72,7 @@ def _class_table(before: Evaluation, after: Evaluation, names: tuple[str, ...]) 
     table = _table("class", "samples", "float, %", "quantized, %", "change")
     pairs = list(zip(before.per_class, after.per_class, strict=True))
     changes = [0.0 if one is None or other is None else other - one for one, other in pairs]
-    counts = after.confusion.sum(axis=1)
+    counts = after.counts
     seen = [m for m in range(len(names)) if counts[m]]
     listed = sorted(sorted(seen, key=changes.__getitem__)[:LISTED_CLASSES])
     for m in listed:
@@ -186,7 +186,7 @@ def evaluation_table(result: EvaluationResult) -> RenderableType:
     """Accuracy overall and per class, bytes and latency, beside the reference if there is one."""
     compared = [result.model] if result.reference is None else [result.reference, result.model]
     table = _table("", *(["model"] if result.reference is None else ["reference", "model"]))
-    table.add_row("top-1 accuracy, %", *(_percent(e.top1) for e in compared))
+    table.add_row(_accuracy(result.model), *(_percent(e.top1) for e in compared))
     if result.model.top5 is not None:
         table.add_row("top-5 accuracy, %", *(_percent(e.top5) for e in compared))
     table.add_row("worst class, %", *(_worst(e, result.class_names) for e in compared))
@@ -325,6 +325,11 @@ def _add_outputs(table: Table, outputs: Sequence[OutputDistance]) -> None:
             table.add_row(f"{found.output}: change, % of its deviation", "", _percent(100 * found.relative))
         elif found.differing is not None:
             table.add_row(f"{found.output}: elements that differ, %", "", _percent(100 * found.differing))
+
+
+def _accuracy(evaluation: Evaluation) -> str:
+    """What `top1` is called."""
+    return "right answers, %" if evaluation.has_several else "top-1 accuracy, %"
 
 
 def _percent(value: float | None) -> str:

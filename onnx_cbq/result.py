@@ -120,7 +120,7 @@ class Result:
         Each as (class, class it is taken for, how many more samples).
         """
         found = self.quantized.confusion
-        if found.ndim > 2:
+        if self.quantized.has_several:
             return []
         # Of thousands of classes nearly all pairs are empty.
         taken_for = np.nonzero(found)

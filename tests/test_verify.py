@@ -11,15 +11,16 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_cbq import verify
+from onnx_cbq import QuantizeConfig, quantize, verify
 from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.errors import VerificationError
 from onnx_cbq.graph.load import load
 from onnx_cbq.graph.logits import Logits
+from onnx_cbq.graph.shapes import outputs_of_varying_size
 from onnx_cbq.model import Array, Model
 from onnx_cbq.records import Evaluation
 from onnx_cbq.records.answers import Kind
-from onnx_cbq.runtime import median_latency
+from onnx_cbq.runtime import Session, median_latency
 from onnx_cbq.verify import Comparison, batch_size, check_codes, check_file, compare
 from tests.emit.emitted import Emitted, emitted
 from tests.graphs import make_model, node
@@ -220,3 +221,42 @@ def test_the_batch_depends_on_the_samples_alone() -> None:
     large = load(make_model([node("Identity", "x")], {"x": ["N", 1 << 20]}, ["y"]))
     samples = CalibrationSet.from_arrays(np.zeros((1, 1 << 20), np.float32), [0]).for_model(large.inputs)
     assert batch_size(samples) == 4
+
+
+def detector() -> onnx.ModelProto:
+    """Class scores, and boxes of which as many are left as the values say."""
+    nodes = [
+        *(node("Conv", "x w", "c"), node("GlobalAveragePool", "c", "g"), node("Flatten", "g", "y")),
+        *(node("Reshape", "c four", "f"), node("Transpose", "f", "boxes", perm=[0, 2, 1])),
+        *(node("ReduceMax", "f axis", "s", keepdims=1), node("NonMaxSuppression", "boxes s most", "left")),
+        node("NonZero", "c", "places"),
+    ]
+    random = np.random.default_rng(0)
+    constants = {
+        "w": random.standard_normal((4, 2, 3, 3)).astype(np.float32),
+        "four": np.array([0, 4, -1]),
+        "axis": np.array([1]),
+        "most": np.array([9]),
+    }
+    return make_model(nodes, {"x": ["N", 2, 6, 6]}, ["y", "left", "places"], constants)
+
+
+def test_outputs_may_be_as_long_as_their_values_say() -> None:
+    """A box more or less is no other shape; what is not so may not differ."""
+    x = np.random.default_rng(1).standard_normal((40, 2, 6, 6)).astype(np.float32)
+    data, config = CalibrationSet.from_arrays(x, np.arange(40) % 4), QuantizeConfig(bits=2, method="uniform")
+    found = quantize(detector(), data, config)
+    outputs = [Session(model.SerializeToString()).run({"x": x}) for model in (detector(), found.proto)]
+    assert outputs[0]["places"].shape != outputs[1]["places"].shape
+    assert outputs_of_varying_size(load(detector())) == {"left", "places"}
+
+
+def test_a_shape_that_the_source_declared_wrongly_is_no_fault_of_the_file() -> None:
+    """skl2onnx declares the labels of several classes with one axis; that of the file is refused only if it is new."""
+    proto = make_model([node("Gemm", "x w"), node("Greater", "y zero", "label")], {"x": ["N", 6]}, ["y", "label"], {
+        "w": np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32), "zero": np.zeros(1, np.float32),
+    })  # fmt: skip
+    proto.graph.output[1].CopyFrom(helper.make_tensor_value_info("label", TensorProto.BOOL, ["N"]))
+    x = np.random.default_rng(1).standard_normal((30, 6)).astype(np.float32)
+    found = quantize(proto, CalibrationSet.from_arrays(x, np.arange(30) % 3), QuantizeConfig(method="uniform"))
+    assert [(one.output, one.relative) for one in found.outputs] == [("label", None)]

@@ -27,6 +27,7 @@ _SIZES = (16, 64, 224, 1024, 16384)
 _MOST_TRIED = 1 << 22
 # Bytes of inputs that nobody gave: three images of 2,500 x 2,500 in colour fit.
 _MOST_MADE_UP = 256 << 20
+_SIZED_BY_VALUES = ("Compress", "NonMaxSuppression", "NonZero", "StringSplit", "Unique")
 _NO_TENSOR = ("ZipMap", "SplitToSequence", "Optional")
 
 
@@ -124,6 +125,15 @@ class Example:
 def has_other_sizes(model: Model) -> bool:
     """Whether an axis other than the batch may have any size."""
     return any(spec.shape is None or None in spec.shape[1:] for spec in model.inputs)
+
+
+def outputs_of_varying_size(model: Model) -> set[str]:
+    """The outputs whose size the values decide: boxes that are left, positions that are not 0."""
+    found: set[str] = set()
+    for node in model.nodes:
+        if node.op_type in _SIZED_BY_VALUES or found.intersection(node.input):
+            found.update(node.output)
+    return found.intersection(model.outputs)
 
 
 def fixed_batch(model: Model) -> int | None:

@@ -142,7 +142,17 @@ class Evaluation:
     @property
     def samples(self) -> int:
         """Number of samples, or of positions."""
-        return int(self.confusion.sum() if self.confusion.ndim == 2 else self.confusion[0].sum())
+        return int(self.confusion[0].sum() if self.has_several else self.confusion.sum())
+
+    @property
+    def counts(self) -> Array:
+        """Samples, or positions, that have each class, [classes]."""
+        return np.asarray(self.confusion[:, 1].sum(axis=1) if self.has_several else self.confusion.sum(axis=1))
+
+    @property
+    def has_several(self) -> bool:
+        """Whether a sample may have several classes, so that answers are yes or no for each."""
+        return self.confusion.ndim > 2
 
     @property
     def worst_class(self) -> int:
