@@ -48,8 +48,7 @@ class LimitCheck:
 
     def __init__(self, setting: Setting) -> None:
         work = setting.work
-        chosen, self.notes = _limit_samples(setting)
-        self.samples = "calibration samples" if self.notes else "samples that nothing else used"
+        chosen, self.samples, self.notes = _limit_samples(setting)
         self._batches = replayable(work.samples, chosen.indices, batch_size(work.layers))
         self._counted = setting.class_weights
         self._groups, self._logits = setting.evidence.groups, work.logits
@@ -195,8 +194,11 @@ def _enough(setting: Setting, check: LimitCheck, clock: Clock, progress: Progres
     return f"no budget up to {MOST_BITS} bits would do"
 
 
-def _limit_samples(setting: Setting) -> tuple[Draw, tuple[str, ...]]:
-    """Samples beyond the calibration samples, or, where there are none, the calibration samples themselves."""
+def _limit_samples(setting: Setting) -> tuple[Draw, str, tuple[str, ...]]:
+    """Samples beyond the calibration samples, or, of classes that have no others, the calibration samples themselves.
+
+    With what they are called, and a note.
+    """
     work, drawn = setting.work, setting.drawn
     used = set(drawn.indices.tolist())
     everything = draw(work.samples, work.class_names, None, setting.config.seed)
@@ -208,7 +210,14 @@ def _limit_samples(setting: Setting) -> tuple[Draw, tuple[str, ...]]:
         else part[:0]
         for m, part in enumerate(everything.by_class)
     ]
-    if all(len(part) for part, weight in zip(rest, setting.class_weights, strict=True) if weight > 0):
-        return Draw(tuple(rest)), ()
-    note = "the limits are checked on the calibration samples themselves: the card has no others of every class"
-    return drawn, (note,)
+    short = [m for m in np.flatnonzero(setting.class_weights).tolist() if not len(rest[m])]
+    if not short:
+        return Draw(tuple(rest)), "samples that nothing else used", ()
+    if not any(map(len, rest)):
+        note = "the limits are checked on the calibration samples themselves: the card has no others of every class"
+        return drawn, "calibration samples", (note,)
+    note = (
+        f"the limits are checked on calibration samples of {len(short):,} classes, the first of them "
+        f"{work.class_names[short[0]]!r}: the card has no others of these"
+    )
+    return Draw(tuple(drawn.by_class[m] if m in short else part for m, part in enumerate(rest))), "samples", (note,)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from onnx_cbq import QuantizeConfig, RateDistortionConfig, RoundingConfig, VerificationError, limits, quantize, verify
+from onnx_cbq.calibration.samples import Draw
 from onnx_cbq.limits import RESOLUTION, LimitCheck, Losses, meet_limits, too_much
 from onnx_cbq.model import Array
 from onnx_cbq.progress import Clock, silent
@@ -200,7 +201,7 @@ def test_limits_are_checked_on_samples_that_nothing_else_has_seen(
     monkeypatch.setattr(limits, "LIMIT_SAMPLES", most)
     config = QuantizeConfig(samples=60, method="uniform", classes=classes, activation_bits=0)
     setting = make_setting(digits, config, Clock(), silent)
-    chosen, notes = limits._limit_samples(setting)
+    chosen, _, notes = limits._limit_samples(setting)
     assert notes == ()
     assert not set(chosen.indices.tolist()) & set(setting.drawn.indices.tolist())
     counted = [3, 8] if classes else list(range(CLASSES))
@@ -215,11 +216,26 @@ def test_without_other_samples_the_limits_are_checked_on_the_calibration_samples
 ) -> None:
     """Which is said, and never called samples that nothing else used."""
     setting = make_setting(digits, replace(QUICK, samples=None), Clock(), silent)
-    chosen, _ = limits._limit_samples(setting)
+    chosen, _, _ = limits._limit_samples(setting)
     np.testing.assert_array_equal(chosen.indices, setting.drawn.indices)
     _, notes = meet_limits(replace(setting, config=replace(setting.config, max_class_drop=100.0)), Clock(), silent)
     assert notes[0].startswith("the limits are checked on the calibration samples themselves")
     assert notes[1].endswith("on 500 calibration samples")
+
+
+def test_a_class_without_other_samples_is_checked_on_its_calibration_samples_alone(digits: Workload) -> None:
+    """One small class of many must not take the other samples of all the others away."""
+    setting = make_setting(digits, QUICK, Clock(), silent)
+    drawn = list(setting.drawn.by_class)
+    drawn[4] = np.flatnonzero(digits.samples.labels == 4)
+    small = replace(setting, drawn=Draw(tuple(drawn)))
+    chosen, name, notes = limits._limit_samples(small)
+    np.testing.assert_array_equal(np.sort(chosen.by_class[4]), drawn[4])
+    for m in set(range(CLASSES)) - {4}:
+        assert len(chosen.by_class[m])
+        assert not set(chosen.by_class[m].tolist()) & set(drawn[m].tolist())
+    assert name == "samples"
+    assert notes[0].startswith("the limits are checked on calibration samples of 1 classes, the first of them '4'")
 
 
 def hits(model: Any, work: Workload, indices: Array) -> Array:
