@@ -20,8 +20,8 @@ from onnx_cbq.runtime import Session
 
 # Samples that plans are measured on stay in memory up to this size, and are read again for every plan beyond it.
 HELD_BYTES = 128 << 20
-# Elements of a sample's further output that are compared.
-MOST_ELEMENTS = 4096
+# Elements of a sample's further output, and positions that have labels, that are compared.
+MOST_ELEMENTS, MOST_POSITIONS = 4096, 4096
 
 
 @dataclass(frozen=True)
@@ -125,12 +125,12 @@ class TableRounder:
 
 @dataclass(frozen=True)
 class _Answer:
-    """Logits and scores [samples, positions, classes], further outputs [samples, elements], and the batch itself."""
+    """Logits and scores [samples, positions, classes], further outputs [samples, elements], and labels."""
 
     logits: Array
     scores: Array
     further: tuple[Array, ...]
-    batch: Batch
+    labels: Array
 
 
 class PlanMeasure:
@@ -184,7 +184,7 @@ class PlanMeasure:
         answers, hits, counted = np.zeros((3, kind.classes))
         divergences, further = [], []
         for (reference, others), answer in zip(self._reference, self._run(model, names), strict=True):
-            labels = answer.batch.labels
+            labels = answer.labels
             divergences.append(kind.divergences(reference, self._log_shares(answer.logits), labels))
             counted += kind.counts(labels).sum(axis=0)
             given, right = kind.hits(answer.scores, labels, self._groups)
@@ -210,12 +210,13 @@ class PlanMeasure:
         reading = replace(self._logits.reading, keys=())
         for batch in self._batches():
             values, count = session.run(batch.feeds), batch.count
-            yield _Answer(
-                self._logits.phi.rows(values[logits])[:count],
-                reading.rows(values[scores])[:count],
-                tuple(_some_elements(values[given[one.tensor]], one.batch_axis, count) for one in self._further),
-                batch,
-            )
+            phi, answers = self._logits.phi.rows(values[logits])[:count], reading.rows(values[scores])[:count]
+            labels = batch.labels
+            if phi.shape[1] > MOST_POSITIONS:
+                chosen = _spread(phi.shape[1], MOST_POSITIONS)
+                phi, answers, labels = phi[:, chosen], answers[:, chosen], labels.reshape(count, -1)[:, chosen]
+            further = (_some_elements(values[given[one.tensor]], one.batch_axis, count) for one in self._further)
+            yield _Answer(phi, answers, tuple(further), labels)
 
     def _constants(self, layer: Layer, bits: Array) -> dict[str, Array]:
         assert self._rounder is not None
@@ -238,7 +239,12 @@ def _some_elements(values: Array, batch_axis: int, count: int) -> Array:
     flat = moved.reshape(count, -1)
     if flat.shape[1] <= MOST_ELEMENTS:
         return flat
-    return flat[:, np.linspace(0, flat.shape[1] - 1, MOST_ELEMENTS).astype(np.int64)]
+    return flat[:, _spread(flat.shape[1], MOST_ELEMENTS)]
+
+
+def _spread(count: int, most: int) -> Array:
+    """`most` of `count` places, evenly spread."""
+    return np.linspace(0, count - 1, most).astype(np.int64)
 
 
 def replayable(samples: Samples, indices: Indices, size: int) -> Callable[[], Iterator[Batch]]:

@@ -205,7 +205,9 @@ class _Infinities:
         Raises:
             VerificationError: there is NaN or +inf, or a sample without a single finite score.
         """
-        scores = self._logits.reading.rows(values)
+        # Of pixels there may be many, and nothing is added up.
+        double = isinstance(values, np.ndarray) and values.dtype == np.float64
+        scores = self._logits.reading.rows(values, np.float64 if double else np.float32)
         if scores.shape[-1] != self._logits.classes:
             raise ModelError(
                 f"the models to compare have {scores.shape[-1]} and {self._logits.classes} classes; expected the same "

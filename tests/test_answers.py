@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnx_cbq import CalibrationSet, QuantizeConfig, StepConfig, evaluate, make_steps, pipeline, quantize
+from onnx_cbq import CalibrationSet, QuantizeConfig, StepConfig, evaluate, make_steps, measure, pipeline, quantize
 from onnx_cbq.config import DifferentiableConfig, RateDistortionConfig, RefineConfig, RoundingConfig
 from onnx_cbq.errors import CalibrationError, ConfigError, ModelError, VerificationError
 from onnx_cbq.model import Array, Model
@@ -270,3 +270,30 @@ def test_a_model_alone_may_mask_a_class_and_its_copy_may_not_mask_another() -> N
     with pytest.raises(VerificationError, match="output 'y' holds -inf for class 0, where the float model never does"):
         evaluate(other, data_of(case), case.proto())
     assert evaluate(case.proto(), data_of(case), other).model.top1 == 100
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+@pytest.mark.parametrize("name", ["one-sigmoid", "several-sigmoids", "tokens", "classes-first"])
+def test_a_fixed_batch_answers_as_a_dynamic_one(name: str, batch: int) -> None:
+    """The last batch is filled up, and with one sample every axis of size 1 could be that of the samples."""
+    case = CASES[name]
+    proto = case.proto()
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
+    found = quantize(proto, data_of(case), QUICK)
+    assert found.reference.top1 == 100
+    assert found.quantized.top1 > 80
+
+
+def test_of_many_positions_plans_are_measured_on_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference of every pixel would take gigabytes."""
+    case = CASES["tokens"]
+    work = prepare(case.proto(), data_of(case))
+    monkeypatch.setattr(measure, "MOST_POSITIONS", 2)
+    setting = make_setting(work, QUICK, Clock(), silent)
+    assert setting.measure is not None
+    found = setting.measure.run({})
+    held = found.divergences.shape[0]
+    labels = work.samples.truth
+    assert held < found.answers.sum() <= 2 * held
+    assert found.accuracy == 1
+    assert (labels == -100).any()

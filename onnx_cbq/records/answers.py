@@ -46,13 +46,13 @@ class Reading:
     threshold: float = 0.0
     keys: tuple[str | int, ...] = ()
 
-    def rows(self, values: Any) -> Array:
-        """The scores less the threshold, float64 [samples, positions, classes]."""
+    def rows(self, values: Any, dtype: type[np.floating[Any]] = np.float64) -> Array:
+        """The scores less the threshold, [samples, positions, classes]."""
         if isinstance(values, list):
             values = np.array([[row[key] for key in self.keys] for row in values])
-        moved = np.moveaxis(np.asarray(values, np.float64), self.batch, 0)
+        moved = np.moveaxis(np.asarray(values, dtype), self.batch, 0)
         if self.classes is None:
-            return np.asarray((moved.reshape(len(moved), -1, 1) - self.threshold) * _PAIR)
+            return np.asarray((moved.reshape(len(moved), -1, 1) - self.threshold) * _PAIR, dtype)
         moved = np.moveaxis(moved, self.class_axis, -1)
         return np.asarray(moved.reshape(len(moved), -1, moved.shape[-1]) - self.threshold)
 
