@@ -29,6 +29,7 @@ from onnx_cbq import (
     quantize_without_data,
     restore,
 )
+from onnx_cbq.allowance import FACTOR
 from onnx_cbq.emit.coding.container import MAGIC, largest_file, pack, unpack, write_varints
 from onnx_cbq.graph.load import load
 from tests.conftest import DIGITS_MODEL
@@ -334,6 +335,45 @@ def test_random_bytes_are_refused(content: bytes) -> None:
 def test_what_may_be_restored_is_bounded_by_what_there_is() -> None:
     assert largest_file(0) == 1 << 20
     assert largest_file(100_000) < 128 << 20
+
+
+@pytest.mark.parametrize(
+    ("limits", "match"),
+    [
+        ({"archive._LEAST_CODES": 100, "archive._CODES_PER_BYTE": 0}, r"it has 3\d+ codes, more than 100 in \d+ bytes"),
+        (
+            {"archive._LEAST_PIECES": 10, "archive._BYTES_PER_PIECE": 10**6},
+            r"it has \d+ pieces of codes, more than 10",
+        ),
+        ({"coding.wire._MOST_FIELDS": 20}, "more than 20 fields"),
+        ({"metadata._LARGEST_PLAN": 100}, r"the plan in the model's metadata has \d+ bytes, expected at most 100"),
+    ],
+)
+def test_what_decoding_takes_is_counted_before(
+    monkeypatch: pytest.MonkeyPatch, limits: dict[str, int], match: str
+) -> None:
+    """A few hundred kilobytes could keep a processor busy for minutes; the environment says if they may."""
+    for name, limit in limits.items():
+        monkeypatch.setattr(f"onnx_cbq.emit.{name}", limit)
+    assert_refused(SMALL, match)
+    with pytest.raises(ModelError):  # nor is an archive made that would not be read
+        archive(small_model())
+    monkeypatch.setenv(FACTOR, "1000")
+    assert restore(SMALL) == small_model().SerializeToString()
+
+
+def test_channels_of_zeros_take_no_memory_but_their_own() -> None:
+    """They are most of a net that was cut down, and what predicts codes need not look at them."""
+    codes = np.zeros((2000, 500), np.int8)
+    codes[:2] = codes_on_grid(np.random.default_rng(0), (2, 500), 0, (3, 3), rise=True)
+    made = archive(model_of({"w": Weight(codes, (3, 3) + (0,) * 1998)})).content
+    tracemalloc.start()
+    try:
+        restore(made)
+        # int16 by position, in order, and as bytes a few times
+        assert tracemalloc.get_traced_memory()[1] < 10 * codes.size
+    finally:
+        tracemalloc.stop()
 
 
 def test_real_models(real_data: Callable[[str], Path]) -> None:
