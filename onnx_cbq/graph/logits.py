@@ -115,7 +115,7 @@ def _read(model: Model, shapes: Shapes, output: str, labels: Shape) -> Logits | 
     # Yes or no for each class asks whether a probability is above a half.
     if squashed == "Sigmoid" or (several and squashed == "Softmax"):
         reading = replace(reading, threshold=0.5)
-    independent = reading.classes is not None and (squashed == "Sigmoid" or several)
+    independent = several or (phi.classes is not None and squashed == "Sigmoid")
     kind = Kind(classes, independent, several)
     names = keys or _label_names(model, classes)
     return Logits(output, tensor, kind, replace(reading, keys=keys), phi, scores if keys else "", names, squashed)
@@ -155,6 +155,10 @@ def _step_back(model: Model, shapes: Shapes, name: str, reading: Reading) -> tup
             moved = _untransposed(node, len(shapes[name]), reading)
         elif not squashed and _squashes(node, model.opset, shapes[name], reading.classes):
             moved, squashed = reading, operator
+        elif not squashed and (exponent := _written_out_softmax(model, shapes, node, reading.classes)):
+            source, moved, squashed = exponent, reading, "Softmax"
+        elif not squashed and (share := _both_shares(model, shapes, node, reading.classes)):
+            source, moved = share, replace(reading, classes=None)
         else:
             break
         if moved is None:
@@ -195,6 +199,38 @@ def _squashes(node: NodeProto, opset: int, shape: Shape, classes: int | None) ->
     first = int(attributes(node).get("axis", -1 if opset >= _ONE_AXIS_OPSET else 1)) % len(shape)
     axes = [first] if opset >= _ONE_AXIS_OPSET else range(first, len(shape))
     return classes in axes and all(shape[axis] == 1 for axis in axes if axis != classes)
+
+
+def _written_out_softmax(model: Model, shapes: Shapes, node: NodeProto, classes: int | None) -> str:
+    """What exp(x) / sum(exp(x)) over the classes is the softmax of, as exporters write it; "" if it is not that."""
+    if node.op_type != "Div" or classes is None:
+        return ""
+    exponential, total = (model.producers.get(str(name)) for name in node.input)
+    if exponential is None or total is None or (exponential.op_type, total.op_type) != ("Exp", "ReduceSum"):
+        return ""
+    summed = tuple(1 if axis == classes else size for axis, size in enumerate(shapes[str(node.input[0])]))
+    if total.input[0] != exponential.output[0] or shapes[str(node.input[1])] != summed:
+        return ""
+    source = str(exponential.input[0])
+    shifted = model.producers.get(source)
+    if shifted is not None and shifted.op_type == "Sub":
+        largest = model.producers.get(str(shifted.input[1]))
+        if largest is not None and largest.op_type == "ReduceMax" and largest.input[0] == shifted.input[0]:
+            source = str(shifted.input[0])
+    return source if source in shapes else ""
+
+
+def _both_shares(model: Model, shapes: Shapes, node: NodeProto, classes: int | None) -> str:
+    """The share p that 1 - p and p side by side are made of, as scikit-learn's two classes are; "" if they are not."""
+    if node.op_type != "Concat" or len(node.input) != 2 or classes is None:
+        return ""
+    rest = model.producers.get(str(node.input[0]))
+    share = str(node.input[1])
+    if rest is None or rest.op_type != "Sub" or rest.input[1] != share or share not in shapes:
+        return ""
+    one = model.constant(str(rest.input[0]))
+    sides = attributes(node)["axis"] % len(shapes[share]) == classes and shapes[share][classes] == 1
+    return share if sides and one is not None and one.size == 1 and float(one.ravel()[0]) == 1 else ""
 
 
 def _is_whole(model: Model, name: str) -> bool:

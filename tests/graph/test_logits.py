@@ -143,3 +143,27 @@ def test_labels_of_another_shape_are_explained(shape: tuple[int, ...], labels: t
     model = load(make_model([node("Neg", "x")], {"x": ["N", *shape[1:]]}, ["y"]))
     with pytest.raises(ModelError, match="no output of shape"):
         find_logits(model, Example.made_up(model).shapes(model), labels=labels)
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_a_softmax_that_is_written_out_is_one(shifted: bool) -> None:
+    """tf2onnx and hand-written exports have it as exp(x - max) / sum."""
+    shift = [node("ReduceMax", "z axis", "m"), node("Sub", "z m", "d")] if shifted else [node("Identity", "z", "d")]
+    tail = [node("Exp", "d", "e"), node("ReduceSum", "e axis", "s"), node("Div", "e s")]
+    constants = {"axis": np.array([1])}
+    proto = make_model([node("Neg", "x", "z"), *shift, *tail], {"x": ["N", 5]}, ["y"], constants)
+    found = logits_of(proto)
+    assert (found.tensor, found.squashed, found.kind) == ("z", "Softmax", Kind(5))
+    other = [node("Exp", "d", "e"), node("ReduceSum", "x axis", "s"), node("Div", "e s")]
+    assert (
+        logits_of(make_model([node("Neg", "x", "z"), *shift, *other], {"x": ["N", 5]}, ["y"], constants)).tensor == "y"
+    )
+
+
+def test_two_shares_of_one_number_are_two_classes() -> None:
+    """skl2onnx writes 1 - p and p side by side: the logit is in front of the sigmoid that makes p."""
+    nodes = [node("Neg", "x", "z"), node("Sigmoid", "z", "p"), node("Sub", "one p", "q"), node("Concat", "q p", axis=1)]
+    found = logits_of(make_model(nodes, {"x": ["N", 1]}, ["y"], {"one": np.ones(1, np.float32)}))
+    assert (found.tensor, found.phi.classes, found.reading.classes, found.kind) == ("z", None, 1, Kind(2))
+    nodes[2] = node("Sub", "two p", "q")
+    assert logits_of(make_model(nodes, {"x": ["N", 1]}, ["y"], {"two": np.full(1, 2, np.float32)})).tensor == "y"
