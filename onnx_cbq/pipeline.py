@@ -135,6 +135,7 @@ def quantize(
         notes=(
             *work.notes,
             *setting.drawn.notes,
+            *setting.evidence.notes,
             *solution.planned.notes,
             *rounded.notes,
             *solution.removal.notes,

@@ -10,7 +10,7 @@ import numpy as np
 
 from onnx_cbq.calibration.samples import Draw
 from onnx_cbq.config import MOST_BITS, QuantizeConfig
-from onnx_cbq.errors import ConfigError
+from onnx_cbq.errors import ConfigError, UnsupportedOperatorError
 from onnx_cbq.measure import Measured, NearestRounder, PlanMeasure, TableRounder
 from onnx_cbq.model import Array
 from onnx_cbq.progress import Progress
@@ -48,18 +48,22 @@ class Evidence:
         scores: class scores of every channel.
         sensitivity: layer -> what noise at each channel's output costs a group, [groups, channels].
         tables: layer -> every channel rounded to every width.
+        notes: what is missing, and why.
     """
 
     groups: Grouping
     scores: Scores | None = None
     sensitivity: Mapping[str, Array] | None = None
     tables: Mapping[str, Table] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def gather_evidence(
     work: Workload, train: Draw, groups: Grouping, config: QuantizeConfig, class_weights: Array, progress: Progress
 ) -> Evidence:
     """Run what the method needs over the samples `train`.
+
+    The search by rate and distortion has criteria that need no gradient; where an operator has none, it uses those.
 
     Raises:
         UnsupportedOperatorError: it needs gradients, and an operator has no rule.
@@ -77,15 +81,21 @@ def gather_evidence(
         graph = scoring_graph(work.model, work.layers, work.logits, work.example, config.scoring, work.further.counted)
         squares = fisher_squares(graph, work.layers, work.samples, train, groups, config.seed, progress)
         return Evidence(groups, sensitivity=squares)
-    graph = scoring_graph(work.model, work.layers, work.logits, work.example, config.scoring, work.further.counted)
-    scores = score_channels(graph, work.layers, work.samples, train, groups, progress)
-    tables = sensitivity = None
+    tables = sensitivity = scores = None
+    notes: tuple[str, ...] = ()
+    try:
+        graph = scoring_graph(work.model, work.layers, work.logits, work.example, config.scoring, work.further.counted)
+        scores = score_channels(graph, work.layers, work.samples, train, groups, progress)
+        if config.method == "rate-distortion":
+            sensitivity = fisher_squares(graph, work.layers, work.samples, train, groups, config.seed, progress)
+    except UnsupportedOperatorError as error:
+        if config.method != "rate-distortion":
+            raise
+        notes = (f"{str(error).partition(';')[0]}: widths are chosen by the noise that they make alone",)
     if config.rounding == "compensate" or config.method == "rate-distortion":
         run = run_of(work, train, config.compensation, class_weights)
         tables = make_tables(work, run, config, progress)
-    if config.method == "rate-distortion":
-        sensitivity = fisher_squares(graph, work.layers, work.samples, train, groups, config.seed, progress)
-    return Evidence(groups, scores, sensitivity, tables)
+    return Evidence(groups, scores, sensitivity, tables, notes)
 
 
 def make_measure(work: Workload, held: Draw, evidence: Evidence) -> PlanMeasure:
@@ -115,10 +125,11 @@ def make_plan(
         ConfigError: the layers that are kept leave nothing to meet the budget with.
     """
     kept = kept_layers(work.layers, config.keep)
-    if evidence.scores is None or measure is None:
+    if (evidence.tables is None and evidence.scores is None) or measure is None:
         widths = {layer.name: kept.get(layer.name, int(config.bits)) for layer in work.layers}
         return Planned(Plan({layer.name: _constant(layer, widths[layer.name]) for layer in work.layers}))
     if config.method == "cbq":
+        assert evidence.scores is not None
         return _by_importance(work, evidence.scores, measure, config, kept, progress)
     return _by_rate_distortion(work, evidence, measure, config, class_weights, kept, progress)
 
@@ -288,15 +299,11 @@ def _by_rate_distortion(
         return measure(free.plan(bits)).losses(class_weights)
 
     predicted = {name: free.sums(found) for name, found in criteria(free.layers, evidence, class_weights).items()}
-    factors = _measured_factors(free, predicted["sensitivity"], lambda bits: float(losses(bits).mean()))
-    per_channel = factors[free.layer_of][:, None]
-    predicted |= {
-        "sensitivity, measured per layer": predicted["sensitivity"] * per_channel,
-        "noise, measured per layer": predicted["noise"]
-        * (_per_layer(free, predicted["sensitivity"]) / _per_layer(free, predicted["noise"]) * factors)[free.layer_of][
-            :, None
-        ],
-    }
+    first = "sensitivity" if evidence.sensitivity is not None else "noise"
+    factors = _measured_factors(free, predicted[first], lambda bits: float(losses(bits).mean()))
+    for name in dict.fromkeys((first, "noise")):
+        ratio = _per_layer(free, predicted[first]) / _per_layer(free, predicted[name])
+        predicted[f"{name}, measured per layer"] = predicted[name] * (ratio * factors)[free.layer_of][:, None]
     allowed = np.ones((len(free.sizes), WIDTHS), bool)
     found = search_plan(predicted, free.layer_of, free.sizes, allowed, free.budget, losses, config.search)
     search = SearchReport(found.criterion, dict(found.measured), found.loss, found.exchanges, done)
@@ -311,27 +318,29 @@ def criteria(layers: Sequence[Layer], evidence: Evidence, class_weights: Array) 
     - saliency: mean |z dPhi/dz| of the channel, times E[e^2] relative to what its output varies
     - importance: likewise with gamma, how many classes need the channel (CBQ)
 
-    An output beside the class scores that counts adds to each of them, as much as all classes together.
+    An output beside the class scores that counts adds to each of them, as much as all classes together. Without
+    gradients there is the noise alone.
     """
     scores, sensitivity, tables = evidence.scores, evidence.sensitivity, evidence.tables
-    assert scores is not None
-    assert sensitivity is not None
     assert tables is not None
     shares = evidence.groups.sums(class_weights) / class_weights.sum()
     parts: dict[str, list[Array]] = {name: [] for name in ("sensitivity", "noise", "saliency", "importance")}
     for layer in layers:
-        table, score = tables[layer.name], scores.by_layer[layer.name]
+        table = tables[layer.name]
         error = table.error.T
         relative = error / np.maximum(table.power, np.finfo(np.float32).tiny)[:, None]
-        parts["sensitivity"].append(0.5 * (shares @ sensitivity[layer.name])[:, None] * error)
         parts["noise"].append(error / max(float(table.power.sum()), np.finfo(np.float32).tiny))
+        if sensitivity is None or scores is None:
+            continue
+        score = scores.by_layer[layer.name]
+        parts["sensitivity"].append(0.5 * (shares @ sensitivity[layer.name])[:, None] * error)
         saliency, importance = shares @ score.saliency, shares @ score.beta
         if len(score.further_beta):
             saliency = saliency + score.further_saliency.sum(axis=0)
             importance = importance + score.further_beta.sum(axis=0)
         parts["saliency"].append(saliency[:, None] * relative)
         parts["importance"].append(importance[:, None] * relative)
-    return {name: np.concatenate(part) for name, part in parts.items()}
+    return {name: np.concatenate(part) for name, part in parts.items() if part}
 
 
 def _per_layer(free: FreeChannels, losses: Array) -> Array:

@@ -135,11 +135,6 @@ def branching() -> onnx.ModelProto:
     )
 
 
-def no_gradient() -> onnx.ModelProto:
-    nodes = [node("Flatten", "image", "f"), node("MatMul", "f w", "m"), node("Asinh", "m")]
-    return make_model(nodes, {"image": ["N", 1, 8, 8]}, ["y"], constants={"w": WEIGHT})
-
-
 def overflowing() -> onnx.ModelProto:
     nodes = [node("Flatten", "image", "f"), node("MatMul", "f w", "m"), node("MatMul", "m v", "logits")]
     constants = {"w": np.full((64, 10), 3e38, np.float32), "v": np.eye(10, dtype=np.float32)}
@@ -199,7 +194,6 @@ MODELS: dict[str, tuple[Callable[[Path], Job], tuple[str, ...]]] = {
         ("opset 99 is later than this version knows", "export it with an earlier opset"),
     ),
     "control-flow": (with_model(branching), ("no layer to quantize",)),
-    "no-gradient": (with_model(no_gradient), ("Asinh_y", "Asinh", "--method uniform")),
     "two-outputs": (with_model(two_outputs), ("several outputs", "a (3, 10)", "name the class scores with --logits")),
     "nan-weight": (with_model(lambda: bad_weight(np.nan)), ("weight 'w' holds NaN or infinity (1 of 640 values)",)),
     "inf-weight": (with_model(lambda: bad_weight(np.inf)), ("weight 'w' holds NaN or infinity (1 of 640 values)",)),

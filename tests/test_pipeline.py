@@ -288,3 +288,9 @@ def test_uniform_needs_no_gradients() -> None:
     with pytest.raises(onnx_cbq.UnsupportedOperatorError, match="--method uniform"):
         quantize(proto, random_set((6,)), CBQ)
     assert quantize(proto, random_set((6,)), UNIFORM).average_bits == 8
+    # The default has criteria that need none, and says that it used them.
+    result = quantize(proto, random_set((6,)), QuantizeConfig(bits=4))
+    assert any("Hardmax has no gradient rule: widths are chosen by the noise" in note for note in result.notes)
+    assert result.search is not None
+    assert set(result.search.measured) == {"noise", "noise, measured per layer"}
+    assert result.average_bits <= 4

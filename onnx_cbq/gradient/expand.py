@@ -11,6 +11,7 @@ import onnx.inliner
 import onnx.version_converter
 from onnx import helper
 
+from onnx_cbq.errors import ModelError, UnsupportedOperatorError
 from onnx_cbq.gradient.rules import NO_GRADIENT, RULES
 from onnx_cbq.gradient.step import RULES_OPSET
 from onnx_cbq.graph.load import raise_opset
@@ -44,7 +45,14 @@ def _without_grids(model: Model) -> Model:
 
 
 def _to_rules_opset(model: Model, example: Example) -> Model:
-    return raise_opset(model, RULES_OPSET) if model.opset < RULES_OPSET else model
+    if model.opset >= RULES_OPSET:
+        return model
+    try:
+        return raise_opset(model, RULES_OPSET)
+    except ModelError as error:
+        raise UnsupportedOperatorError(
+            f"{str(error).partition(';')[0]}, for which gradient rules are written"
+        ) from error
 
 
 def _expand_functions(model: Model, example: Example) -> Model:
