@@ -30,8 +30,13 @@ _LEVELS = {
     "off": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
 _FATAL_ONLY = 4
-_TRIAL_SECONDS, _BYTES_PER_SECOND = 6, 16 << 20
+# Of a run on a few samples, and how many bytes of weights and of samples give it a second more.
+_TRIAL_SECONDS, _WEIGHTS_PER_SECOND, _SAMPLES_PER_SECOND = 6, 16 << 20, 4 << 20
 onnxruntime.set_default_logger_severity(_FATAL_ONLY)
+
+
+class EndlessRunError(ModelError):
+    """A run on a few samples did not end in time, and another would not either."""
 
 
 class Session:
@@ -79,7 +84,7 @@ class Session:
                 values = self._session.run(names, dict(feeds), options)
         except Exception as error:
             if options.terminate:
-                raise ModelError(
+                raise EndlessRunError(
                     f"the model does not end within {seconds:.0f} s on a few samples: it may hold a loop without end; "
                     f"set {FACTOR}=10 to wait longer"
                 ) from error
@@ -102,10 +107,10 @@ def _ended_after(options: Any, seconds: float | None) -> Iterator[None]:
         timer.cancel()
 
 
-def trial_seconds(model: Model) -> float:
+def trial_seconds(model: Model, feeds: Feeds) -> float:
     """How long a run on a few samples may take: far longer than any net of that size does."""
-    weights = sum(value.nbytes for value in model.weights.values())
-    return allowed(_TRIAL_SECONDS + weights // _BYTES_PER_SECOND)
+    weights, samples = (sum(value.nbytes for value in values.values()) for values in (model.weights, feeds))
+    return allowed(_TRIAL_SECONDS + weights // _WEIGHTS_PER_SECOND + samples // _SAMPLES_PER_SECOND)
 
 
 def median_latency(sessions: Sequence[Session], feeds: Feeds, seconds: float = 1.0) -> list[float]:

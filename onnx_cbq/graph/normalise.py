@@ -104,7 +104,7 @@ def outputs_of(
 
     Optimized, onnxruntime would compute some products of small weights with rounded activations.
     """
-    session, seconds = Session(model, optimization), trial_seconds(model)
+    session, seconds = Session(model, optimization), trial_seconds(model, example.feeds)
     runs = [*example.runs(model), *([] if elsewhere is None else [elsewhere])]
     return [value for feeds in runs for value in session.run(feeds, seconds=seconds).values()]
 

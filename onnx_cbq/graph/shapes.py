@@ -16,7 +16,7 @@ from onnx import helper
 from onnx_cbq.allowance import advice, allowed
 from onnx_cbq.errors import ModelError
 from onnx_cbq.model import Array, InputSpec, Model
-from onnx_cbq.runtime import Session, trial_seconds
+from onnx_cbq.runtime import EndlessRunError, Session, trial_seconds
 
 Shape = tuple[int, ...]
 
@@ -108,7 +108,7 @@ class Example:
         measured: list[dict[str, Shape]] = []
         for feeds in self.runs(model):
             sizes = {name: value.shape for name, value in feeds.items()}
-            read = session.run(feeds, seconds=trial_seconds(model))
+            read = session.run(feeds, seconds=trial_seconds(model, feeds))
             measured.append(sizes | {name: tuple(read[f"shape of {name}"].tolist()) for name in names})
         full = measured[0]
         axes = {name: _batch_axis([sizes[name] for sizes in measured], self.batch) for name in full}
@@ -184,7 +184,9 @@ def _made_up(model: Model, batch: int, free: int, seed: int) -> Example:
 
 def _runs(model: Model, feeds: Mapping[str, Array]) -> bool:
     try:
-        Session(model, "off").run(feeds)
+        Session(model, "off").run(feeds, seconds=trial_seconds(model, feeds))
+    except EndlessRunError:
+        raise
     except ModelError:
         return False
     return True
