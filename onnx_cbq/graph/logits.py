@@ -80,7 +80,9 @@ def find_logits(model: Model, shapes: Shapes, name: str | None = None, labels: S
         if name in shapes:
             raise ModelError(f"--logits {name!r}: a tensor inside the model and no output of it; {listing}")
         raise ModelError(f"--logits {name!r}: the model has no such output; {listing}")
-    real = [n for n in outputs if outputs[n].type.tensor_type.elem_type in _REAL]
+    # An output that is an input too holds what the user gave.
+    made = [n for n in outputs if n in model.producers]
+    real = [n for n in made if outputs[n].type.tensor_type.elem_type in _REAL]
     found = {n: _read(model, shapes, n, labels) for n in ([name] if name is not None else real)}
     fitting = [logits for logits in found.values() if logits is not None]
     if name is None and any(logits.reading.classes is not None for logits in fitting):

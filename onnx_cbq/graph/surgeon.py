@@ -40,7 +40,7 @@ def to_surgeon(model: Model) -> Any:
     setattr(graph, _WAITING, waiting)
     for name, tensor in graph.tensors().items():
         if name in model.weights:
-            tensor.values = model.weights[name]
+            tensor.values, tensor.data_location = model.weights[name], None
     return graph
 
 
