@@ -29,15 +29,17 @@ _FAR, _FAR_ONE_OF = 1e6, 20
 
 
 def wild(energies: Array) -> Array:
-    """Positions of the wild samples by their energies in one tensor [samples], the wildest first."""
-    count = len(energies)
-    if count < FEWEST:
-        return np.zeros(0, np.int64)
-    suspected = max(count // _ONE_OF, min(_FEW, count // FEWEST))
-    order = np.argsort(-energies, kind="stable")
-    others, median = float(energies[order[suspected:]].sum()), float(np.median(energies))
-    limit = max(others, RATIO * others / (count - suspected))
-    # Where all the others are zero, a tensor is just seldom in use.
-    alone = int((energies[order[:suspected]] > limit).sum()) if others > 0 else 0
-    far = int((energies > _FAR * median).sum()) if median > 0 else 0
-    return order[: max(alone, far if far <= count // _FAR_ONE_OF else 0)]
+    """Positions of the wild samples by their energies in one tensor [samples], the wildest first.
+
+    Where a tensor is zero it is not in use, and that says nothing of the samples that use it.
+    """
+    used = int(np.count_nonzero(energies))
+    order = np.argsort(-energies, kind="stable")[:used]
+    if used < FEWEST:
+        return order[:0]
+    suspected = max(used // _ONE_OF, min(_FEW, used // FEWEST))
+    others, median = float(energies[order[suspected:]].sum()), float(np.median(energies[order]))
+    limit = max(others, RATIO * others / (used - suspected))
+    alone = int((energies[order[:suspected]] > limit).sum())
+    far = int((energies > _FAR * median).sum())
+    return order[: max(alone, far if far <= used // _FAR_ONE_OF else 0)]

@@ -68,3 +68,11 @@ def test_a_tensor_that_one_sample_uses_is_no_accident() -> None:
 
 def test_a_few_samples_tell_nothing() -> None:
     assert not wild(np.array([1.0, 1.0, 1e9])).size
+
+
+@pytest.mark.parametrize("count", [20, 400])
+def test_samples_that_use_what_others_hardly_do_are_not_wild(count: int) -> None:
+    """A Relu of two channels is zero for most samples; the three that it fires for decided nothing wrongly."""
+    energies = np.zeros(count)
+    energies[[3, 7, 11, 13]] = [40.0, 20.0, 8.0, 0.1]
+    assert wild(energies).size == 0
