@@ -157,7 +157,10 @@ def _checked(plain: Written, found: Found, values: Mapping[str, Array], run: Run
     biases: dict[str, Array] = {}
     for layer in plain.layers:
         for use in layer.uses:
-            constants = np.where(found.stays(use.activation), 0, np.nan_to_num(values[use.activation]))
+            stays = found.stays(use.activation)
+            if stays.all():  # of axes that are not followed, too
+                continue
+            constants = np.where(stays, 0, np.nan_to_num(values[use.activation]))
             if layer.groups > 1 or use.bias is None or not constants.any():
                 continue
             bias = _taken_up(layer, plain, use, constants, run.grid(use))

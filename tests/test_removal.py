@@ -585,3 +585,17 @@ def test_the_command_reports_what_was_removed(storage: str, tmp_path: Path, comm
     assert again.code == 0
     assert json.loads((tmp_path / "e.json").read_text())["top1"] == found["quantized"]["top1"]
     assert command("inspect", tmp_path / "q.onnx").code == 0
+
+
+def test_a_product_whose_axes_are_not_followed_takes_nothing_up() -> None:
+    """A weight of three axes: the size of another axis was taken for its channels, and the command broke."""
+    nodes = [node("MatMul", "x t", "m"), node("MatMul", "m w", "n"), node("ReduceMax", "n a", "p", keepdims=0)]
+    nodes += [node("Relu", "p", "r"), node("MatMul", "r v", "s"), node("Relu", "s", "u"), node("MatMul", "u g", "y")]
+    constants = {"t": normal(1, 7, 8), "w": normal(8, 6), "a": np.array([1]), "v": normal(6, 4), "g": normal(4, 5)}
+    proto = make_model(nodes, {"x": ["N", 3, 7]}, ["y"], constants)
+    case = emitted(proto, 6, activations=True, activation_bits=8, zeros={"v": [0, 1]})
+    found, report = run(case)
+    assert report.notes == ()
+    smaller = written(found, case)
+    before, after = (Session(model).run(case.feeds)["y"] for model in (case.model, smaller))
+    np.testing.assert_array_equal(after, before)
