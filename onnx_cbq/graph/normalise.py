@@ -31,9 +31,10 @@ Pass = Callable[[Model, Example], Model]
 PASSES: tuple[Pass, ...] = (
     own_outputs,
     state_defaults,
-    expand_contrib,
     fold_constants,
     widen_floats,
+    expand_contrib,
+    fold_constants,
     freeze_shapes,
     take_branches,
     fold_constants,

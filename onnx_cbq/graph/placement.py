@@ -123,7 +123,7 @@ def _everywhere(model: Model, layers: Layers) -> set[str]:
     outputs = {use.output for layer in layers for use in layer.uses}
     computing = MOVEMENT.keys() | ARITHMETIC.keys() | SATURATION | _COMPUTING
     wanted = {use.activation for layer in layers for use in layer.uses} | outputs
-    wanted |= {spec.name for spec in model.inputs if np.issubdtype(spec.dtype, np.floating)}
+    wanted |= {spec.name for spec in model.inputs if spec.dtype == np.float32}  # others are cast first
     for node in model.nodes:
         if node.output[0] in outputs or (node.op_type in computing and node.domain in ("", "ai.onnx")):
             depends = [name for name in node.input if name in wanted]

@@ -358,3 +358,15 @@ def test_types_that_raising_the_opset_wrote_down_are_forgotten_where_floats_are_
     found = normalise(model, Example.made_up(model))
     assert found.notes == ()
     assert found.model.weight("w").dtype == np.float32
+
+
+def test_contrib_operators_in_half_precision_are_written_out_in_float32() -> None:
+    """Their constants are float32; written out before floats were widened, two types met in a product."""
+    nodes = [node("MatMul", "x w", "z"), helper.make_node("QuickGelu", ["z"], ["y"], domain="com.microsoft")]
+    constants = {"w": normal(20, 3).astype(np.float16)}
+    proto = make_model(nodes, {"x": ["N", 20]}, ["y"], constants, dtypes={"x": np.float16})
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    model = load(proto)
+    found = normalise(model, Example.made_up(model))
+    assert found.notes == ()
+    assert all(n.domain == "" for n in found.model.nodes)

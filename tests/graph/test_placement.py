@@ -137,3 +137,11 @@ def test_groups_that_meet_are_one() -> None:
     ]
     placed = place(nodes, rules=PlacementRules("everywhere", alike=frozenset(("Concat",))))
     assert placed.alike == (frozenset(("a", "b", "g", "j", "k")),)
+
+
+def test_an_input_in_half_precision_is_not_quantized_itself() -> None:
+    """QuantizeLinear takes float32 only, below opset 19; the Cast behind the input is what can be quantized."""
+    nodes = [node("Cast", "x", "f", to=onnx.TensorProto.FLOAT), node("Conv", "f w", "a"), node("Relu", "a")]
+    model = load(make_model(nodes, {"x": SHAPE}, ["y"], CONSTANTS, dtypes={"x": np.float16}))
+    layers = find_layers(model, Example.made_up(model).shapes(model))
+    assert "x" not in place_activations(model, layers, PlacementRules(style="everywhere")).measured
