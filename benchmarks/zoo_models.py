@@ -59,7 +59,7 @@ def torchvision_models(folder: Path) -> None:
     torch, models = _import_torchvision()
     for name, size in TORCHVISION.items():
         torch.manual_seed(0)
-        extra = {"init_weights": True, "aux_logits": False} if name in ("inception_v3", "googlenet") else {}
+        extra = {"init_weights": False, "aux_logits": False} if name in ("inception_v3", "googlenet") else {}
         net = getattr(models, name)(weights=None, num_classes=CLASSES, **extra)
         x, y = images(3, size, size)
         # Running statistics of what really comes, as training leaves them; a net that was never trained has none.
@@ -73,7 +73,9 @@ def torchvision_models(folder: Path) -> None:
             ("dynamo", {"dynamo": True, "dynamic_shapes": ({0: "n"},), "input_names": ["x"], "external_data": False}),
         ):
             target = folder / f"torchvision_{name}_{exporter}.onnx"
-            if _try(target.stem, partial(torch.onnx.export, net, (torch.from_numpy(x[:2]),), target, **settings)):
+            if not target.exists() and _try(
+                target.stem, partial(torch.onnx.export, net, (torch.from_numpy(x[:2]),), target, **settings)
+            ):
                 save_samples(folder, target.stem, y, x=x)
 
 

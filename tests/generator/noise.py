@@ -41,7 +41,7 @@ def _defined(values: Array, reference: Array) -> tuple[Array, Array]:
 def allowed(case: Case, reference: Mapping[str, Array]) -> dict[str, float]:
     """The distance that rounding explains, for each float output in `reference` (on all samples)."""
     batch = case.fixed_batch or len(case.labels)
-    sources = _sources(case.model, {name: value[:batch] for name, value in case.inputs.items()})
+    sources = _sources(case, batch)
     noisy = session(_with_noise(case.model, sources), plain=True)
     random = np.random.default_rng(0)
     squares = dict.fromkeys(reference, 0.0)
@@ -72,24 +72,32 @@ def _noisy(name: str) -> str:
     return f"{name} with noise"
 
 
-def _sources(model: ModelProto, feeds: Mapping[str, Array]) -> dict[str, tuple[float, Array]]:
-    """Each float tensor -> the most that rounding moves it, and its values for one batch."""
+def _sources(case: Case, batch: int) -> dict[str, tuple[float, Array]]:
+    """Each float tensor -> the most that rounding moves it on any sample, and its values for the first batch."""
+    model = case.model
     shown = _without_listed_constants(model)
     declared = {info.name for info in shown.graph.output}
     made = (name for node in shown.graph.node for name in node.output if name and name not in declared)
     shown.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in made)
-    values = {**run(session(shown, plain=True), feeds, None), **feeds}
     weights = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if len(t.dims) >= 2}
-    # Exponents, scales and the like are never rounded.
-    small = {n.output[0] for n in model.graph.node if n.op_type == "Constant" and values[n.output[0]].ndim < 2}
-    found = {}
-    for name, value in {**values, **weights}.items():
-        if name in small:
-            continue
-        if isinstance(value, np.ndarray) and value.dtype in (np.float32, np.float64, np.float16) and value.size:
-            reach = max(float(value.max()), 0.0) - min(float(value.min()), 0.0)
-            found[name] = (2.0 if name in weights else 1.0) * reach / _STEPS / 2, value
+    found: dict[str, tuple[float, Array]] = {}
+    whole = session(shown, plain=True)
+    for start in range(0, len(case.labels), batch):
+        feeds = {name: value[start : start + batch] for name, value in case.inputs.items()}
+        values = {**run(whole, feeds, None), **feeds}
+        # Exponents, scales and the like are never rounded.
+        small = {n.output[0] for n in model.graph.node if n.op_type == "Constant" and values[n.output[0]].ndim < 2}
+        for name, value in {**values, **weights}.items():
+            if name not in small and _is_float(value):
+                reach = max(float(value.max()), 0.0) - min(float(value.min()), 0.0)
+                most = (2.0 if name in weights else 1.0) * reach / _STEPS / 2
+                before, first = found.get(name, (0.0, value))
+                found[name] = max(before, most), first
     return found
+
+
+def _is_float(value: object) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype in (np.float32, np.float64, np.float16) and value.size > 0
 
 
 def _without_listed_constants(model: ModelProto) -> ModelProto:
@@ -124,7 +132,7 @@ def _with_noise(model: ModelProto, sources: Mapping[str, tuple[float, Array]]) -
 
 def _add(name: str, value: Array) -> list[NodeProto]:
     """Rounding gives no negative numbers where there are none: a root stays a number."""
-    if value.min() < 0:
+    if value.min() < 0:  # of the first batch: a later one is as positive, or noise is made smaller
         return [helper.make_node("Add", [name, _noise(name)], [_noisy(name)])]
     return [
         helper.make_node("Add", [name, _noise(name)], [f"{name} and noise"]),
