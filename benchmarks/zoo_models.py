@@ -166,7 +166,7 @@ def keras_nets() -> dict[str, Any]:
             layers.DepthwiseConv2D(3, padding="same"),
             layers.LeakyReLU(),
             layers.SeparableConv2D(16, 3, padding="same", activation="elu"),
-            layers.AveragePooling2D(),
+            layers.AveragePooling2D(2),
             layers.UpSampling2D(),
             layers.GlobalAveragePooling2D(),
             layers.Dense(CLASSES),
