@@ -36,7 +36,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from onnx_cbq import verify
+from onnx_cbq import comparison
 from onnx_cbq.runtime import median_latency
 from tests.generator.features import OFF
 from tests.generator.jobs import Job, choose
@@ -93,7 +93,7 @@ def attempt(seed: int, off: frozenset[str]) -> Found | None:
 
 def attempts(seeds: range, off: frozenset[str]) -> list[Found]:
     """A worker's part."""
-    verify.__dict__["median_latency"] = partial(median_latency, seconds=0)
+    comparison.__dict__["median_latency"] = partial(median_latency, seconds=0)
     warnings.simplefilter("error")
     return [found for seed in seeds if (found := attempt(seed, off)) is not None]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from onnx import ModelProto
 
 from onnx_cbq.calibration.samples import Draw, Indices, draw, everything
+from onnx_cbq.comparison import compare
 from onnx_cbq.config import DataFreeConfig, QuantizeConfig
 from onnx_cbq.data_free import DataFreeResult, quantize_data_free
 from onnx_cbq.emit.files import write_model
@@ -39,7 +40,6 @@ from onnx_cbq.targets.lint import lint
 from onnx_cbq.targets.reading import Product, QdqFile
 from onnx_cbq.targets.running import Run
 from onnx_cbq.temporary import temporary_folder
-from onnx_cbq.verify import compare
 from onnx_cbq.wild import without_wild
 from onnx_cbq.workload import (
     DataSource,

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from onnx_cbq.calibration.samples import Draw, everything
+from onnx_cbq.comparison import Comparison, Fidelity, compare
 from onnx_cbq.config import QuantizeConfig
 from onnx_cbq.emit.archive import archive, restore
 from onnx_cbq.emit.files import compressed_size, write_model
@@ -34,7 +35,7 @@ from onnx_cbq.targets.reading import QdqFile
 from onnx_cbq.targets.running import Run
 from onnx_cbq.targets.target import Target
 from onnx_cbq.temporary import temporary_folder
-from onnx_cbq.verify import Comparison, Fidelity, check_equal, check_file, check_sizes, compare
+from onnx_cbq.verify import check_equal, check_file, check_sizes
 from onnx_cbq.workload import Workload
 
 # Samples that the whole path is tried on, and that kernels are looked at on.

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from onnx_cbq.comparison import OutputDistance
 from onnx_cbq.config import MOST_BITS
 from onnx_cbq.data_free import DataFreeResult
 from onnx_cbq.emit.archive import Archive
@@ -19,7 +20,6 @@ from onnx_cbq.records import Evaluation, Layers, Scores
 from onnx_cbq.result import CheckResult, EvaluationResult, Result
 from onnx_cbq.subnets import Steps
 from onnx_cbq.targets.reading import Product
-from onnx_cbq.verify import OutputDistance
 
 # Beyond this many classes only the worst are listed.
 LISTED_CLASSES = 20

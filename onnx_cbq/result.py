@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto
 
+from onnx_cbq.comparison import Fidelity, OutputDistance
 from onnx_cbq.config import QuantizeConfig
 from onnx_cbq.emit.archive import archive
 from onnx_cbq.emit.files import write_model
@@ -19,7 +20,6 @@ from onnx_cbq.records import Evaluation, Grouping, Layers, Plan, Removal, Scores
 from onnx_cbq.search.widths import WidthReport
 from onnx_cbq.targets.lint import Violation
 from onnx_cbq.targets.target import Target
-from onnx_cbq.verify import Fidelity, OutputDistance
 
 
 @dataclass(frozen=True)

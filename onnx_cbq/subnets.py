@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from onnx_cbq.calibration.samples import Draw, draw, everything
+from onnx_cbq.comparison import batch_size
 from onnx_cbq.config import DataFreeConfig, StepConfig
 from onnx_cbq.data_free import quantize_data_free
 from onnx_cbq.emit.files import write_folder
@@ -30,7 +31,6 @@ from onnx_cbq.stepping.units import Units, find_units
 from onnx_cbq.stepping.widening import needed_width, widen
 from onnx_cbq.training import check_torch
 from onnx_cbq.training.records import Course
-from onnx_cbq.verify import batch_size
 from onnx_cbq.wild import without_wild
 from onnx_cbq.workload import DataSource, ModelSource, Workload, check_single_label, further_notes, prepare
 

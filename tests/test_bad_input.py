@@ -21,7 +21,7 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-from onnx_cbq import verify
+from onnx_cbq import comparison
 from onnx_cbq.errors import VerificationError
 from onnx_cbq.model import Array
 from tests.command import Command, Finished
@@ -449,7 +449,7 @@ class AtFinalWrite:
             self.verified = True
             return check(*_)
 
-        check = verify.compare
+        check = comparison.compare
         monkeypatch.setattr("onnx_cbq.proving.compare", note)
         monkeypatch.setattr(function, wrapped)
 

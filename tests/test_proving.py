@@ -15,6 +15,7 @@ import pytest
 from onnx import NodeProto
 
 from onnx_cbq import CalibrationSet, QuantizeConfig, RoundingConfig, VerificationError, proving, quantize, verify
+from onnx_cbq.comparison import Comparison, Fidelity, compare
 from onnx_cbq.graph.load import load
 from onnx_cbq.model import Array, Model
 from onnx_cbq.processor import architecture, processor_kind
@@ -26,7 +27,6 @@ from onnx_cbq.runtime import median_latency, saturates
 from onnx_cbq.solving import Setting, aim, emit_solution, make_setting, solve
 from onnx_cbq.targets import CPU
 from onnx_cbq.targets.lint import lint
-from onnx_cbq.verify import Comparison, Fidelity, compare
 from onnx_cbq.workload import prepare
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL, ROOT, random_set
 from tests.graphs import make_model, node

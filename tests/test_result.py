@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 import pytest
 
+from onnx_cbq.comparison import Fidelity
 from onnx_cbq.config import QuantizeConfig
 from onnx_cbq.errors import OutputError
 from onnx_cbq.model import Model
 from onnx_cbq.records import Evaluation, Grouping, KeptZero, Layer, Layers, LeftFloat, Plan, Removal, SearchReport, Use
 from onnx_cbq.result import CurvePoint, EvaluationResult, Result, Sizes, evaluation_json
 from onnx_cbq.search.widths import LayerWidths, Moment, WidthReport
-from onnx_cbq.verify import Fidelity
 from tests.graphs import make_model, node
 
 NAMES = ("cat", "dog", "übel")

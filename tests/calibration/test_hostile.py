@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnx_cbq import verify
+from onnx_cbq import comparison
 from tests.calibration import mutations
 from tests.calibration.trials import Trials
 
@@ -17,7 +17,7 @@ SEED = 16
 
 @pytest.fixture
 def trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trials:
-    monkeypatch.setattr(verify, "median_latency", lambda sessions, *_: [0.0] * len(sessions))
+    monkeypatch.setattr(comparison, "median_latency", lambda sessions, *_: [0.0] * len(sessions))
     return Trials(tmp_path)
 
 

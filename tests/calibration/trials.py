@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from onnx_cbq import verify
+from onnx_cbq import comparison
 from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.errors import OnnxCbqError
 from onnx_cbq.pipeline import evaluate
@@ -107,4 +107,4 @@ class Trials:
 
 def without_latency() -> None:
     """Measure no latencies: they take most of the time of a small evaluation."""
-    verify.median_latency = lambda sessions, *_: [0.0] * len(sessions)  # type: ignore[attr-defined]
+    comparison.median_latency = lambda sessions, *_: [0.0] * len(sessions)  # type: ignore[attr-defined]
