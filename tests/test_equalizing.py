@@ -18,7 +18,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnx_cbq import QuantizeConfig, Result, equalizing, quantize, verify
+from onnx_cbq import QuantizeConfig, Result, comparison, equalizing, quantize
 from onnx_cbq.equalizing import equalize
 from onnx_cbq.graph.equalize import Pair
 from onnx_cbq.graph.normalise import normalise
@@ -34,7 +34,7 @@ QUICK = QuantizeConfig(bits=8, method="uniform", rounding="nearest", samples=200
 
 @pytest.fixture(autouse=True)
 def _no_time_for_latency(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "median_latency", partial(median_latency, seconds=0))
+    monkeypatch.setattr(comparison, "median_latency", partial(median_latency, seconds=0))
 
 
 def digits() -> onnx.ModelProto:

@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnx_cbq import QuantizeConfig, RateDistortionConfig, RoundingConfig, VerificationError, limits, quantize, verify
+from onnx_cbq import (
+    QuantizeConfig,
+    RateDistortionConfig,
+    RoundingConfig,
+    VerificationError,
+    comparison,
+    limits,
+    quantize,
+)
 from onnx_cbq.calibration.samples import Draw
 from onnx_cbq.limits import RESOLUTION, LimitCheck, Losses, meet_limits, too_much
 from onnx_cbq.model import Array
@@ -37,7 +45,7 @@ QUICK = QuantizeConfig(
 
 @pytest.fixture(autouse=True)
 def _no_time_for_latency(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "median_latency", partial(median_latency, seconds=0))
+    monkeypatch.setattr(comparison, "median_latency", partial(median_latency, seconds=0))
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import NodeProto
 
-from onnx_cbq import CalibrationSet, QuantizeConfig, RoundingConfig, VerificationError, proving, quantize, verify
+from onnx_cbq import CalibrationSet, QuantizeConfig, RoundingConfig, VerificationError, comparison, proving, quantize
 from onnx_cbq.comparison import Comparison, Fidelity, compare
 from onnx_cbq.graph.load import load
 from onnx_cbq.model import Array, Model
@@ -36,7 +36,7 @@ UNIFORM = QuantizeConfig(bits=8, method="uniform", rounding="nearest", equalize=
 
 @pytest.fixture(autouse=True)
 def _no_time_for_latency(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "median_latency", partial(median_latency, seconds=0))
+    monkeypatch.setattr(comparison, "median_latency", partial(median_latency, seconds=0))
 
 
 def broken(*arguments: Any, emit: Callable[..., Model] = emit_solution, **settings: Any) -> Model:
@@ -172,7 +172,7 @@ def test_a_file_that_is_not_smaller_says_so() -> None:
 
 @pytest.mark.parametrize(("ratio", "said"), [(1.5, True), (0.9, False)])
 def test_a_file_that_is_slower_here_says_so(monkeypatch: pytest.MonkeyPatch, ratio: float, said: bool) -> None:
-    monkeypatch.setattr(verify, "median_latency", lambda sessions, _: [1e-3, ratio * 1e-3, 1e-3][: len(sessions)])
+    monkeypatch.setattr(comparison, "median_latency", lambda sessions, _: [1e-3, ratio * 1e-3, 1e-3][: len(sessions)])
     found = notes_of(quantize(DIGITS_MODEL, DIGITS_CARD, UNIFORM), "slower than the float model")
     assert bool(found) is (said and architecture() in CPU.machines)
     assert not found or f"({processor_kind()}): 1.50 times" in found[0]
