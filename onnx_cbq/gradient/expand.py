@@ -9,7 +9,7 @@ from __future__ import annotations
 import onnx
 import onnx.inliner
 import onnx.version_converter
-from onnx import helper
+from onnx import NodeProto, helper
 
 from onnx_cbq.errors import ModelError, UnsupportedOperatorError
 from onnx_cbq.gradient.rules import NO_GRADIENT, RULES
@@ -33,15 +33,21 @@ def expand(model: Model, example: Example) -> Normalised:
 
 
 def _without_grids(model: Model) -> Model:
-    """QuantizeLinear and DequantizeLinear pass on what they are given."""
-    if not any(node.op_type in QUANTIZING for node in model.nodes):
+    """QuantizeLinear and DequantizeLinear pass on what they are given; so does DynamicQuantizeLinear in front of it."""
+    passing = {node.output[0] for node in model.nodes if node.op_type in QUANTIZING or _is_dynamic_grid(model, node)}
+    if not passing:
         return model
     skeleton = onnx.ModelProto()
     skeleton.CopyFrom(model.skeleton)
     for node in skeleton.graph.node:
-        if node.op_type in QUANTIZING:
-            node.CopyFrom(helper.make_node("Identity", node.input[:1], node.output, node.name))
+        if node.output[0] in passing:
+            node.CopyFrom(helper.make_node("Identity", node.input[:1], node.output[:1], node.name))
     return Model(skeleton, model.weights)
+
+
+def _is_dynamic_grid(model: Model, node: NodeProto) -> bool:
+    readers = [reader for name in node.output for reader in model.consumers.get(name, ())]
+    return node.op_type == "DynamicQuantizeLinear" and all(reader.op_type == "DequantizeLinear" for reader in readers)
 
 
 def _to_rules_opset(model: Model, example: Example) -> Model:

@@ -139,3 +139,12 @@ def test_operators_off_the_path_need_no_rule() -> None:
     model = load(proto)
     backward = build_backward(model, Example.made_up(model).shapes(model), "y", ["y"])
     assert backward.gradients == {"y": backward.seed}
+
+
+def test_a_grid_that_follows_the_activation_is_passed_through() -> None:
+    """TFLite's dynamic-range files quantize each activation by its own range; codes were differentiated as numbers."""
+    nodes = [node("DynamicQuantizeLinear", "x", "q s z"), node("DequantizeLinear", "q s z", "d"), node("MatMul", "d w")]
+    constants = {"w": np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)}
+    model = load(make_model(nodes, {"x": ["N", 5]}, ["y"], constants))
+    found = expand(model, Example.made_up(model)).model
+    assert [n.op_type for n in found.nodes] == ["Identity", "Identity", "MatMul"]
