@@ -110,8 +110,13 @@ def _integer_bias(
             yield Finding("power of two", product.name, three.tensor, "a power of two", f"{float(three.scale.max()):g}")
         return
     expected = one.scale.reshape(-1)[0].astype(np.float64) * two.scale.reshape(-1)
-    expected = np.where(expected > 0, expected, np.inf)
-    off = np.abs(three.scale.reshape(-1) / expected - 1) if three.scale.size in (1, expected.size) else np.ones(1)
+    expected = np.where(expected > 0, expected, 1.0)
+    # A product too small for float32's full precision is rounded to what it can hold.
+    rounding = np.spacing(expected.astype(np.float32)).astype(np.float64)
+    apart = (
+        np.abs(three.scale.reshape(-1) - expected) - rounding if three.scale.size in (1, expected.size) else expected
+    )
+    off = apart / expected
     moved = three.zero_point is not None and three.zero_point.any()
     if off.max() > _BIAS_TOLERANCE or moved:
         found = "a zero point" if moved else f"off by {off.max():.1%}"
