@@ -22,7 +22,7 @@ from onnx_cbq.config import MOST_BITS
 from onnx_cbq.emit.packed import PackedLayer, unpacking_graph
 from onnx_cbq.emit.shorten import shorten
 from onnx_cbq.graph.integer_rules import MOVEMENT, SATURATION
-from onnx_cbq.graph.placement import Placement
+from onnx_cbq.graph.placement import Placement, moves_integers
 from onnx_cbq.model import Array, Model
 from onnx_cbq.ranks import rank_codes, ranks
 from onnx_cbq.records import KERNELS, ActivationGrid, FileRules, Layer, Layers, LayerWeights, Seen, Use, Written
@@ -30,6 +30,8 @@ from onnx_cbq.records import KERNELS, ActivationGrid, FileRules, Layer, Layers, 
 LARGEST_CODE = 127
 # What a node with two inputs takes in the file; a constant's name and shape take about half of that.
 NODE_BYTES = 32
+# From this operator set on QuantizeLinear has an attribute for the type of what it gives.
+_OUTPUT_TYPES = 21
 
 
 def emit_qdq(
@@ -199,12 +201,24 @@ class _Writer:
     def add_node(self, node: NodeProto) -> None:
         """One node of the float graph, on integers where the placement says so."""
         output = node.output[0]
-        if output in self._placement.shared and node.input[0] in self._integers:
+        if node.input and node.input[0] in self._integers and self._moves(node):
             self._move(node)
         elif output in self._placement.saturated and self._grid_saturates(node):
             self.quantize(output, self._read(node.input[0]))
         else:
             self._compute(node)
+
+    def _moves(self, node: NodeProto) -> bool:
+        """Whether the node works on the integers: as placed, or since onnxruntime would break the file otherwise.
+
+        Behind an int8 DequantizeLinear and a node that moves numbers it puts a QuantizeLinear to uint8,
+        from operator set 21 on (found with 1.32).
+        """
+        output = node.output[0]
+        if output in self._placement.shared:
+            return True
+        broken = self._grids[node.input[0]].signed and self._model.opset >= _OUTPUT_TYPES and not self._rules.units
+        return broken and moves_integers(self._model, output)
 
     def write(self) -> Model:
         """The whole model, once the weights have been added."""
