@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 from onnx_cbq import cli
 
@@ -56,11 +57,9 @@ def captured_streams(scratch: Path) -> Iterator[Path]:
 
 def judge(arguments: Sequence[object], scratch: Path) -> Verdict:
     """Run `onnx-cbq` with these arguments in this process."""
-    sys.argv = ["onnx-cbq", *map(str, arguments)]
-    os.environ[cli.TRACEBACK] = "1"
     before, raised, code = _reset_peak(), "", -1
-    began = time.process_time()
-    with captured_streams(scratch) as printed:
+    began, argv = time.process_time(), ["onnx-cbq", *map(str, arguments)]
+    with captured_streams(scratch) as printed, patch.dict(os.environ, {cli.TRACEBACK: "1"}), patch("sys.argv", argv):
         try:
             cli.main()
         except SystemExit as end:

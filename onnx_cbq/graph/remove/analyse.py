@@ -14,7 +14,7 @@ import numpy as np
 from onnx_cbq.graph.remove.build import Channels, find_channels
 from onnx_cbq.graph.remove.links import Fixed, Kept
 from onnx_cbq.graph.shapes import Shapes
-from onnx_cbq.model import Array, Model
+from onnx_cbq.model import Array
 from onnx_cbq.records import Layer, Written
 
 
@@ -59,8 +59,6 @@ def analyse(
     kept = Kept(channels.sizes)
     for name in (*model.outputs, *(spec.name for spec in model.inputs)):
         kept.add(name, np.True_, "it is an input or output of the model")
-    for name in _read_in_graphs(model) & channels.sizes.keys():
-        kept.add(name, np.True_, "a graph inside an operator reads it")
     _settle(channels, kept, fixed)
     for layer in layers:
         for use in layer.uses:
@@ -88,15 +86,3 @@ def _settle(channels: Channels, kept: Kept, fixed: Fixed) -> None:
         kept.changed = False
         for link in reversed(channels.links):
             link.keep(kept, fixed)
-
-
-def _read_in_graphs(model: Model) -> set[str]:
-    """Names that occur in graphs inside nodes."""
-    pending = [a for node in model.nodes for a in node.attribute]
-    names: set[str] = set()
-    while pending:
-        attribute = pending.pop()
-        for graph in (attribute.g, *attribute.graphs):
-            names |= {name for node in graph.node for name in node.input} | {info.name for info in graph.output}
-            pending += [a for node in graph.node for a in node.attribute]
-    return names
