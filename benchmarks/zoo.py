@@ -35,6 +35,8 @@ from onnx_cbq.model import Array
 _REFUSED_WITHIN = 10.0
 # Distance of the class scores from the float model's, in standard deviations of the latter; the mean alone gives 1.
 _FAR = 1.0
+# Scores that vary by less than this share of their size are taken to be alike.
+_ALIKE = 0.05
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,14 @@ class Outcome:
     agreement: float = float("nan")
 
 
-def quantize(path: Path, bits: float, scratch: Path) -> Outcome:
+def quantize(path: Path, bits: float, rounding: str, scratch: Path) -> Outcome:
     """Quantize one model with quick settings, and hold it against the float one."""
     started = time.monotonic()
     target = scratch / "quantized.onnx"
     samples = path.with_suffix(".npz")
     config = QuantizeConfig(
         bits=bits,
+        rounding=rounding,
         search=RateDistortionConfig(exchanges=2),
         compensation=RoundingConfig(refits=1, sweeps=1, rows=500, passes=2),
     )
@@ -90,7 +93,8 @@ def compare(path: Path, target: Path, inputs: dict[str, Array]) -> tuple[float, 
     index, reference = next((i, scores) for i, value in enumerate(outputs) if (scores := _scores(value)) is not None)
     found = _scores(onnxruntime.InferenceSession(str(target)).run(None, feeds)[index])
     assert found is not None
-    deviation = float(reference.std(axis=0).mean()) or 1.0
+    # Deep nets of random weights may give the same scores for all samples, to the last digits.
+    deviation = max(float(reference.std(axis=0).mean()), _ALIKE * float(np.sqrt(np.square(reference).mean()))) or 1.0
     distance = float(np.sqrt(np.square(found - reference).mean())) / deviation
     return distance, float((found.argmax(axis=1) == reference.argmax(axis=1)).mean())
 
@@ -101,10 +105,10 @@ def _scores(output: Any) -> Array | None:
     return values.reshape(len(values), -1) if values.dtype.kind == "f" else None
 
 
-def in_a_process(path: Path, bits: float, seconds: float) -> Outcome:
+def in_a_process(path: Path, bits: float, rounding: str, seconds: float) -> Outcome:
     """The same, in a process of its own: whatever happens there is an outcome."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, __file__, str(path), "--one", "--bits", str(bits)]
+    command = [sys.executable, __file__, str(path), "--one", "--bits", str(bits), "--rounding", rounding]
     started = time.monotonic()
     try:
         done = subprocess.run(  # noqa: S603
@@ -124,21 +128,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--bits", type=float, default=4.0)
+    parser.add_argument(
+        "--rounding", default="compensate", help="compensate or nearest; large nets take minutes by the first"
+    )
     parser.add_argument("--match", default="*", help="pattern of names")
     parser.add_argument("--seconds", type=float, default=300.0, help="for each model")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         with tempfile.TemporaryDirectory() as scratch:
-            print(json.dumps(vars(quantize(arguments.folder, arguments.bits, Path(scratch)))))
+            print(json.dumps(vars(quantize(arguments.folder, arguments.bits, arguments.rounding, Path(scratch)))))
         return 0
     console = Console(width=180)
     table = Table("model", "outcome", "seconds", "distance", "same prediction, %", "what it said")
     outcomes = []
-    for path in sorted(arguments.folder.glob("*.onnx")):
+    for path in sorted(arguments.folder.glob("*.onnx"), key=lambda path: path.stat().st_size):
         if not fnmatch(path.stem, arguments.match):
             continue
-        found = in_a_process(path, arguments.bits, arguments.seconds)
+        found = in_a_process(path, arguments.bits, arguments.rounding, arguments.seconds)
         outcomes.append(found.kind)
         console.print(f"{path.stem}: {found.kind}, {found.seconds:.1f} s {found.detail[:150]}", markup=False)
         numbers = [f"{found.seconds:.1f}", f"{found.distance:.3f}", f"{100 * found.agreement:.0f}"]
