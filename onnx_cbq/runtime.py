@@ -16,6 +16,7 @@ import onnx
 import onnxruntime
 
 from onnx_cbq.allowance import FACTOR, allowed
+from onnx_cbq.captures import nodes_within
 from onnx_cbq.errors import ModelError
 from onnx_cbq.model import Array, Model
 from onnx_cbq.temporary import temporary_folder
@@ -31,6 +32,7 @@ _LEVELS = {
 }
 _FATAL_ONLY = 4
 # Of a run on a few samples, and how many bytes of weights and of samples give it a second more.
+_LOOPS = ("Loop", "Scan")
 _TRIAL_SECONDS, _WEIGHTS_PER_SECOND, _SAMPLES_PER_SECOND = 6, 16 << 20, 4 << 20
 onnxruntime.set_default_logger_severity(_FATAL_ONLY)
 
@@ -107,8 +109,14 @@ def _ended_after(options: Any, seconds: float | None) -> Iterator[None]:
         timer.cancel()
 
 
-def trial_seconds(model: Model, feeds: Feeds) -> float:
-    """How long a run on a few samples may take: far longer than any net of that size does."""
+def trial_seconds(model: Model, feeds: Feeds) -> float | None:
+    """How long a run on a few samples may take: far longer than any net of that size does.
+
+    None where there is no loop, which alone may have no end: a slow processor takes what it takes.
+    """
+    inner = (within for node in model.nodes for within, _ in nodes_within(node))
+    if not any(node.op_type in _LOOPS for node in (*model.nodes, *inner)):
+        return None
     weights, samples = (sum(value.nbytes for value in values.values()) for values in (model.weights, feeds))
     return allowed(_TRIAL_SECONDS + weights // _WEIGHTS_PER_SECOND + samples // _SAMPLES_PER_SECOND)
 
