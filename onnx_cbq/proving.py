@@ -168,8 +168,7 @@ def check_written(setting: Setting, solution: Solution, path: Path, feeds: Feeds
 
 def _cut(path: Path, feeds: Feeds) -> Feeds:
     """As many samples as the file takes at a time."""
-    size = Session(path).samples
-    return {name: value[:size] for name, value in feeds.items()}
+    return Session(path).fitting(feeds)
 
 
 def _unfaithful(found: Fidelity, path: Path, feeds: Feeds) -> str:

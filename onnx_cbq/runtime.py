@@ -73,6 +73,10 @@ class Session:
         # How many samples it takes at a time, None for any.
         self.samples = next((size for size in first if isinstance(size, int) and size > 0), None)
 
+    def fitting(self, feeds: Feeds) -> Feeds:
+        """As many of the samples as it takes at a time; what is no list of samples as a whole."""
+        return {name: value[: self.samples] if np.ndim(value) else value for name, value in feeds.items()}
+
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None, seconds: float | None = None) -> dict[str, Array]:
         """Run once, for so many `seconds` at most; returns the named outputs (all by default).
 

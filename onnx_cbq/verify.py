@@ -43,7 +43,7 @@ def check_sizes(path: Path, model: Model, feeds: Feeds | None) -> None:
     reference, session = Session(model).run(feeds), Session(path)
     size = ", ".join(f"{name} {list(value.shape)}" for name, value in feeds.items())
     try:
-        found = session.run({name: value[: session.samples] for name, value in feeds.items()})
+        found = session.run(session.fitting(feeds))
     except ModelError as error:
         raise VerificationError(f"the quantized model does not run at another size ({size}): {error}") from error
     varying = outputs_of_varying_size(model)
@@ -66,7 +66,7 @@ def check_outputs(path: Path, model: Model, feeds: Feeds) -> None:
         # Exporters declare shapes that their own graph does not have; what was wrong before may stay.
         onnx.checker.check_model(str(path), full_check=_declares_its_shapes(model))
         session = Session(path)
-        feeds = {name: value[: session.samples] for name, value in feeds.items()}
+        feeds = session.fitting(feeds)
         fused = session.run(feeds)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ModelError) as error:
         raise VerificationError(f"the quantized model is not valid: {str(error).splitlines()[0]}") from error
@@ -114,7 +114,7 @@ def check_equal(path: Path, model: Model, feeds: Feeds) -> None:
         VerificationError: something differs.
     """
     session = Session(path)
-    feeds = {name: value[: session.samples] for name, value in feeds.items()}
+    feeds = session.fitting(feeds)
     stored = load(path)
     found, expected = _weights(stored, feeds), _weights(model, feeds)
     for (_, value), (_, other) in zip(found, expected, strict=True):

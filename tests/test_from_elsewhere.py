@@ -187,3 +187,21 @@ def test_made_up_inputs_have_a_length_that_the_model_runs_with() -> None:
     elsewhere = example.at_another_size(model)
     assert elsewhere is not None
     assert elsewhere["x"].shape[2] == 2 * example.feeds["x"].shape[2]
+
+
+def test_functions_behind_operators_that_onnx_does_not_know_are_expanded() -> None:
+    """The inliner wants a type for what it is given, and infers none behind another domain."""
+    nodes = [node("MatMul", "x w", "h"), node("Inverse", "h", "i"), node("HardSwish", "i", "s")]
+    nodes[1].domain = "com.microsoft"
+    nodes += [node("Flatten", "s", "f"), node("Gemm", "f v")]
+    proto = make_model(nodes, {"x": ["N", 4, 4]}, ["y"], {"w": normal(4, 4), "v": normal(16, 3)})
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    data = onnx_cbq.CalibrationSet.from_arrays({"x": normal(24, 4, 4)}, np.arange(24) % 3)
+    result = onnx_cbq.quantize(proto, data, onnx_cbq.QuantizeConfig(bits=4, rounding="nearest"))
+    assert any("com.microsoft.Inverse has no gradient rule" in note for note in result.notes)
+
+
+def test_an_input_that_is_one_number_is_no_list_of_samples() -> None:
+    nodes = [node("MatMul", "x w", "h"), node("Mul", "h t", "s"), node("Gemm", "s v")]
+    proto = make_model(nodes, {"x": ["N", 12], "t": []}, ["y"], {"w": normal(12, 20), "v": normal(20, 3)})
+    assert len(onnx_cbq.quantize_without_data(proto).layers) == 2

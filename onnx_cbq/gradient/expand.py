@@ -6,6 +6,7 @@ replaced by that function, unless they have a rule. The result is for analysis o
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import onnx.inliner
 import onnx.version_converter
@@ -20,6 +21,7 @@ from onnx_cbq.graph.passes.constants import QUANTIZING, fold_constants, freeze_s
 from onnx_cbq.graph.passes.defaults import is_function, state_defaults
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.model import Model
+from onnx_cbq.runtime import Session
 
 
 def expand(model: Model, example: Example) -> Normalised:
@@ -66,7 +68,15 @@ def _expand_functions(model: Model, example: Example) -> Model:
     while shorthand := _shorthand(model):
         model = state_defaults(model, example)
         typed = onnx.shape_inference.infer_shapes(_with_constant_types(model.plain_skeleton()))
-        expanded = onnx.inliner.inline_selected_functions(typed, shorthand, inline_schema_functions=True)
+        _add_types(typed, model, example)
+        try:
+            expanded = onnx.inliner.inline_selected_functions(typed, shorthand, inline_schema_functions=True)
+        except RuntimeError as error:
+            names = ", ".join(name for _, name in shorthand)
+            raise UnsupportedOperatorError(
+                f"onnx cannot write out what defines {names} ({str(error).splitlines()[0]}); use --method uniform, "
+                f"which needs no gradients"
+            ) from error
         model = Model.from_skeleton(expanded, model.weights)
     return model
 
@@ -78,6 +88,21 @@ def _with_constant_types(skeleton: onnx.ModelProto) -> onnx.ModelProto:
     infos = (helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in skeleton.graph.initializer)
     typed.graph.value_info.extend(infos)
     return typed
+
+
+def _add_types(typed: onnx.ModelProto, model: Model, example: Example) -> None:
+    """Types of the tensors behind operators that onnx does not know, as they are measured."""
+    graph = typed.graph
+    known = {info.name for info in (*graph.value_info, *graph.input, *graph.output, *graph.initializer)}
+    unknown = [name for node in model.nodes for name in node.output if name and name not in known]
+    if not unknown:
+        return
+    values = Session(model.with_graph(outputs=unknown), "off").run(example.feeds)
+    tensors = {name: value for name, value in values.items() if isinstance(value, np.ndarray) and value.dtype.isbuiltin}
+    graph.value_info.extend(
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim)
+        for name, value in tensors.items()
+    )
 
 
 def _shorthand(model: Model) -> list[tuple[str, str]]:

@@ -37,13 +37,27 @@ def inline_functions(proto: ModelProto, label: str) -> ModelProto:
             f"{len(own)}; {advice(total, limit)}"
         )
     try:
-        inlined = onnx.inliner.inline_local_functions(proto)
+        inlined = onnx.inliner.inline_local_functions(_with_defaults(proto, functions))
     except Exception as error:
         raise ModelError(
             f"{label}: onnx cannot inline its functions: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
             f"; export it again"
         ) from error
     return _converted(inlined) if inlined.functions else inlined
+
+
+def _with_defaults(proto: ModelProto, functions: Mapping[_Key, FunctionProto]) -> ModelProto:
+    """State the defaults of functions' attributes at every call, which onnx's inliner forgets."""
+    if not any(function.attribute_proto for function in functions.values()):
+        return proto
+    stated = ModelProto()
+    stated.CopyFrom(proto)
+    own = (node for function in stated.functions for node in every_node(function.node))
+    for node in (*every_node(stated.graph.node), *own):
+        called = functions.get(_called(node))
+        given = {attribute.name for attribute in node.attribute}
+        node.attribute.extend(a for a in (called.attribute_proto if called else ()) if a.name not in given)
+    return stated
 
 
 def _converted(proto: ModelProto) -> ModelProto:

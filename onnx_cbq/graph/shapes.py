@@ -23,7 +23,7 @@ Shape = tuple[int, ...]
 # Measured at this many samples and at one less.
 EXAMPLE_BATCH = 3
 # What an axis that may have any size gets in made-up inputs: pictures need 64, sounds thousands.
-_SIZES = (16, 64, 224, 1024, 16384)
+_SIZES = (16, 64, 224, 8, 28, 32, 96, 128, 256, 299, 384, 512, 1024, 16384)
 _MOST_TRIED = 1 << 22
 # Bytes of inputs that nobody gave: three images of 2,500 x 2,500 in colour fit.
 _MOST_MADE_UP = 256 << 20

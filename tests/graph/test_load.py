@@ -190,3 +190,20 @@ def test_infinite_mask_is_no_weight() -> None:
     """Attention masks hold -inf on purpose."""
     mask = np.full((16,), -np.inf, np.float32)
     load(make_model([node("Add", "x mask")], {"x": ["N", 16]}, ["y"], {"mask": mask}))
+
+
+def test_functions_keep_the_defaults_of_their_attributes() -> None:
+    """onnx's inliner puts in what a call states, and forgets what the function itself gives."""
+    inner = helper.make_node("LeakyRelu", ["a"], ["b"])
+    inner.attribute.add(name="alpha", ref_attr_name="alpha", type=onnx.AttributeProto.FLOAT)
+    function = helper.make_function(
+        "own", "Slope", ["a"], ["b"], [inner], [helper.make_opsetid("", 18)],
+        attribute_protos=[helper.make_attribute("alpha", 0.75)],
+    )  # fmt: skip
+    calls = [helper.make_node("Slope", ["x"], ["m"], domain="own")]
+    calls.append(helper.make_node("Slope", ["m"], ["y"], domain="own", alpha=0.5))
+    proto = make_model(calls, {"x": ["N", 2]}, ["y"])
+    proto.functions.append(function)
+    proto.opset_import.append(helper.make_opsetid("own", 1))
+    found = Session(load(proto)).run({"x": np.array([[-8.0, 8.0]], np.float32)})["y"]
+    np.testing.assert_array_equal(found, [[-3.0, 8.0]])
