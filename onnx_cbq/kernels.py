@@ -104,7 +104,8 @@ def as_unsigned(model: Model) -> Model:
     skeleton = ModelProto()
     skeleton.CopyFrom(model.skeleton)
     for node in skeleton.graph.node:
-        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or len(node.input) < 3:
+        # The third input of a Pad is the code that it fills with.
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear", "Pad") or len(node.input) < 3:
             continue
         zero = model.constant(node.input[2])
         activation = node.op_type == "QuantizeLinear" or _is_quantized(model, node.input[0])

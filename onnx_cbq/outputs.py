@@ -20,7 +20,7 @@ def beside(source: Path, ending: str) -> Path:
     """The name of `source` with another ending: `resnet50-v1.5` has none that goes, `net.onnx` has."""
     name = source.name
     known = next((known for known in (".onnx", ".cbqz") if name.lower().endswith(known) and name.lower() != known), "")
-    return source.with_name(name[: len(name) - len(known)] + ending)
+    return source.parent / (name[: len(name) - len(known)] + ending)
 
 
 @dataclass(frozen=True)

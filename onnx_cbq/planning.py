@@ -78,9 +78,7 @@ def gather_evidence(
         run = run_of(work, train, config.compensation, class_weights)
         return Evidence(groups, tables=make_tables(work, run, config, progress))
     if config.storage == "archive" or config.shares_values:
-        graph = scoring_graph(work.model, work.layers, work.logits, work.example, config.scoring, work.further.counted)
-        squares = fisher_squares(graph, work.layers, work.samples, train, groups, config.seed, progress)
-        return Evidence(groups, sensitivity=squares)
+        return Evidence(groups, sensitivity=_weighted(work, train, groups, config, progress))
     tables = sensitivity = scores = None
     notes: tuple[str, ...] = ()
     try:
@@ -96,6 +94,20 @@ def gather_evidence(
         run = run_of(work, train, config.compensation, class_weights)
         tables = make_tables(work, run, config, progress)
     return Evidence(groups, scores, sensitivity, tables, notes)
+
+
+def _weighted(
+    work: Workload, train: Draw, groups: Grouping, config: QuantizeConfig, progress: Progress
+) -> Mapping[str, Array]:
+    """The sensitivity by which values are chosen: layer -> [groups, channels]."""
+    try:
+        graph = scoring_graph(work.model, work.layers, work.logits, work.example, config.scoring, work.further.counted)
+        return fisher_squares(graph, work.layers, work.samples, train, groups, config.seed, progress)
+    except UnsupportedOperatorError as error:
+        what = "--storage archive" if config.storage == "archive" else f"--codebook {config.codebook}"
+        raise UnsupportedOperatorError(
+            f"{str(error).partition(';')[0]}, and {what} chooses values by gradients; use --storage packed or int8"
+        ) from error
 
 
 def make_measure(work: Workload, held: Draw, evidence: Evidence) -> PlanMeasure:

@@ -103,3 +103,12 @@ def test_all_that_is_public_is_there() -> None:
     assert set(onnx_cbq.__all__) <= set(dir(onnx_cbq))
     with pytest.raises(AttributeError, match="has no attribute 'missing'"):
         onnx_cbq.missing  # noqa: B018
+
+
+def test_no_library_keeps_records_of_what_is_run(tmp_path: Path) -> None:
+    """onnxruntime keeps events in the home folder from 1.32 on, and warns on stderr where it cannot."""
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "onnx_cbq", "inspect", str(DIGITS_MODEL)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)  # noqa: S603
+    assert done.stderr == ""
+    assert list(tmp_path.rglob("*")) == []

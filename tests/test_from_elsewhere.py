@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -205,3 +205,20 @@ def test_an_input_that_is_one_number_is_no_list_of_samples() -> None:
     nodes = [node("MatMul", "x w", "h"), node("Mul", "h t", "s"), node("Gemm", "s v")]
     proto = make_model(nodes, {"x": ["N", 12], "t": []}, ["y"], {"w": normal(12, 20), "v": normal(20, 3)})
     assert len(onnx_cbq.quantize_without_data(proto).layers) == 2
+
+
+def test_padding_of_signed_codes_is_checked_as_this_processor_runs_it() -> None:
+    """A file for ARM has int8 activations; onnxruntime makes them uint8 here, and the code that fills with them."""
+    nodes = [
+        node("Pad", "x pads", "p"),
+        node("Conv", "p w b", "c"),
+        node("Relu", "c", "r"),
+        node("GlobalAveragePool", "r", "g"),
+        node("Flatten", "g", "f"),
+        node("Gemm", "f v"),
+    ]
+    constants: dict[str, Array] = {"pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "w": normal(8, 3, 3, 3), "b": normal(8)}
+    proto = make_model(nodes, {"x": ["N", 3, 6, 6]}, ["y"], constants | {"v": normal(8, 3)})
+    data = onnx_cbq.CalibrationSet.from_arrays({"x": normal(24, 3, 6, 6)}, np.arange(24) % 3)
+    found = onnx_cbq.quantize(proto, data, replace(EIGHT, target="arm64"))
+    assert "Pad" in {n.op_type for n in found.model.nodes}

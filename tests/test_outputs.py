@@ -165,3 +165,23 @@ def test_links_that_lead_in_circles_end(folder: Path, command: Command) -> None:
 def test_only_the_ending_of_a_model_is_taken_off_its_name(source: str, expected: str) -> None:
     """A version number behind a point is no ending: two of one model would become one file."""
     assert beside(Path("folder") / source, ".out") == Path("folder") / expected
+
+
+@pytest.mark.parametrize("name", [".", "/", ""])
+def test_an_output_without_a_name_is_a_folder(folder: Path, command: Command, name: str) -> None:
+    """An unset variable of a script is the empty name, which is the current folder."""
+    done = command("quantize", folder / "model.onnx", "--data-free", "--output", name)
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert "is a folder; give the name of the file" in done.err
+
+
+def test_links_of_the_system_are_not_replaced(folder: Path, command: Command) -> None:
+    """/dev/stdout leads to a file where a shell says so, and as root its link could be replaced for everybody."""
+    link = Path("/dev/stdout")
+    before = link.readlink() if link.is_symlink() else None
+    done = command(
+        "quantize", folder / "model.onnx", "--data-free", "--output", folder / "q.onnx", "--json", "/dev/fd/1"
+    )
+    assert done.code == 1
+    assert "is a device or pipe" in done.err
+    assert (link.readlink() if link.is_symlink() else None) == before

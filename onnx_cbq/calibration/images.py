@@ -93,7 +93,8 @@ def _listed(path: Path, card: Card) -> tuple[tuple[str, ...], list[tuple[Path, i
     Raises:
         CalibrationError: there are no folders, or not those that the card names.
     """
-    folders = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+    kept = card.classes or ()
+    folders = sorted(e.name for e in path.iterdir() if e.is_dir() and (e.name in kept or not _is_hidden(e)))
     if not folders:
         raise CalibrationError(f"{path}: no sub-folders; expected one folder of images per class")
     names = card.classes or tuple(folders)
@@ -106,7 +107,12 @@ def _listed(path: Path, card: Card) -> tuple[tuple[str, ...], list[tuple[Path, i
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and not _is_hidden(f))
+
+
+def _is_hidden(path: Path) -> bool:
+    """What systems and programs leave beside images: .git, .ipynb_checkpoints, ._1.png and __MACOSX."""
+    return path.name.startswith(".") or path.name == "__MACOSX"
 
 
 def _read_image(file: Path, card: Card, channels: int) -> Array:

@@ -81,7 +81,7 @@ class CalibrationSet:
             arrays, labels = {name: np.asarray(values) for name, values in given.items()}, np.asarray(y)
         except ValueError as error:  # samples of different lengths
             raise CalibrationError(f"the samples: not one shape for all ({reason(error)}); pad or cut them") from None
-        names = None if class_names is None else tuple(class_names)
+        names = None if class_names is None else tuple(map(_text, class_names))
         return _checked(CalibrationSet(ArraySource(arrays, labels, names), Card(Path())))
 
     @property
@@ -156,6 +156,18 @@ class Samples:
             CalibrationError: a label is no class of the model.
         """
         names, label = self.data.class_names, self.data.source.label
+        own = tuple(str(key) for key in keys)
+        if names is not None and own and names != own and set(names) == set(own) and len(names) == len(own):
+            # The same classes in another order, as folders are sorted: the model's order is that of its scores.
+            given, names = list(names), own
+            moved = np.array([own.index(name) for name in given])
+            labels = self.data.labels
+            if labels.dtype.kind in "iub" and not kind.several and len(set(own)) == len(own):
+                inside = (labels >= 0) & (labels < len(own))
+                labels = np.where(inside, moved[np.where(inside, labels, 0).astype(np.int64)], labels)
+            card = replace(self.data.card, classes=own)
+            data = replace(self.data, card=card, relabelled=labels)
+            return replace(self, data=data, known=read_labels(labels, kind, own, (), label))
         if names is None and keys:
             card = replace(self.data.card, classes=tuple(str(key) for key in keys))
             data = replace(self.data, card=card)
@@ -393,3 +405,8 @@ def _ahead(items: Iterator[_T]) -> Iterator[_T]:
         while (item := pending.result()) is not None:
             pending = pool.submit(next, items, None)
             yield item
+
+
+def _text(name: object) -> str:
+    """A class name as text: it may be bytes, or a number."""
+    return name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)

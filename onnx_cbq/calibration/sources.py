@@ -60,6 +60,9 @@ class ArraySource(Source):
         return self._arrays[name][list(indices)]
 
 
+_LARGEST_LABEL = 2.0**53
+
+
 def checked_labels(labels: Array, shapes: Mapping[str, tuple[int, ...]], source: str) -> Array:
     """`labels` [n, ...] as int64, or as strings, held against the shapes of all arrays.
 
@@ -67,6 +70,7 @@ def checked_labels(labels: Array, shapes: Mapping[str, tuple[int, ...]], source:
         CalibrationError: they are neither whole numbers nor names, or not one entry per sample.
     """
     whole = labels.dtype.kind in "iub" or (labels.dtype.kind == "f" and bool((labels == np.rint(labels)).all()))
+    whole = whole and not bool((np.abs(labels.astype(np.float64)) > _LARGEST_LABEL).any())
     if not labels.ndim or not (whole or labels.dtype.kind in "US"):
         raise CalibrationError(
             f"{source}: labels 'y' must be whole numbers or names, one per sample; got {labels.dtype} of shape "

@@ -24,6 +24,8 @@ _ALIGNMENT = 4096
 # Of linux/fs.h and fcntl.h: both names change what they stand for at once; names are relative to the working folder.
 _RENAME_EXCHANGE, _AT_FDCWD = 2, -100
 ZSTD_LEVEL = 9
+# What lies there is the system's, but for files in memory.
+_SYSTEM, _MEMORY = {Path("/dev"), Path("/proc")}, Path("/dev/shm")  # noqa: S108
 
 
 def check_writable(path: Path) -> None:
@@ -38,7 +40,15 @@ def check_writable(path: Path) -> None:
 
 
 def _check_kind(path: Path) -> None:
-    """A file of the new name takes the place of what is there, so that must be a file too: /dev/null is not."""
+    """A file of the new name takes the place of what is there, so that must be a file too: /dev/null is not.
+
+    Nor is /dev/stdout, a link of the system's, which may lead to a file.
+    """
+    if not path.name:
+        raise OutputError(f"{str(path)!r}: is a folder; give the name of the file to write")
+    above = {*path.absolute().parents, *path.parent.resolve().parents, path.parent.resolve()}
+    if above & _SYSTEM and _MEMORY not in above:
+        raise OutputError(f"{path}: is a device or pipe; give the name of the file to write")
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "a device or pipe"
         raise OutputError(f"{path}: is {kind}; give the name of the file to write")
@@ -77,7 +87,7 @@ def write_model(model: Model, path: Path) -> int:
 
 def weights_beside(path: Path) -> Path:
     """Where `write_model` puts the weights of a model that is too large for one file."""
-    return path.with_name(f"{path.name}.data")
+    return path.parent / f"{path.name}.data"
 
 
 def check_folder(path: Path, replaceable: Pattern[str]) -> None:

@@ -88,7 +88,7 @@ def _contributions(step: Step) -> Iterable[tuple[str, str]]:
     node = step.node
     rule = RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
     if rule is None:
-        title = node.name or node.output[0]
+        title = node.name or next(filter(None, node.output))
         operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         raise UnsupportedOperatorError(
             f"node {title!r}: operator {operator} has no gradient rule; use --method uniform, which needs no gradients"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import onnx.inliner
 import onnx.shape_inference
-from onnx import FunctionProto, ModelProto, NodeProto
+from onnx import FunctionProto, ModelProto, NodeProto, helper
 
 from onnx_cbq.allowance import advice, allowed
 from onnx_cbq.errors import ModelError
@@ -64,9 +64,22 @@ def _converted(proto: ModelProto) -> ModelProto:
     """Functions of another operator set are inlined as they are converted, if onnx can; else onnxruntime runs them."""
     try:
         # The converter wants to know the types of what a function is given.
-        return onnx.inliner.inline_local_functions(onnx.shape_inference.infer_shapes(proto), convert_version=True)
+        typed = onnx.shape_inference.infer_shapes(_with_constant_types(proto))
+        inlined = onnx.inliner.inline_local_functions(typed, convert_version=True)
     except Exception:  # noqa: BLE001, whatever onnx finds wrong, onnxruntime will say
         return proto
+    inlined.graph.ClearField("value_info")
+    return inlined
+
+
+def _with_constant_types(proto: ModelProto) -> ModelProto:
+    """The inliner looks for types in the value infos alone, those of initializers too."""
+    typed = ModelProto()
+    typed.CopyFrom(proto)
+    known = {info.name for info in (*typed.graph.value_info, *typed.graph.input, *typed.graph.output)}
+    missing = (t for t in typed.graph.initializer if t.name not in known)
+    typed.graph.value_info.extend(helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in missing)
+    return typed
 
 
 def _sizes(functions: Mapping[_Key, FunctionProto], label: str) -> dict[_Key, int]:

@@ -19,6 +19,11 @@ from onnx_cbq.graph.windows import find_windows
 from onnx_cbq.model import Array, FreshNames, Model, attributes, is_generated_name
 from onnx_cbq.records import Layer, Layers, Use, Windows
 
+_ON_CODES = frozenset(
+    ("QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul")
+    + ("MatMulIntegerToFloat", "MatMulNBits")
+)
+
 
 def find_layers(model: Model, shapes: Shapes) -> Layers:
     """The layers of `model` in the order in which they run.
@@ -145,4 +150,7 @@ def _why_none(model: Model, reasons: Mapping[str, str]) -> str:
             f"its {len(inside)} layers stand in branches of If, Loop or Scan, where they stay float; export the model "
             f"without control flow (trace it with a fixed path)"
         )
+    codes = next((node.op_type for node in model.nodes if node.op_type in _ON_CODES), None)
+    if codes is not None:
+        return f"it multiplies integers already ({codes}); start from the float model"
     return f"expected one of {', '.join(LAYER_OPERATORS)} with a constant weight, found none"

@@ -95,6 +95,10 @@ def raise_opset(model: Model, opset: int) -> Model:
             f"onnx cannot raise the model from opset {model.opset} to {opset}: {_first_line(error)}; "
             f"export it again with opset {opset} or later"
         ) from error
+    if not converted.functions:  # which the converter forgets
+        converted.functions.extend(skeleton.functions)
+        known = {entry.domain for entry in converted.opset_import}
+        converted.opset_import.extend(entry for entry in skeleton.opset_import if entry.domain not in known)
     inputs = [info for info in converted.graph.input if info.name not in model.weights]
     del converted.graph.input[:]
     converted.graph.input.extend(inputs)

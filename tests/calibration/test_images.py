@@ -292,3 +292,14 @@ def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
             source(tmp_path).read("x", [i])
     found = source(tmp_path, skip_unreadable=True)
     assert (found.skipped, found.labels.tolist()) == (4, [0])
+
+
+def test_what_systems_leave_beside_images_is_no_class(tmp_path: Path) -> None:
+    """Folders with a dot sort first, and shift the labels of all classes."""
+    for name in ("cat", "dog", ".ipynb_checkpoints", "__MACOSX"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (4, 4)).save(tmp_path / name / "1.png")
+    (tmp_path / "cat" / "._1.png").write_bytes(b"resource fork")
+    found = CalibrationSet(ImageSource(tmp_path, Card(tmp_path), skip_unreadable=False), Card(tmp_path))
+    assert found.class_names == ("cat", "dog")
+    assert found.labels.tolist() == [0, 1]

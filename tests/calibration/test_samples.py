@@ -17,6 +17,7 @@ from onnx_cbq.calibration.samples import Draw, _ahead, draw
 from onnx_cbq.calibration.sources import Source
 from onnx_cbq.errors import CalibrationError
 from onnx_cbq.model import Array, InputSpec
+from onnx_cbq.records.answers import Kind
 
 NAMES = ("cat", "dog", "ship")
 
@@ -345,3 +346,26 @@ def test_samples_that_are_no_images_are_not_left_unchanged_in_silence() -> None:
     samples([0, 1, 2]).check_images([])
     with pytest.raises(CalibrationError, match=r"--augment flip is for images, samples are 'input' \(2,\); leave it"):
         samples([0, 1, 2]).check_images(["flip"])
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 1, 2], ["ant", "bee", "bee", "cow"]])
+def test_names_in_another_order_than_the_model_has_them_are_put_in_its_order(labels: list[Any]) -> None:
+    """Folders are sorted, and a model's names may not be: every label would be that of another class."""
+    data = CalibrationSet.from_arrays(np.zeros((4, 2), np.float32), labels, ["ant", "bee", "cow"])
+    samples = data.for_model([InputSpec("x", np.dtype(np.float32), (None, 2))])
+    found = samples.labelled(Kind(3), ["cow", "ant", "bee"])
+    assert found.known is not None
+    assert found.known.truth.tolist() == [1, 2, 2, 0]
+    assert found.data.class_names == ("cow", "ant", "bee")
+
+
+@pytest.mark.parametrize("label", [np.inf, 1e30, np.uint64(2**64 - 100)])
+def test_labels_beyond_whole_numbers_are_not_wrapped(label: float) -> None:
+    """2^64 - 100 as a signed number is -100, which does not count."""
+    with pytest.raises(CalibrationError, match="must be whole numbers or names"):
+        CalibrationSet.from_arrays(np.zeros((2, 2), np.float32), np.array([label, 0], np.asarray(label).dtype))
+
+
+def test_class_names_may_be_bytes_or_numbers() -> None:
+    found = CalibrationSet.from_arrays(np.zeros((2, 2), np.float32), [0, 1], [b"ant", 7])  # type: ignore[list-item]
+    assert found.class_names == ("ant", "7")

@@ -11,7 +11,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnx_cbq.errors import ModelError
+from onnx_cbq.graph.layers import find_layers
 from onnx_cbq.graph.load import LOWEST_OPSET, load, raise_opset
+from onnx_cbq.graph.shapes import Example
 from onnx_cbq.model import INLINE_BYTES
 from onnx_cbq.runtime import Session
 from tests.graphs import make_model, node
@@ -207,3 +209,26 @@ def test_functions_keep_the_defaults_of_their_attributes() -> None:
     proto.opset_import.append(helper.make_opsetid("own", 1))
     found = Session(load(proto)).run({"x": np.array([[-8.0, 8.0]], np.float32)})["y"]
     np.testing.assert_array_equal(found, [[-3.0, 8.0]])
+
+
+def test_functions_of_another_operator_set_are_inlined_with_their_weights() -> None:
+    """The inliner converts them if it knows the type of what they are given, an initializer among it."""
+    inner = [helper.make_node("MatMul", ["a", "w"], ["m"]), helper.make_node("HardSigmoid", ["m"], ["b"])]
+    function = helper.make_function("own", "Layer", ["a", "w"], ["b"], inner, [helper.make_opsetid("", 13)])
+    call = helper.make_node("Layer", ["x", "v"], ["y"], domain="own")
+    v = np.arange(12, dtype=np.float32).reshape(4, 3) / 12
+    proto = make_model([call], {"x": ["N", 4]}, ["y"], {"v": v})
+    proto.functions.append(function)
+    proto.opset_import.append(helper.make_opsetid("own", 1))
+    model = load(proto)
+    assert [node.op_type for node in model.nodes] == ["MatMul", "HardSigmoid"]
+
+
+def test_a_model_of_integers_is_told_what_it_is() -> None:
+    """Its products are found, if none that could be a layer."""
+    codes = np.ones((4, 3), np.int8)
+    nodes = [node("DynamicQuantizeLinear", "x", "q s z"), node("MatMulInteger", "q w z", "i"), node("Cast", "i", to=1)]
+    proto = make_model(nodes, {"x": ["N", 4]}, ["y"], {"w": codes})
+    model = load(proto)
+    with pytest.raises(ModelError, match=r"multiplies integers already \(MatMulInteger\); start from the float model"):
+        find_layers(model, Example.made_up(model).shapes(model))
