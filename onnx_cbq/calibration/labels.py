@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -96,6 +97,8 @@ def read_labels(labels: Array, kind: Kind, names: Sequence[str], keys: Sequence[
             f"{source}: label {labels[tuple(where)]} of sample {where[0]} is outside {expected}; the model has "
             f"{kind.classes} classes"
         )
+    if not (labels > 0 if kind.several else labels != IGNORED).any():
+        raise CalibrationError(f"{source}: no sample has a label; expected at least two classes with samples")
     return Labels(labels, kind)
 
 
@@ -105,10 +108,20 @@ def _numbers(labels: Array, names: Sequence[str], classes: int, source: str) -> 
     listed = list(names) or np.unique(found).tolist()
     unknown = np.setdiff1d(found, listed)
     if unknown.size or len(listed) != classes:
-        what = f"label {unknown[0]!r} is no class" if unknown.size else f"the labels are {len(listed)} different names"
+        what = (
+            f"label {str(unknown[0])!r} is no class"
+            if unknown.size
+            else f"the labels are {len(listed)} different names"
+        )
         raise CalibrationError(
             f"{source}: {what}; the model has {classes} classes: list their names in the order of its outputs, under "
             f"classes in the card or as class_names in the .npz"
+        )
+    several = [name for name, count in Counter(listed).items() if count > 1]
+    doubled = found[np.isin(found, several)] if several else found[:0]
+    if doubled.size:
+        raise CalibrationError(
+            f"{source}: label {str(doubled[0])!r} is the name of several classes; give numbers as labels"
         )
     order = np.argsort(listed)
     return np.asarray(order[np.searchsorted(np.array(listed)[order], found)])

@@ -168,8 +168,10 @@ class Samples:
             card = replace(self.data.card, classes=own)
             data = replace(self.data, card=card, relabelled=labels)
             return replace(self, data=data, known=read_labels(labels, kind, own, (), label))
-        if names is None and keys:
-            card = replace(self.data.card, classes=tuple(str(key) for key in keys))
+        if names is None and not own and self.data.labels.dtype.kind == "U":
+            own = tuple(np.unique(self.data.labels).tolist())
+        if names is None and own:
+            card = replace(self.data.card, classes=own)
             data = replace(self.data, card=card)
         else:
             data = self.data

@@ -369,3 +369,24 @@ def test_labels_beyond_whole_numbers_are_not_wrapped(label: float) -> None:
 def test_class_names_may_be_bytes_or_numbers() -> None:
     found = CalibrationSet.from_arrays(np.zeros((2, 2), np.float32), [0, 1], [b"ant", 7])  # type: ignore[list-item]
     assert found.class_names == ("ant", "7")
+
+
+def test_names_without_a_list_become_the_names_of_the_classes() -> None:
+    data = CalibrationSet.from_arrays(np.zeros((3, 2), np.float32), ["yes", "no", "yes"])
+    found = data.for_model([InputSpec("x", np.dtype(np.float32), (None, 2))]).labelled(Kind(2))
+    assert found.data.class_names == ("no", "yes")
+    assert found.known is not None
+    assert found.known.truth.tolist() == [1, 0, 1]
+
+
+def test_a_name_of_two_classes_is_no_label() -> None:
+    data = CalibrationSet.from_arrays(np.zeros((2, 2), np.float32), ["ant", "bee"], ["ant", "ant", "bee"])
+    with pytest.raises(CalibrationError, match="label 'ant' is the name of several classes"):
+        data.for_model([InputSpec("x", np.dtype(np.float32), (None, 2))]).labelled(Kind(3))
+
+
+@pytest.mark.parametrize(("labels", "kind"), [([[-100, -100]], Kind(3)), ([[0, 0, 0]], Kind(3, several=True))])
+def test_samples_without_any_label_are_refused(labels: list[list[int]], kind: Kind) -> None:
+    data = CalibrationSet.from_arrays(np.zeros((1, 2), np.float32), labels)
+    with pytest.raises(CalibrationError, match="no sample has a label"):
+        data.for_model([InputSpec("x", np.dtype(np.float32), (None, 2))]).labelled(kind)
