@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
 import stat
 import tempfile
@@ -24,11 +25,12 @@ except ImportError:  # Windows: what a kill leaves there stays
     fcntl = None
 
 _SUFFIX = ".onnx-cbq"
-# What mkstemp and mkdtemp put in the middle.
+# What stands in the middle.
 _RANDOM = r"[a-z0-9_]{8}"
 _LONGEST_START = 40
 # Seconds that a file may be without a lock, since it is locked just after it was made.
 _NEW = 1.0
+_TRIES, _BETWEEN_TRIES = 25, 0.02
 _alive: set[Path] = set()
 
 
@@ -65,11 +67,13 @@ def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
     prefix = "onnx-cbq." if beside is None else _prefix(beside.name)
     parent = Path(tempfile.gettempdir()) if beside is None else beside.absolute().parent
     _sweep(parent, prefix)
-    path = Path(tempfile.mkdtemp(dir=parent, prefix=prefix, suffix=_SUFFIX))
-    _alive.add(path)
-    descriptor = os.open(path, os.O_RDONLY) if fcntl else None
+    path = _free_name(parent, prefix)
+    descriptor = None
+    _alive.add(path)  # before there is one: a signal may come in between
     try:
-        if descriptor is not None:
+        path.mkdir(0o700)
+        if fcntl:
+            descriptor = os.open(path, os.O_RDONLY)
             _lock(descriptor)
         yield path
     finally:
@@ -80,9 +84,21 @@ def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
 
 
 def remove_all() -> None:
-    """Remove what this process has not removed yet: it is about to end at once."""
-    for path in list(_alive):
-        _remove(path)
+    """Remove what this process has not removed yet: it is about to end at once.
+
+    Another thread may still be writing into a folder, which then cannot be removed at the first try.
+    """
+    for _ in range(_TRIES):
+        for path in list(_alive):
+            _remove(path)
+        if not any(path.exists() for path in list(_alive)):
+            return
+        time.sleep(_BETWEEN_TRIES)
+
+
+def _free_name(parent: Path, prefix: str) -> Path:
+    path = parent / f"{prefix}{secrets.token_hex(4)}{_SUFFIX}"
+    return _free_name(parent, prefix) if path.exists() else path
 
 
 def _prefix(name: str) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -94,3 +97,24 @@ def test_a_name_as_long_as_can_be_has_a_temporary_one(tmp_path: Path) -> None:
     with temporary_file(target) as file:
         file.replace(target)
     assert names(tmp_path) == [target.name]
+
+
+def test_a_folder_that_a_thread_still_writes_into_is_removed(tmp_path: Path) -> None:
+    """Native code does not notice the end of a process: a file that comes while the folder is emptied keeps it."""
+    stop = threading.Event()
+    with temporary_folder(tmp_path / "beside") as folder:
+
+        def write() -> None:
+            for number in itertools.count():
+                with contextlib.suppress(FileNotFoundError):
+                    (folder / f"{number}.onnx").touch()
+                if stop.wait(0.0005):
+                    return
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        time.sleep(0.05)
+        threading.Timer(0.1, stop.set).start()
+        remove_all()
+        assert not folder.exists()
+        thread.join()
