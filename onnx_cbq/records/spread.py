@@ -20,7 +20,8 @@ class Spread:
         self._square: Array | float = 0.0
 
     def add(self, values: Array) -> None:
-        """Take a batch in."""
+        """Take a batch in; an output that is one number is one sample of it."""
+        values = np.atleast_1d(values)
         if not len(values):
             return
         values = values.astype(np.float64)

@@ -175,3 +175,11 @@ def test_equal_infinities_are_no_distance() -> None:
     before = np.array([1.0, -np.inf, np.nan, 2.0, np.inf])
     after = np.array([1.5, -np.inf, np.nan, -np.inf, np.inf])
     np.testing.assert_array_equal(squared_distances(before, after), [0.25, 0, 0, 4, 0])
+
+
+def test_the_spread_of_an_output_that_is_one_number() -> None:
+    """A net may give a mean over the batch beside its scores."""
+    spread = Spread()
+    for value in (1.0, 3.0):
+        spread.add(np.array(value, np.float32))
+    assert spread.variance == 1.0
