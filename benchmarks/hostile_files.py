@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from common import Requirements
 
-from onnx_cbq import cli, verify
+from onnx_cbq import cli, comparison
 from onnx_cbq.runtime import median_latency
 from tests.hostile.archives import archives_of, damaged
 from tests.hostile.bases import CLASSES, FLOAT, SHAPE, on_integers, quantized
@@ -177,7 +177,7 @@ def main() -> int:
     arguments = parser.parse_args()
     # As the command does: they are for whoever writes a program.
     warnings.simplefilter("ignore")
-    setattr(verify, "median_latency", partial(median_latency, seconds=0))  # noqa: B010, that name is not its own
+    setattr(comparison, "median_latency", partial(median_latency, seconds=0))  # noqa: B010, that name is not its own
     made = quantized()
     bases = [make() for make in FLOAT] + [made, on_integers()]
     models = partial(run_model, seed=arguments.seed, bases=bases)
