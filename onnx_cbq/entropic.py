@@ -67,7 +67,7 @@ def measure_steps(
         name = layer.name
         weights[name] = _compensated(layer, problem)
         rows = layer.rows(work.model.weight(layer.weight))
-        tau = reference_tau([sensitivity[name]], [weights[name]], [rows.std(axis=1)])
+        tau = reference_tau([sensitivity[name]], [weights[name]], [_spread(rows)])
         steps, prices = steps_and_prices(sensitivity[name], weights[name], tau)
         coded = fit_entropy(problem, steps, prices, config)
         predicted.append(float(sensitivity[name] @ coded.error))
@@ -110,7 +110,7 @@ def round_at_rate(
     def estimate(tau: float) -> float:
         return sum(code_bits(_nearest(rows[name], step)) for name, (step, _) in settings(tau).items()) / total
 
-    known = [(costs[name], steps.weights[name], rows[name].std(axis=1)) for name in costs]
+    known = [(costs[name], steps.weights[name], _spread(rows[name])) for name in costs]
     start = reference_tau(*zip(*known, strict=True))
 
     def find(wanted: float) -> tuple[float, float]:
@@ -196,6 +196,13 @@ def _compensated(layer: Layer, problem: Problem) -> Array:
     """u_c, [channels]: the channels of a group share it."""
     weights = problem.compensated_weights().mean(axis=1)
     return np.repeat(weights, layer.channels // len(weights))
+
+
+def _spread(rows: Array) -> Array:
+    """Standard deviation of the weights of each row, [channels]; of a row of equal ones their size."""
+    deviation = rows.std(axis=1)
+    size = np.maximum(np.abs(rows).max(axis=1), np.finfo(np.float32).tiny)
+    return np.asarray(np.where(deviation > 0, deviation, size))
 
 
 def channel_costs(work: Workload, evidence: Evidence, class_weights: Array) -> dict[str, Array]:

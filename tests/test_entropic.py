@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from onnx_cbq import ConfigError, QuantizeConfig, RoundingConfig, archive, quantize, restore
-from onnx_cbq.entropic import TOLERANCE
-from onnx_cbq.model import Model
+from onnx_cbq.entropic import TOLERANCE, _spread
+from onnx_cbq.model import Array, Model
 from onnx_cbq.result import Result
 from onnx_cbq.runtime import Session
 from tests.command import Command
@@ -96,3 +96,12 @@ def test_the_command_writes_an_archive(tmp_path: Path, command: Command) -> None
     assert done.code == 0
     assert f"{target.stat().st_size:,}" in done.out
     assert restore(target)
+
+
+@pytest.mark.parametrize("rows", [np.full((3, 1), 2.5), np.full((2, 4), -0.5), np.zeros((2, 3))])
+def test_rows_of_equal_weights_have_a_step(rows: Array) -> None:
+    """Their deviation is 0; a layer of one weight per channel ended in a division by a step of 0."""
+    found = _spread(rows.astype(np.float32))
+    np.testing.assert_allclose(found, np.maximum(np.abs(rows).max(axis=1), np.finfo(np.float32).tiny))
+    varied = np.array([[1.0, 3.0]], np.float32)
+    assert _spread(varied) == varied.std(axis=1)

@@ -337,10 +337,11 @@ class _Writer:
         if bias.size not in (1, len(weights.scale)):
             return str(use.bias)
         scale = weights.bias_scale(self._grids[use.activation].scale)
-        codes = bias_codes(bias, scale).astype(np.int32)
+        steps = bias_codes(bias, scale)
         if self._rules.bias == "float":
             # On the steps of the sums, since a runtime of integers will put it there (onnxruntime does).
-            return self._constant(f"{use.bias}_rounded", (codes * scale).astype(np.float32))
+            return self._constant(f"{use.bias}_rounded", (steps * scale).astype(np.float32))
+        codes = steps.astype(np.int32)
         if layer.rules.per_tensor:
             inputs = [self._constant(f"{use.bias}_q", codes), self._pooled(scale.max(), "scale")]
             return self._add("DequantizeLinear", inputs, f"{use.bias}_dq")

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import onnx.shape_inference
 import onnx.version_converter
-from onnx import ModelProto, NodeProto, helper
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 from onnx.defs import onnx_opset_version
 
 from onnx_cbq.errors import ModelError
@@ -105,6 +106,7 @@ def raise_opset(model: Model, opset: int) -> Model:
     converted.graph.initializer.extend(stubs)
     if model.opset < _RESIZE_OPSET <= opset:
         _state_coordinates(every_node(converted.graph.node))
+        _match_types(converted, skeleton)
     return Model.from_skeleton(converted, model.weights)
 
 
@@ -115,6 +117,22 @@ def _state_coordinates(nodes: Iterable[NodeProto]) -> None:
             node.attribute.append(helper.make_attribute("coordinate_transformation_mode", "asymmetric"))
             if attributes(node).get("mode", "nearest") == "nearest":
                 node.attribute.append(helper.make_attribute("nearest_mode", "floor"))
+
+
+def _match_types(converted: ModelProto, before: ModelProto) -> None:
+    """Bounds of Clip and the fill of Pad were attributes, and the converter makes float32 of them for any type."""
+    typed = onnx.shape_inference.infer_shapes(before).graph
+    infos = (*typed.value_info, *typed.input, *typed.output)
+    types = {info.name: info.type.tensor_type.elem_type for info in infos}
+    types |= {tensor.name: tensor.data_type for tensor in typed.initializer}
+    made = {node.output[0]: node for node in converted.graph.node if node.op_type == "Constant"}
+    for node in converted.graph.node:
+        kind = types.get(node.input[0]) if node.op_type in ("Clip", "Pad") else None
+        for name in node.input[1 if node.op_type == "Clip" else 2 :]:
+            value = next((a.t for a in made[name].attribute if a.name == "value"), None) if name in made else None
+            if kind and value is not None and value.data_type != kind:
+                number = numpy_helper.to_array(value).astype(helper.tensor_dtype_to_np_dtype(kind))
+                value.CopyFrom(numpy_helper.from_array(number))
 
 
 def _deviation(model: Model, raised: Model) -> float:

@@ -232,3 +232,14 @@ def test_a_model_of_integers_is_told_what_it_is() -> None:
     model = load(proto)
     with pytest.raises(ModelError, match=r"multiplies integers already \(MatMulInteger\); start from the float model"):
         find_layers(model, Example.made_up(model).shapes(model))
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float64])
+def test_bounds_and_fills_that_were_attributes_have_the_type_of_what_they_bound(kind: type) -> None:
+    """onnx's converter makes float32 of them, and onnxruntime refuses the mixture."""
+    nodes = [node("Clip", "x", "c", min=-0.5, max=0.5), node("Pad", "c", "y", pads=[0, 1, 0, 0], value=2.0)]
+    proto = make_model(nodes, {"x": ["N", 2]}, ["y"], dtypes={"x": kind}, opset=10)
+    model = load(proto)
+    assert model.opset == LOWEST_OPSET
+    found = Session(model).run({"x": np.array([[-3, 0.25]], kind)})["y"]
+    np.testing.assert_array_equal(found, np.array([[2, -0.5, 0.25]], kind))
