@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from onnx_cbq.errors import ModelError
 from onnx_cbq.graph.extent import check_extent
@@ -54,6 +54,7 @@ def load(source: str | Path | ModelProto) -> Model:
     try:
         proto = with_known_opset(proto, label)
         _check_names(proto, label)
+        _check_types(proto, label)
         model = _split(*take_in(proto, path, label))
         skeleton = tidy(inline_functions(model.plain_skeleton(), label), label)
         check_nodes(skeleton, label)
@@ -90,6 +91,15 @@ def _check_names(proto: ModelProto, label: str) -> None:
     texts += [entry.domain for entry in proto.opset_import]
     if any(isinstance(text, bytes) for text in texts):
         raise ModelError(f"{label}: damaged: a name is not UTF-8 text; export or copy it again")
+
+
+def _check_types(proto: ModelProto, label: str) -> None:
+    """What a graph takes and gives has a type that there is, or none."""
+    known = set(TensorProto.DataType.values())
+    for info in (*proto.graph.input, *proto.graph.output):
+        kind = info.type.tensor_type.elem_type
+        if kind not in known:
+            raise ModelError(f"{label}: damaged: {info.name!r} is declared of the type {kind}, which there is not")
 
 
 def _split(proto: ModelProto, mapped: Mapping[str, Array]) -> Model:

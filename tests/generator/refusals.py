@@ -33,8 +33,7 @@ REFUSALS: tuple[tuple[str, str, Callable[[Case, Job], bool]], ...] = (
         lambda case, _: "shared weight" in case.features,
     ),
     (
-        rf"operator ({'|'.join(WITHOUT_GRADIENT)}) has no gradient rule"
-        r"(; use --method uniform|, and .* chooses values by gradients)",
+        rf"operator ({'|'.join(WITHOUT_GRADIENT)}) has no gradient rule(;|, and .* chooses values by gradients)",
         "no gradient passes this operator",
         lambda _, job: (
             job.config is None or (isinstance(job.config, QuantizeConfig) and job.config.method != "uniform")

@@ -243,3 +243,11 @@ def test_bounds_and_fills_that_were_attributes_have_the_type_of_what_they_bound(
     assert model.opset == LOWEST_OPSET
     found = Session(model).run({"x": np.array([[-3, 0.25]], kind)})["y"]
     np.testing.assert_array_equal(found, np.array([[2, -0.5, 0.25]], kind))
+
+
+@pytest.mark.parametrize("field", ["input", "output"])
+def test_types_that_there_are_not_are_damage(field: str) -> None:
+    proto = make_model([node("MatMul", "x w")], {"x": ["N", 4]}, ["y"], {"w": np.ones((4, 3), np.float32)})
+    getattr(proto.graph, field)[0].type.tensor_type.elem_type = -1
+    with pytest.raises(ModelError, match="is declared of the type -1, which there is not"):
+        load(proto)
