@@ -312,6 +312,11 @@ def _copy_without_data(
     copy.graph.node.extend(graph.node if nodes is None else nodes)
     copy.graph.input.extend(info for info in graph.input if info.name not in constants)
     copy.graph.output.extend(graph.output)
+    for info in (*copy.graph.input, *copy.graph.output):
+        for size in info.type.tensor_type.shape.dim:
+            # Some write -1 for any; onnx's shape inference may end the process at it.
+            if size.dim_value < 0:
+                size.ClearField("dim_value")
     copy.graph.initializer.extend(initializers)
     return copy
 

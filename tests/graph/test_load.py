@@ -251,3 +251,16 @@ def test_types_that_there_are_not_are_damage(field: str) -> None:
     getattr(proto.graph, field)[0].type.tensor_type.elem_type = -1
     with pytest.raises(ModelError, match="is declared of the type -1, which there is not"):
         load(proto)
+
+
+def test_a_size_below_0_is_any_size() -> None:
+    """Exporters wrote -1 for it, at which onnx's shape inference of a Slice ends the process."""
+    nodes = [node("Relu", "x", "r"), node("Slice", "r starts ends axes", "y")]
+    constants = {"starts": np.array([1]), "ends": np.array([7]), "axes": np.array([1])}
+    proto = make_model(nodes, {"x": ["N", 9]}, ["y"], constants)
+    proto.graph.input[0].type.tensor_type.shape.dim[1].dim_value = -1
+    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", -2]))
+    model = load(proto)
+    assert model.inputs[0].shape == (None, None)
+    for info in (*model.skeleton.graph.input, *model.skeleton.graph.output):
+        assert not info.type.tensor_type.shape.dim[1].HasField("dim_value")
