@@ -64,6 +64,25 @@ def is_one_hot(labels: Array) -> bool:
     return bool(((labels == 0) | (labels == 1)).all() and (labels.sum(axis=1) == 1).all())
 
 
+def are_in_another_order(names: Sequence[str], keys: Sequence[str | int]) -> bool:
+    """Whether `names` are what a model calls its classes, `keys`, each once and not in its order."""
+    return list(names) != list(keys) and sorted(names) == sorted(map(str, keys)) and len(set(keys)) == len(keys)
+
+
+def reordered(labels: Array, names: Sequence[str], own: Sequence[str], kind: Kind) -> Array:
+    """Labels that count by `names` as they count by `own`, the same names; labels that are names stay.
+
+    Numbers [n, ...] are moved, and of labels that say 0 or 1 for each class [n, classes] the columns.
+    """
+    place = np.array([own.index(name) for name in names])
+    if labels.dtype.kind in "US":
+        return labels
+    if kind.several:
+        return labels[:, np.argsort(place)] if labels.shape[1:] == (len(own),) else labels
+    inside = (labels >= 0) & (labels < len(own))
+    return np.where(inside, place[np.where(inside, labels, 0)], labels)
+
+
 def read_labels(labels: Array, kind: Kind, names: Sequence[str], keys: Sequence[str | int], source: str) -> Labels:
     """Labels as numbers 0 .. classes - 1.
 

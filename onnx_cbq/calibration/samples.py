@@ -15,7 +15,7 @@ import numpy.typing as npt
 from onnx_cbq.calibration.card import Card, load_card
 from onnx_cbq.calibration.files import reason, shown
 from onnx_cbq.calibration.images import IMAGE_SUFFIXES, ImageSource
-from onnx_cbq.calibration.labels import Labels, read_labels
+from onnx_cbq.calibration.labels import Labels, are_in_another_order, read_labels, reordered
 from onnx_cbq.calibration.npz import NpzSource
 from onnx_cbq.calibration.prepare import Preparation, fit, wants_grey
 from onnx_cbq.calibration.sources import ArraySource, Source
@@ -155,27 +155,20 @@ class Samples:
         Raises:
             CalibrationError: a label is no class of the model.
         """
-        names, label = self.data.class_names, self.data.source.label
+        names, labels, label = self.data.class_names, self.data.labels, self.data.source.label
         own = tuple(str(key) for key in keys)
-        if names is not None and own and names != own and set(names) == set(own) and len(names) == len(own):
-            # The same classes in another order, as folders are sorted: the model's order is that of its scores.
-            given, names = list(names), own
-            moved = np.array([own.index(name) for name in given])
-            labels = self.data.labels
-            if labels.dtype.kind in "iub" and not kind.several and len(set(own)) == len(own):
-                inside = (labels >= 0) & (labels < len(own))
-                labels = np.where(inside, moved[np.where(inside, labels, 0).astype(np.int64)], labels)
-            card = replace(self.data.card, classes=own)
-            data = replace(self.data, card=card, relabelled=labels)
-            return replace(self, data=data, known=read_labels(labels, kind, own, (), label))
-        if names is None and not own and self.data.labels.dtype.kind == "U":
-            own = tuple(np.unique(self.data.labels).tolist())
+        if names is None:
+            own = own or (tuple(np.unique(labels).tolist()) if labels.dtype.kind == "U" else ())
+        elif are_in_another_order(names, keys):
+            # The model's order is that of its scores; folders, for one, are sorted.
+            labels = reordered(labels, names, own, kind)
+            names = None
         if names is None and own:
-            card = replace(self.data.card, classes=own)
-            data = replace(self.data, card=card)
+            data = replace(self.data, card=replace(self.data.card, classes=own), relabelled=labels)
+            keys = own if self.data.class_names is not None else keys
         else:
             data = self.data
-        return replace(self, data=data, known=read_labels(self.data.labels, kind, names or (), keys, label))
+        return replace(self, data=data, known=read_labels(labels, kind, names or (), keys, label))
 
     @property
     def image_axes(self) -> dict[str, int]:

@@ -20,6 +20,7 @@ from onnx_cbq.graph.normalise import Normalised, normalise
 from onnx_cbq.graph.passes.constants import QUANTIZING, fold_constants, freeze_shapes
 from onnx_cbq.graph.passes.defaults import is_function, state_defaults
 from onnx_cbq.graph.shapes import Example
+from onnx_cbq.graph.tensors import with_constant_types
 from onnx_cbq.model import Model
 from onnx_cbq.runtime import Session
 
@@ -67,7 +68,7 @@ def _expand_functions(model: Model, example: Example) -> Model:
     # A function may be written in terms of others: HardSwish by HardSigmoid, GroupNormalization by several.
     while shorthand := _shorthand(model):
         model = state_defaults(model, example)
-        typed = onnx.shape_inference.infer_shapes(_with_constant_types(model.plain_skeleton()))
+        typed = onnx.shape_inference.infer_shapes(with_constant_types(model.plain_skeleton()))
         _add_types(typed, model, example)
         try:
             expanded = onnx.inliner.inline_selected_functions(typed, shorthand, inline_schema_functions=True)
@@ -79,15 +80,6 @@ def _expand_functions(model: Model, example: Example) -> Model:
             ) from error
         model = Model.from_skeleton(expanded, model.weights)
     return model
-
-
-def _with_constant_types(skeleton: onnx.ModelProto) -> onnx.ModelProto:
-    """The inliner looks for the type of every input in the value infos, those of initializers too."""
-    typed = onnx.ModelProto()
-    typed.CopyFrom(skeleton)
-    infos = (helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in skeleton.graph.initializer)
-    typed.graph.value_info.extend(infos)
-    return typed
 
 
 def _add_types(typed: onnx.ModelProto, model: Model, example: Example) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 
 import onnx.inliner
 import onnx.shape_inference
-from onnx import FunctionProto, ModelProto, NodeProto, helper
+from onnx import FunctionProto, ModelProto, NodeProto
 
 from onnx_cbq.allowance import advice, allowed
 from onnx_cbq.errors import ModelError
-from onnx_cbq.graph.tensors import every_node
+from onnx_cbq.graph.tensors import every_node, with_constant_types
 
 # Nodes after inlining: at least so many, or so many times those of the file.
 _LEAST_NODES = 10_000
@@ -64,22 +64,12 @@ def _converted(proto: ModelProto) -> ModelProto:
     """Functions of another operator set are inlined as they are converted, if onnx can; else onnxruntime runs them."""
     try:
         # The converter wants to know the types of what a function is given.
-        typed = onnx.shape_inference.infer_shapes(_with_constant_types(proto))
+        typed = onnx.shape_inference.infer_shapes(with_constant_types(proto))
         inlined = onnx.inliner.inline_local_functions(typed, convert_version=True)
     except Exception:  # noqa: BLE001, whatever onnx finds wrong, onnxruntime will say
         return proto
     inlined.graph.ClearField("value_info")
     return inlined
-
-
-def _with_constant_types(proto: ModelProto) -> ModelProto:
-    """The inliner looks for types in the value infos alone, those of initializers too."""
-    typed = ModelProto()
-    typed.CopyFrom(proto)
-    known = {info.name for info in (*typed.graph.value_info, *typed.graph.input, *typed.graph.output)}
-    missing = (t for t in typed.graph.initializer if t.name not in known)
-    typed.graph.value_info.extend(helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in missing)
-    return typed
 
 
 def _sizes(functions: Mapping[_Key, FunctionProto], label: str) -> dict[_Key, int]:

@@ -78,3 +78,13 @@ ARITHMETIC: Mapping[str, _Allows] = {
 }
 # The end of a grid may stand for them.
 SATURATION = frozenset(("Relu", "Clip"))
+# Operators of the other format, whose inputs are codes: where the activation, the weight and their zero points are.
+ON_CODES = {
+    "QLinearConv": (0, 3, 2),
+    "QLinearMatMul": (0, 3, 2),
+    "QGemm": (0, 3, 2),
+    "ConvInteger": (0, 1, 2),
+    "MatMulInteger": (0, 1, 2),
+    "MatMulIntegerToFloat": (0, 1, 4),
+    "DynamicQuantizeMatMul": (0, 1, -1),
+}

@@ -12,17 +12,13 @@ from onnx import NodeProto
 
 from onnx_cbq.captures import is_sealed, nodes_within
 from onnx_cbq.errors import ModelError
+from onnx_cbq.graph.integer_rules import ON_CODES
 from onnx_cbq.graph.leftover import left_float
 from onnx_cbq.graph.load import LAYER_OPERATORS
 from onnx_cbq.graph.shapes import Shapes
 from onnx_cbq.graph.windows import find_windows
 from onnx_cbq.model import Array, FreshNames, Model, attributes, is_generated_name
 from onnx_cbq.records import Layer, Layers, Use, Windows
-
-_ON_CODES = frozenset(
-    ("QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul")
-    + ("MatMulIntegerToFloat", "MatMulNBits")
-)
 
 
 def find_layers(model: Model, shapes: Shapes) -> Layers:
@@ -150,7 +146,7 @@ def _why_none(model: Model, reasons: Mapping[str, str]) -> str:
             f"its {len(inside)} layers stand in branches of If, Loop or Scan, where they stay float; export the model "
             f"without control flow (trace it with a fixed path)"
         )
-    codes = next((node.op_type for node in model.nodes if node.op_type in _ON_CODES), None)
+    codes = next((node.op_type for node in model.nodes if node.op_type in (*ON_CODES, "MatMulNBits")), None)
     if codes is not None:
         return f"it multiplies integers already ({codes}); start from the float model"
     return f"expected one of {', '.join(LAYER_OPERATORS)} with a constant weight, found none"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 
 def every_node(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
@@ -27,6 +27,16 @@ def inner_tensors(proto: ModelProto) -> Iterator[TensorProto]:
     yield from _inside(proto.graph)
     for function in proto.functions:
         yield from _of_nodes(function.node)
+
+
+def with_constant_types(proto: ModelProto) -> ModelProto:
+    """A copy with the types of initializers among the value infos, where alone onnx's inliner looks for types."""
+    typed = ModelProto()
+    typed.CopyFrom(proto)
+    known = {info.name for info in (*typed.graph.value_info, *typed.graph.input, *typed.graph.output)}
+    missing = (t for t in typed.graph.initializer if t.name not in known)
+    typed.graph.value_info.extend(helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in missing)
+    return typed
 
 
 def _inside(graph: GraphProto) -> Iterator[TensorProto]:

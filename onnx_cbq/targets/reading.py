@@ -10,7 +10,7 @@ import numpy as np
 from onnx import NodeProto
 
 from onnx_cbq.errors import ModelError
-from onnx_cbq.graph.integer_rules import MOVEMENT, SATURATION
+from onnx_cbq.graph.integer_rules import MOVEMENT, ON_CODES, SATURATION
 from onnx_cbq.graph.load import LAYER_OPERATORS
 from onnx_cbq.graph.passes.constants import QUANTIZING, fold_constants
 from onnx_cbq.graph.shapes import Example
@@ -18,16 +18,6 @@ from onnx_cbq.model import Array, Model, attributes
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 STANDARD = ("", "ai.onnx")
-# Operators of the other format, whose inputs are codes: where the activation, the weight and their zero points are.
-_ON_CODES = {
-    "QLinearConv": (0, 3, 2),
-    "QLinearMatMul": (0, 3, 2),
-    "QGemm": (0, 3, 2),
-    "ConvInteger": (0, 1, 2),
-    "MatMulInteger": (0, 1, 2),
-    "MatMulIntegerToFloat": (0, 1, 4),
-    "DynamicQuantizeMatMul": (0, 1, -1),
-}
 _CODES_OPERATOR = {
     "QLinearConv": "Conv",
     "ConvInteger": "Conv",
@@ -107,7 +97,7 @@ class Product:
     @property
     def on_codes(self) -> bool:
         """Whether the node itself multiplies codes, with no DequantizeLinear in front."""
-        return self.node.op_type in _ON_CODES
+        return self.node.op_type in ON_CODES
 
     @property
     def by_group(self) -> Array:
@@ -144,7 +134,7 @@ class QdqFile:
     @property
     def is_quantized(self) -> bool:
         """Whether any number in it is quantized."""
-        return any(node.op_type in (QUANTIZE, DEQUANTIZE, *_ON_CODES) for node in self.nodes)
+        return any(node.op_type in (QUANTIZE, DEQUANTIZE, *ON_CODES) for node in self.nodes)
 
     def grid(self, node: NodeProto) -> Grid:
         """That of a QuantizeLinear or DequantizeLinear."""
@@ -199,10 +189,10 @@ class QdqFile:
     @property
     def integer_products(self) -> int:
         """How many products stand in it as one node on codes: in a graph as it is run, those of integers."""
-        return sum(product.node.op_type in _ON_CODES for product in self.products)
+        return sum(product.node.op_type in ON_CODES for product in self.products)
 
     def _product(self, node: NodeProto) -> Product | None:
-        if node.op_type in _ON_CODES:
+        if node.op_type in ON_CODES:
             return self._on_codes(node)
         operator = node.op_type.removeprefix("Fused")
         if operator not in LAYER_OPERATORS or len(node.input) < 2:
@@ -230,7 +220,7 @@ class QdqFile:
         return one, two, three
 
     def _on_codes(self, node: NodeProto) -> Product | None:
-        activation, weight, zero = _ON_CODES[node.op_type]
+        activation, weight, zero = ON_CODES[node.op_type]
         codes = self.model.constant(node.input[weight]) if weight < len(node.input) else None
         if codes is None:
             return None

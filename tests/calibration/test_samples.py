@@ -390,3 +390,13 @@ def test_samples_without_any_label_are_refused(labels: list[list[int]], kind: Ki
     data = CalibrationSet.from_arrays(np.zeros((1, 2), np.float32), labels)
     with pytest.raises(CalibrationError, match="no sample has a label"):
         data.for_model([InputSpec("x", np.dtype(np.float32), (None, 2))]).labelled(kind)
+
+
+def test_columns_of_labels_follow_the_names_of_the_model() -> None:
+    """Of labels that say 0 or 1 for each class the columns are in the order of the card's names."""
+    data = CalibrationSet.from_arrays(np.zeros((2, 2), np.float32), [[1, 0, 0], [0, 1, 1]], ["ant", "bee", "cow"])
+    samples = data.for_model([InputSpec("x", np.dtype(np.float32), (None, 2))])
+    for _ in range(2):  # and are not moved again
+        samples = samples.labelled(Kind(3, several=True), ["cow", "ant", "bee"])
+        assert samples.known is not None
+        assert samples.known.truth.tolist() == [[0, 1, 0], [1, 0, 1]]
