@@ -24,6 +24,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -91,24 +92,56 @@ def attempt(seed: int, off: frozenset[str]) -> Found | None:
     return Found(*about, outcome.seconds, outcome.refused, shares=tuple(outcome.distances.values()))
 
 
-def attempts(seeds: range, off: frozenset[str]) -> list[Found]:
-    """A worker's part."""
+def attempts(seeds: range, off: frozenset[str], diary: Path) -> list[Found]:
+    """A worker's part; the diary tells which example a process ended with."""
     comparison.__dict__["median_latency"] = partial(median_latency, seconds=0)
     warnings.simplefilter("error")
-    return [found for seed in seeds if (found := attempt(seed, off)) is not None]
+    results = []
+    for seed in seeds:
+        (diary / str(seeds.start)).write_text(str(seed))
+        if (found := attempt(seed, off)) is not None:
+            results.append(found)
+    (diary / str(seeds.start)).unlink()
+    return results
+
+
+def in_processes(ranges: list[range], jobs: int, off: frozenset[str]) -> Iterator[list[Found]]:
+    """What comes of each range; an example that ends its process is a fault, and the rest of its range goes on."""
+    waiting = list(ranges)
+    while waiting:
+        with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(jobs) as pool:
+            runs = {seeds: pool.submit(attempts, seeds, off, Path(folder)) for seeds in waiting}
+            waiting = []
+            for seeds, run in runs.items():
+                diary = Path(folder) / str(seeds.start)
+                try:
+                    yield run.result()
+                except BrokenProcessPool:
+                    if not diary.exists():
+                        waiting.append(seeds)
+                        continue
+                    # Several may have been under way: those before the last one are run again, one process each.
+                    last = int(diary.read_text())
+                    if jobs > 1:
+                        yield from in_processes([range(seed, seed + 1) for seed in seeds], 1, off)
+                        continue
+                    made = example(last, off)
+                    assert made is not None
+                    about = last, made[1].name, made[0].features
+                    yield [Found(*about, 0.0, wrong="ends the process", detail="in native code")]
+                    waiting += [part for part in (range(seeds.start, last), range(last + 1, seeds.stop)) if part]
 
 
 def tried(arguments: argparse.Namespace, off: frozenset[str]) -> Iterator[Found]:
     """All examples, until their number or the time is reached."""
     until = time.monotonic() + 60 * arguments.minutes
     starts = iter(range(arguments.seed, arguments.seed + arguments.examples, _BATCH))
-    with ProcessPoolExecutor(arguments.jobs) as pool:
-        while time.monotonic() < until:
-            ranges = [range(start, start + _BATCH) for start, _ in zip(starts, range(4 * arguments.jobs), strict=False)]
-            if not ranges:
-                return
-            for part in pool.map(partial(attempts, off=off), ranges):
-                yield from part
+    while time.monotonic() < until:
+        ranges = [range(start, start + _BATCH) for start, _ in zip(starts, range(16 * arguments.jobs), strict=False)]
+        if not ranges:
+            return
+        for part in in_processes(ranges, arguments.jobs, off):
+            yield from part
 
 
 def write(found: Found, off: frozenset[str], folder: Path) -> None:
