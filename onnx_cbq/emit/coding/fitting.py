@@ -153,7 +153,8 @@ def _best_distribution(group: Group, samples: Sequence[tuple[Piece, Array]]) -> 
         added = best[1]
         lowest = bits(added, shape)
         for step in (1, -1):
-            while (found := bits(added + step, shape)) < lowest:
+            # What is added to the index is stored as a byte, however narrow the codes are.
+            while 0 <= group.sigma + added + step < SIGMAS and (found := bits(added + step, shape)) < lowest:
                 lowest, added = found, added + step
         best = min(best, (lowest, added, shape))
     counted = len(values) * _entropy(plain.counts) + _COUNT_BITS * group.count
