@@ -18,12 +18,12 @@ def data_file(name: str) -> Path:
     """A file of the real data; ends the run with one line where it is missing."""
     folder = Path(os.environ.get("ONNX_CBQ_DATA", ROOT.parent / "shared" / "data"))
     if not (folder / name).exists():
-        sys.exit(f"{folder / name} is missing; set ONNX_CBQ_DATA to the folder of the data (README.md, The data)")
+        sys.exit(f"{folder / name} is missing; set ONNX_CBQ_DATA to the folder of the data (docs/results.md, The data)")
     return folder / name
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A Markdown table, as the README shows it."""
+    """A Markdown table, as the documentation shows it."""
     for row in (header, ["---"] + ["---:"] * (len(header) - 1), *rows):
         print("| " + " | ".join(row) + " |")
 

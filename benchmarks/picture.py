@@ -25,7 +25,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 COLOURS = ("#d55e00", "#0a85c7", "#009e73", "#b5679a")
 # Contrast above 4 on white and on black.
 GREY = "#808080"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 10,
@@ -121,7 +121,7 @@ def main() -> None:
     """Read, draw, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("curves", type=Path, nargs="+", metavar="CURVE.json", help=f"at most {len(COLOURS)}")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("tradeoff.svg"))
+    parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "docs" / "tradeoff.svg")
     parser.add_argument("--title", default="accuracy, %", help="what is said above the picture")
     options = parser.parse_args()
     if len(options.curves) > len(COLOURS):
