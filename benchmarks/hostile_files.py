@@ -29,7 +29,8 @@ from typing import Any
 import numpy as np
 from common import Requirements
 
-from onnx_cbq import cli, comparison
+from onnx_cbq import comparison
+from onnx_cbq.cli.main import COMMANDS, load
 from onnx_cbq.runtime import median_latency
 from tests.hostile.archives import archives_of, damaged
 from tests.hostile.bases import CLASSES, FLOAT, SHAPE, on_integers, quantized
@@ -178,6 +179,8 @@ def main() -> int:
     # As the command does: they are for whoever writes a program.
     warnings.simplefilter("ignore")
     setattr(comparison, "median_latency", partial(median_latency, seconds=0))  # noqa: B010, that name is not its own
+    for command in COMMANDS:
+        load(command)  # once, before processes are forked
     made = quantized()
     bases = [make() for make in FLOAT] + [made, on_integers()]
     models = partial(run_model, seed=arguments.seed, bases=bases)
@@ -196,5 +199,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    assert cli.app is not None
     sys.exit(main())

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from common import CARDS, Requirements, data_file, print_table
@@ -30,18 +30,15 @@ from scipy.special import softmax
 
 from onnx_cbq import CalibrationSet, QuantizeConfig
 from onnx_cbq.calibration.samples import Batch, Draw, draw
-from onnx_cbq.clusters import find_groups
-from onnx_cbq.codebooks import Share, ShareEvidence, gather_shares, round_to_values
 from onnx_cbq.gradient.backward import attach, build_backward
 from onnx_cbq.gradient.expand import expand
+from onnx_cbq.methods.codebooks import HessianKMeans
+from onnx_cbq.methods.shared_values import Share, ShareEvidence, round_to_values
 from onnx_cbq.model import Array
-from onnx_cbq.planning import gather_evidence
-from onnx_cbq.progress import silent
 from onnx_cbq.quantize.codebook import code_lengths, ecsq, kmeans, make_codebook
 from onnx_cbq.quantize.patches import input_rows
-from onnx_cbq.rounding import run_of
 from onnx_cbq.runtime import Session
-from onnx_cbq.statistics import Run
+from onnx_cbq.stages.scene import Scene, make_scene
 from onnx_cbq.workload import Workload, prepare
 
 NETS = {
@@ -58,6 +55,9 @@ _HALVINGS = 24
 _STRIDE = 16
 _RAISE = 1.05
 
+# What `quantize` makes its codebooks by.
+METHOD = HessianKMeans()
+
 # A weight's values -> those in place of them, and the share of weights that each takes.
 Assigned = tuple[Array, Array]
 
@@ -66,28 +66,29 @@ Assigned = tuple[Array, Array]
 class Net:
     """A net with what its comparison needs: weights and Hessians of all layers in one row."""
 
-    work: Workload
-    run: Run
+    scene: Scene
     tests: list[Batch]
     shares: ShareEvidence
     values: Array
     product: Array
     own: Array
 
+    @property
+    def work(self) -> Workload:
+        """The net and its calibration samples."""
+        return self.scene.work
+
 
 def load(model: str, card: str, data: str) -> Net:
     """The net, its samples, and both estimates of its Hessian."""
     sets = [CalibrationSet.from_card(CARDS / card, data_file(f"{data}_{part}.npz")) for part in ("calibration", "test")]
     work, test = (prepare(data_file(model), samples) for samples in sets)
-    drawn = draw(work.samples, work.class_names, SAMPLES, 0)
-    config = QuantizeConfig(codebook="hessian-kmeans")
-    run = run_of(work, drawn, config.compensation, np.ones(work.logits.classes))
-    shares = evidence(work, drawn, config, run)
-    own = own_squares(work, drawn)
+    scene = gather(work)
+    shares = METHOD.shares(scene.evidence, scene.settings.rounding, METHOD.option)
+    own = own_squares(work, scene.drawn)
     images = draw(test.samples, test.class_names, IMAGES, 0).indices
     return Net(
-        work=work,
-        run=run,
+        scene=scene,
         tests=list(test.samples.batches(images, 100)),
         shares=shares,
         values=_row(work, {layer.name: layer.rows(work.model.weight(layer.weight)) for layer in work.layers}),
@@ -96,11 +97,10 @@ def load(model: str, card: str, data: str) -> Net:
     )
 
 
-def evidence(work: Workload, drawn: Draw, config: QuantizeConfig, run: Run) -> ShareEvidence:
-    """What `quantize` makes its codebooks of."""
-    groups = find_groups(work, drawn, None)
-    gathered = gather_evidence(work, drawn, groups, config, run.class_weights, silent)
-    return gather_shares(work, gathered, None, config, run)
+def gather(work: Workload) -> Scene:
+    """What `quantize` makes its codebooks of, activations in float; all samples drawn count for the Hessian."""
+    settings = QuantizeConfig(method=METHOD, activation_bits=0, samples=SAMPLES).choice.scene
+    return make_scene(work, replace(settings, samples=replace(settings.samples, held_back=0.0)))
 
 
 def own_squares(work: Workload, drawn: Draw) -> dict[str, Array]:
@@ -224,8 +224,7 @@ def kmeans_at_rate(net: Net, rate: float) -> Array:
 
 def compensated(net: Net, bits: int) -> float:
     """What `quantize --codebook hessian-kmeans` does by default, activations in float."""
-    config = QuantizeConfig(codebook="hessian-kmeans", bits=bits)
-    rounded = round_to_values(net.work, None, net.shares, Share(config, 1 << bits), net.run)
+    rounded = round_to_values(net.scene, METHOD, net.shares, Share(1 << bits))
     return accuracy(net, rounded.constants(net.work.layers))
 
 

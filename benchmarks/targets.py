@@ -129,7 +129,7 @@ def run(job: Job, test: Test, path: Path, required: Requirements) -> tuple[list[
         required.at_least(f"{job.title}: top-1", top1, test.top1(test.outputs(data_file(job.model))) - job.below_float)
     required.at_least(f"{job.title}: top-1 beside the plain graph's", top1, of_plain - LARGEST_PLAIN_GAP)
     required.at_most(f"{job.title}: % predicted differently by the plain graph", differing, MOST_DIFFERING)
-    checked = check(path, job.config.target)
+    checked = check(path, job.config.choice.target.name)
     required.at_most(f"{job.title}: violations", len(checked.violations) + (not checked.pair_safe), 0)
     return [job.title, f"{top1:.2f}", f"{of_plain:.2f}", f"{differing:.2f}", f"{path.stat().st_size:,}"], of_plain
 

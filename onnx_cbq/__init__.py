@@ -19,7 +19,6 @@ if TYPE_CHECKING:
         CbqConfig,
         DataFreeConfig,
         DifferentiableConfig,
-        QuantizeConfig,
         RateDistortionConfig,
         RefineConfig,
         RoundingConfig,
@@ -38,7 +37,11 @@ if TYPE_CHECKING:
         UnsupportedOperatorError,
         VerificationError,
     )
-    from onnx_cbq.pipeline import check, evaluate, quantize, quantize_without_data, score
+    from onnx_cbq.jobs.evaluate import evaluate
+    from onnx_cbq.jobs.inspect import check
+    from onnx_cbq.jobs.quantize import quantize, quantize_without_data
+    from onnx_cbq.jobs.score import score
+    from onnx_cbq.jobs.settings import QuantizeConfig
     from onnx_cbq.records import Evaluation, LayerScores, Plan, Scores
     from onnx_cbq.result import CheckResult, EvaluationResult, Result
     from onnx_cbq.stepping.session import Step, SteppingSession
@@ -104,7 +107,7 @@ _WHERE = {
     "OnnxCbqError": "onnx_cbq.errors",
     "OutputError": "onnx_cbq.errors",
     "Plan": "onnx_cbq.records",
-    "QuantizeConfig": "onnx_cbq.config",
+    "QuantizeConfig": "onnx_cbq.jobs.settings",
     "RateDistortionConfig": "onnx_cbq.config",
     "RefineConfig": "onnx_cbq.config",
     "Result": "onnx_cbq.result",
@@ -118,13 +121,13 @@ _WHERE = {
     "UnsupportedOperatorError": "onnx_cbq.errors",
     "VerificationError": "onnx_cbq.errors",
     "archive": "onnx_cbq.emit.archive",
-    "check": "onnx_cbq.pipeline",
-    "evaluate": "onnx_cbq.pipeline",
+    "check": "onnx_cbq.jobs.inspect",
+    "evaluate": "onnx_cbq.jobs.evaluate",
     "make_steps": "onnx_cbq.subnets",
-    "quantize": "onnx_cbq.pipeline",
-    "quantize_without_data": "onnx_cbq.pipeline",
+    "quantize": "onnx_cbq.jobs.quantize",
+    "quantize_without_data": "onnx_cbq.jobs.quantize",
     "restore": "onnx_cbq.emit.archive",
-    "score": "onnx_cbq.pipeline",
+    "score": "onnx_cbq.jobs.score",
 }
 
 

@@ -23,10 +23,10 @@ def main() -> None:
     stopping.watch()
     # They are for whoever writes a program; what a user should know is an error or a note.
     warnings.simplefilter("ignore")
-    from onnx_cbq import cli
+    from onnx_cbq.cli.main import main as run
 
     try:
-        cli.main()
+        run()
     except SystemExit as end:
         if end.code == _STOPPED:
             stopping.leave(said=True)

@@ -31,8 +31,10 @@ from onnx_cbq.quantize.schemes import (
     signal_to_noise,
 )
 from onnx_cbq.records import Layer, Layers, LayerWeights, Plan
-from onnx_cbq.result import to_json_text
+from onnx_cbq.records.figures import to_json_text
 from onnx_cbq.search.rate_distortion import allocate
+from onnx_cbq.settings import changed_options
+from onnx_cbq.storage import Int8, find_storage
 from onnx_cbq.temporary import temporary_folder
 from onnx_cbq.verify import check_equal, check_outputs
 from onnx_cbq.workload import ModelSource, size_of
@@ -91,9 +93,9 @@ class DataFreeResult:
             "notes": list(self.notes),
             "seconds": dict(self.seconds),
             "versions": dict(self.versions),
-            "settings": asdict(self.config),
+            "settings": {"data-free": True, **changed_options(self.config)},
         }
-        return to_json_text(content)
+        return to_json_text("quantize --data-free", content)
 
 
 def quantize_data_free(
@@ -119,15 +121,17 @@ def quantize_data_free(
         statistics = {name: _statistics(rows[name], found[name], plan.bits[name]) for name in found}
         weights = {layer.name: _weights(layer, found[layer.name], plan.bits[layer.name]) for layer in layers}
     with clock.stage("emit"):
-        output = emit_qdq(normalised.model, layers, weights, NO_ACTIVATIONS, {}, config.storage)
+        storage = find_storage(config.storage)()
+        output = emit_qdq(normalised.model, layers, weights, NO_ACTIVATIONS, {}, storage.codes())
+        output = storage.finish(output)
         output = with_metadata(output, layers, plan, (f"data-free {config.scheme}", versions.get("onnx-cbq", "")))
     with clock.stage("verify"), temporary_folder() as folder:
         path = folder / "quantized.onnx"
         size = write_model(output, path)
         check_outputs(path, normalised.model, example.feeds)
         check_kernels(path, example.feeds)
-        if config.storage != "int8":
-            plain = emit_qdq(normalised.model, layers, weights, NO_ACTIVATIONS, {}, "int8")
+        if storage != Int8():
+            plain = emit_qdq(normalised.model, layers, weights, NO_ACTIVATIONS, {})
             check_equal(path, plain, example.feeds)
     return DataFreeResult(
         output, plan, layers, statistics, size_of(model), size, clock.seconds, normalised.notes, versions, config

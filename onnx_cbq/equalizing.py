@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnx_cbq.calibration.samples import Draw
-from onnx_cbq.config import MOST_BITS, QuantizeConfig
+from onnx_cbq.config import MOST_BITS
 from onnx_cbq.emit.qdq import simulate_activations
 from onnx_cbq.graph.equalize import Pair, equalized, factors, find_pairs, scale_columns
 from onnx_cbq.graph.normalise import normalise
@@ -29,7 +29,9 @@ from onnx_cbq.records import ActivationGrid, Grouping, Layer, Layers, Plan
 from onnx_cbq.rounding import fitting_plan, round_in_order, round_to_nearest, run_of
 from onnx_cbq.scoring import batch_size
 from onnx_cbq.search.rate_distortion import saves
-from onnx_cbq.solving import aim, choose_grids, draw_samples, weights_of
+from onnx_cbq.stages.activations import choose_grids
+from onnx_cbq.stages.samples import draw_samples, weights_of
+from onnx_cbq.stages.scene import SceneSettings
 from onnx_cbq.statistics import collect_ranges
 from onnx_cbq.workload import Workload
 
@@ -63,8 +65,10 @@ class _Trial:
     constants: Mapping[Pair, Mapping[str, Array]]
 
 
-def equalize(work: Workload, config: QuantizeConfig, progress: Progress = silent) -> Workload:
-    """`work` with those pairs of layers equalized that gain by it, and a note that says which.
+def equalize(work: Workload, settings: SceneSettings, bits: float, progress: Progress = silent) -> Workload:
+    """`work`, aimed at its target, with pairs of layers equalized that gain by it, and a note that says which.
+
+    What they gain is measured with weights of about `bits`.
 
     Cost: some runs over a few of the samples, and one over the held-back ones for each pair if there is anything to
     gain; next to nothing without pairs whose channels are unlike.
@@ -72,9 +76,8 @@ def equalize(work: Workload, config: QuantizeConfig, progress: Progress = silent
     Raises:
         OnnxCbqError: the samples are too few, or a class is unknown.
     """
-    work = aim(work, config)
-    weights = weights_of(work, config)
-    train, held = draw_samples(work, config, weights).split(_HELD_BACK)
+    weights = weights_of(work, settings.samples)
+    train, held = draw_samples(work, settings.samples, weights).split(_HELD_BACK)
     pairs = find_pairs(work.model, work.layers, work.example.shapes(work.model))
     if not pairs or len(held.indices) < _FEWEST_HELD:
         return work
@@ -88,7 +91,8 @@ def equalize(work: Workload, config: QuantizeConfig, progress: Progress = silent
     promising = sorted((pair for pair in pairs if noise[pair] < _LARGEST_NOISE), key=lambda pair: noise[pair])
     if not promising:
         return work
-    trials = _Trials(work, config, ranges, (few, held), promising)
+    width = max(round(bits), 1)
+    trials = _Trials(work, settings, width, ranges, (few, held), promising)
     before, after, chosen = _search(trials, promising, weights, progress)
     if not chosen:
         return work
@@ -133,7 +137,8 @@ class _Trials:
     def __init__(
         self,
         work: Workload,
-        config: QuantizeConfig,
+        settings: SceneSettings,
+        width: int,
         ranges: Mapping[Pair, Array],
         split: tuple[Draw, Draw],
         pairs: Sequence[Pair],
@@ -143,8 +148,10 @@ class _Trials:
         self._placement = work.placement
         between = {name for pair in pairs for name in pair.path}
         rest = [name for name in self._placement.measured if name not in between]
-        self._grids = choose_grids(work, rest, few, config, silent)
-        self._trials = {s: _trial(work, config, ranges, few, dict.fromkeys(pairs, s)) for s in (0.0, *STRENGTHS)}
+        self._grids = choose_grids(work, rest, few, settings.activations)
+        self._trials = {
+            s: _trial(work, settings, width, ranges, few, dict.fromkeys(pairs, s)) for s in (0.0, *STRENGTHS)
+        }
         groups = Grouping.single(work.class_names)
         samples = (work.samples, held.indices, batch_size(work.layers))
         outputs = work.logits, groups
@@ -163,39 +170,44 @@ class _Trials:
 
 
 def _trial(
-    work: Workload, config: QuantizeConfig, ranges: Mapping[Pair, Array], drawn: Draw, strengths: Chosen
+    work: Workload,
+    settings: SceneSettings,
+    width: int,
+    ranges: Mapping[Pair, Array],
+    drawn: Draw,
+    strengths: Chosen,
 ) -> _Trial:
     scales = _scales(ranges, strengths)
     model = equalized(work.model, scales)
     changed = replace(work, model=model)
     paths = {pair: [name for name in pair.path if name in work.placement.measured] for pair in strengths}
     tensors = list(dict.fromkeys(name for path in paths.values() for name in path))
-    grids = choose_grids(changed, tensors, drawn, config, silent)
-    rounded = equalized(model.with_constants(_rounded(changed, config, drawn, list(strengths))), _inverse(scales))
+    grids = choose_grids(changed, tensors, drawn, settings.activations)
+    constants = _rounded(changed, settings, width, drawn, list(strengths))
+    rounded = equalized(model.with_constants(constants), _inverse(scales))
     return _Trial(
         {pair: {name: grids[name] for name in path} for pair, path in paths.items()},
         {pair: {name: rounded.weight(name) for name in _constants(pair)} for pair in strengths},
     )
 
 
-def _rounded(work: Workload, config: QuantizeConfig, drawn: Draw, pairs: Sequence[Pair]) -> dict[str, Array]:
-    """Weights and biases of the second layers, rounded to the average width as the settings say, in a single pass.
+def _rounded(
+    work: Workload, settings: SceneSettings, width: int, drawn: Draw, pairs: Sequence[Pair]
+) -> dict[str, Array]:
+    """Weights and biases of the second layers, rounded to `width` bits as the settings say, in a single pass.
 
     Wide layers would take minutes to compensate; there it is rounding to nearest with one bit more.
     """
-    width = max(round(config.bits), 1)
-    compensates = config.rounding == "compensate"
+    compensates = settings.rounding.compensates
     wide = [p.second for p in pairs if not compensates or p.second.weights_per_channel > _WIDEST_COMPENSATED]
     rest = [p.second for p in pairs if p.second not in wide]
     nearest, quick = _plan(wide, min(width + compensates, MOST_BITS)), _plan(rest, width)
     constants = round_to_nearest(work.model, Layers(tuple(wide)), nearest).constants(Layers(tuple(wide)))
     if rest:
-        settings = replace(config.compensation, refits=0, sweeps=0, rows=_ROWS, passes=1)
-        run = run_of(work, drawn, settings, weights_of(work, config))
-        layers = Layers(tuple(rest))
-        constants |= round_in_order(work.model, None, layers, fitting_plan(quick, settings), run, settings).constants(
-            layers
-        )
+        quickly = replace(settings.compensation, refits=0, sweeps=0, rows=_ROWS, passes=1)
+        run = run_of(work, drawn, quickly, weights_of(work, settings.samples))
+        layers, fitting = Layers(tuple(rest)), fitting_plan(quick, quickly)
+        constants |= round_in_order(work.model, None, layers, fitting, run, quickly).constants(layers)
     return constants
 
 

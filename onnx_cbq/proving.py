@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from onnx_cbq.calibration.samples import Draw, everything
 from onnx_cbq.comparison import Comparison, Fidelity, compare
-from onnx_cbq.config import QuantizeConfig
-from onnx_cbq.emit.archive import archive, restore
 from onnx_cbq.emit.files import compressed_size, write_model
-from onnx_cbq.emit.fixing import fix_sizes
-from onnx_cbq.emit.metadata import with_metadata
 from onnx_cbq.errors import VerificationError
+from onnx_cbq.evidence import Evidence
 from onnx_cbq.graph.load import load
 from onnx_cbq.kernels import check_kernels, deviations
+from onnx_cbq.methods import Method
 from onnx_cbq.model import Model
-from onnx_cbq.planning import Evidence, Planned
 from onnx_cbq.processor import architecture, processor_kind
-from onnx_cbq.progress import Progress, silent
-from onnx_cbq.records import Grouping, Layer, LayerWeights, Plan
+from onnx_cbq.records import Grouping, Layer, LayerWeights
 from onnx_cbq.records.lanes import lanes
 from onnx_cbq.result import Sizes
 from onnx_cbq.rounding import Rounded
 from onnx_cbq.runtime import Feeds, Session, saturates
-from onnx_cbq.solving import Setting, Solution, choose_grids, emit_solution, make_solution, with_room
+from onnx_cbq.stages.activations import choose_grids
+from onnx_cbq.stages.scene import Scene, SceneSettings
+from onnx_cbq.stages.solution import Chosen, Solution, emit_solution, make_solution
+from onnx_cbq.stages.written import write_solution
+from onnx_cbq.storage import Dump, Int8
 from onnx_cbq.targets.lint import Violation, lint
 from onnx_cbq.targets.reading import QdqFile
 from onnx_cbq.targets.running import Run
@@ -54,34 +53,17 @@ class Proof:
     Attributes:
         comparison: evaluations of the float model and of the file on all samples of the card.
         sizes: in bytes.
+        dump: what is saved.
         notes: what a user should know.
     """
 
     comparison: Comparison
     sizes: Sizes
+    dump: Dump
     notes: tuple[str, ...]
 
 
-def write_solution(setting: Setting, solution: Solution) -> Model:
-    """The model that a solution is written as, with the plan in its metadata."""
-    output, config, work = emit_solution(setting, solution), setting.config, setting.work
-    if work.target.file.sizes:
-        output = fix_sizes(output, work.example)
-    method = config.codebook if config.shares_values else config.method
-    made_by = method, version("onnx-cbq")
-    written, removed = solution.written.layers, solution.removal.removed
-    return with_metadata(output, work.layers, solution.plan, made_by, written, removed)
-
-
-def file_size(setting: Setting, solution: Solution) -> int:
-    """Bytes of the file, or the archive, that a solution would become."""
-    proto = write_solution(setting, solution).to_proto()
-    if setting.config.storage == "archive":
-        return len(archive(proto, setting.config.coder).content)
-    return len(proto.SerializeToString())
-
-
-def attempt(work: Workload, config: QuantizeConfig) -> None:
+def attempt(work: Workload, method: Method, settings: SceneSettings, *, run_check: bool = True) -> None:
     """Go the whole way once with a handful of samples and weights rounded without care, before the long stages.
 
     Cost: a few runs, and a pass over the weights.
@@ -90,59 +72,62 @@ def attempt(work: Workload, config: QuantizeConfig) -> None:
         VerificationError: what would be written cannot be loaded, or is not what it should be; or this processor
             cannot run what is for the target.
     """
-    integers = config.activation_bits * bool(work.placement.measured)
+    integers = settings.activations.bits * bool(work.placement.measured)
     meets = lanes((2,), (1 << integers) - 1) is not None
-    if config.run_check and work.target.needs == "vnni" and meets and saturates():
+    if run_check and work.target.needs == "vnni" and meets and saturates():
         raise VerificationError(
             f"--target {work.target.name}: the integer kernels of this processor ({processor_kind()}) saturate, so the "
             f"file cannot be run here as it will run there; use --target cpu, or say --no-run-check"
         )
     indices = np.arange(min(_TRIED, len(work.samples.labels)))
-    few, weights = Draw((indices,)), np.ones(len(work.class_names))
-    grids = choose_grids(work, work.placement.measured, few, config, silent)
-    setting = Setting(work, config, few, weights, Evidence(Grouping.single(work.class_names)), None, grids, None)
-    rounded = Rounded({layer.name: _trial_weights(layer, work.model, config) for layer in work.layers}, {}, ())
-    plan = Plan({name: found.bits for name, found in rounded.weights.items()})
-    solution = make_solution(setting, Planned(plan), with_room(setting, rounded))
+    few, ones = Draw((indices,)), np.ones(len(work.class_names))
+    grids = choose_grids(work, work.placement.measured, few, settings.activations)
+    scene = Scene(work, settings, few, ones, Evidence(work, few, few, ones, Grouping.single(work.class_names)), grids)
+    weights = {layer.name: method.trial_weights(_trial_weights(layer, work.model)) for layer in work.layers}
+    solution = make_solution(scene, Chosen(Rounded(weights, {}, ())))
     with temporary_folder() as folder:
         path = folder / "trial.onnx"
-        write_model(write_solution(setting, solution), path)
-        check_written(setting, solution, path, work.example.feeds)
+        write_model(write_solution(scene, method.label, solution), path)
+        check_written(scene, solution, path, work.example.feeds, run_check=run_check)
 
 
-def prove(setting: Setting, solution: Solution, output: Model, progress: Progress) -> Proof:
+def prove(scene: Scene, solution: Solution, output: Model, *, run_check: bool = True) -> Proof:
     """Check the file that the model becomes, and run it beside the float model on all samples of the card.
 
     Raises:
         VerificationError: it failed.
     """
-    work, config = setting.work, setting.config
+    work, storage = scene.work, scene.settings.storage
     with temporary_folder() as folder:
         path = folder / "quantized.onnx"
         size = write_model(output, path)
-        slow = check_written(setting, solution, path, _some_samples(work))
-        if config.storage != "int8":
-            check_equal(path, emit_solution(setting, solution, "int8"), work.example.feeds)
+        slow = check_written(scene, solution, path, _some_samples(work), run_check=run_check)
+        plain_bytes = Int8()
+        if storage != plain_bytes:
+            check_equal(path, emit_solution(scene, solution, plain_bytes), work.example.feeds)
         ideal = math.ceil(solution.plan.average_bits(work.layers) * work.layers.size / 8)
-        sizes = Sizes(ideal, size, compressed_size(path))
-        if config.storage == "archive":
-            sizes = _archive_sizes(sizes, path, setting)
+        dump = storage.dump(output, path)
+        coded = None if dump.code_bytes is None else 8 * dump.code_bytes / work.layers.size
+        sizes = Sizes(ideal, size, compressed_size(path), dump.archive_bytes, coded)
         plain = Session(path, float_weights=True)
         comparison = compare(
-            [work.source, path if config.run_check else plain],
+            [work.source, path if run_check else plain],
             [work.source_bytes, size],
             work.logits,
             work.samples,
             everything(work.samples, work.class_names),
-            progress,
-            plain if config.run_check else None,
+            scene.progress,
+            plain if run_check else None,
         )
         if comparison.fidelity is not None and not comparison.fidelity.holds():
             raise VerificationError(_unfaithful(comparison.fidelity, path, _some_samples(work)))
-    return Proof(comparison, sizes, (*_notes(setting, comparison, sizes), *_slower_there(slow, work.target)))
+    notes = (*_notes(scene, comparison, sizes, run_check=run_check), *_slower_there(slow, work.target))
+    return Proof(comparison, sizes, dump, notes)
 
 
-def check_written(setting: Setting, solution: Solution, path: Path, feeds: Feeds) -> list[Violation]:
+def check_written(
+    scene: Scene, solution: Solution, path: Path, feeds: Feeds, *, run_check: bool = True
+) -> list[Violation]:
     """Hold a written file against the solution, against its target, and its kernels against what it says.
 
     Returns what the target runs, but slowly.
@@ -150,7 +135,7 @@ def check_written(setting: Setting, solution: Solution, path: Path, feeds: Feeds
     Raises:
         VerificationError: something does not hold.
     """
-    work = setting.work
+    work = scene.work
     check_file(path, work.model, solution.written.layers, solution.written.weights, work.example.feeds)
     if not work.target.file.sizes:
         check_sizes(path, work.model, work.example.at_another_size(work.model))
@@ -161,7 +146,7 @@ def check_written(setting: Setting, solution: Solution, path: Path, feeds: Feeds
         raise VerificationError(
             f"the file is not fit for --target {work.target.name}: {broken[0]}; give another --target, or report it"
         )
-    if setting.config.run_check:
+    if run_check:
         check_kernels(path, _cut(path, feeds))
     return [violation for violation in found if violation.effect == "slow"]
 
@@ -182,15 +167,6 @@ def _unfaithful(found: Fidelity, path: Path, feeds: Feeds) -> str:
     )
 
 
-def _archive_sizes(sizes: Sizes, path: Path, setting: Setting) -> Sizes:
-    """What the archive takes, once it has been shown to give the same file again."""
-    made = archive(path, setting.config.coder)
-    if restore(made.content) != path.read_bytes():
-        raise VerificationError("the archive does not give the same file again; report this as a bug")
-    coded = 8 * made.code_bytes / setting.work.layers.size
-    return replace(sizes, archive=len(made.content), coded_bits=coded)
-
-
 def _some_samples(work: Workload) -> Feeds:
     """Samples from all over the card, as many as fit."""
     one = work.samples.read([0])
@@ -199,7 +175,7 @@ def _some_samples(work: Workload) -> Feeds:
     return work.samples.read(np.linspace(0, len(work.samples.labels) - 1, count).astype(np.int64))
 
 
-def _trial_weights(layer: Layer, model: Model, config: QuantizeConfig) -> LayerWeights:
+def _trial_weights(layer: Layer, model: Model) -> LayerWeights:
     """A layer's weights on the nearest codes of 7 bits, the largest of each channel on the last."""
     rows, largest = layer.rows(model.weight(layer.weight)), (1 << (_TRIAL_BITS - 1)) - 1
     reach = np.abs(rows).max(axis=1) / largest
@@ -208,8 +184,7 @@ def _trial_weights(layer: Layer, model: Model, config: QuantizeConfig) -> LayerW
     scale = np.exp2(np.ceil(np.log2(scale))) if layer.rules.power_of_two else scale
     codes = layer.unrows(np.clip(np.rint(rows / scale[:, None]), -largest, largest).astype(np.int8))
     bits = np.full(layer.channels, _TRIAL_BITS, np.int8)
-    table = np.arange(-largest, largest + 1, dtype=np.int8) if config.shares_values else None
-    return LayerWeights(codes, scale, bits, table=table)
+    return LayerWeights(codes, scale, bits)
 
 
 def _slower_there(found: Sequence[Violation], target: Target) -> tuple[str, ...]:
@@ -220,29 +195,29 @@ def _slower_there(found: Sequence[Violation], target: Target) -> tuple[str, ...]
     return (f"{target.name} runs a part of the file in float or elsewhere: {found[0]}{more}; check lists them",)
 
 
-def _notes(setting: Setting, comparison: Comparison, sizes: Sizes) -> tuple[str, ...]:
+def _notes(scene: Scene, comparison: Comparison, sizes: Sizes, *, run_check: bool) -> tuple[str, ...]:
     """What a user should know of the file: where it is no better than the float model, and what stayed float."""
-    config = setting.config
     before, after = comparison.evaluations
     notes = []
     smallest = sizes.file if sizes.archive is None else sizes.archive
     if smallest >= before.bytes:
         notes.append(f"the file is not smaller than the float model: {smallest:,} bytes, float {before.bytes:,}")
-    target = setting.work.target
+    target = scene.work.target
     if architecture() not in target.machines:
         notes.append(f"accuracy and latency are those of onnxruntime's CPU provider here, not of {target.what}")
-    elif config.run_check and after.latency_ms > _SLOWER * before.latency_ms:
+    elif run_check and after.latency_ms > _SLOWER * before.latency_ms:
         ratio = after.latency_ms / before.latency_ms
         notes.append(
             f"slower than the float model on this processor ({processor_kind()}): {ratio:.2f} times its latency"
         )
-    if not setting.grids and config.storage == "int8" and comparison.plain_latency_ms is not None:
+    folds = scene.settings.storage.folds
+    if not scene.grids and not folds and comparison.plain_latency_ms is not None:
         notes.append(
             f"weights only: onnxruntime makes them float on every run; with the session option "
             f"session.disable_quant_qdq=1 it does so once: {comparison.plain_latency_ms:.3f} ms here; "
             f"--storage packed needs no option"
         )
-    if not config.run_check:
+    if not run_check:
         notes.append(
             "--no-run-check: accuracy and latency are those of the plain graph in float; integer kernels were not run"
         )

@@ -6,17 +6,16 @@ It is the third step of CBQ (Sun et al., DATE 2023, arXiv 2211.14928), and works
 from __future__ import annotations
 
 import hashlib
-import json
 import zipfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnx_cbq.calibration.samples import draw
 from onnx_cbq.config import RefineConfig
-from onnx_cbq.emit.archive import coded_bits
 from onnx_cbq.errors import OutputError
-from onnx_cbq.progress import Progress, silent
-from onnx_cbq.solving import Setting, Solution, make_solution, with_room
+from onnx_cbq.methods import Learning, Method
+from onnx_cbq.stages.scene import Scene
+from onnx_cbq.stages.solution import Solution, make_solution
 from onnx_cbq.training import check_torch
 from onnx_cbq.training.records import STATE_HEADER, Course, Quantized, Rate, Task
 
@@ -59,13 +58,33 @@ def check_training(state: State | None) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Refinement:
+    """What a training is set by.
+
+    Attributes:
+        config: the settings.
+        settings: stands for all settings of the run, on which the state on disk depends.
+        state: the file that the state is kept in; None for none.
+    """
+
+    config: RefineConfig
+    settings: str = ""
+    state: State | None = None
+
+    @property
+    def learning(self) -> Learning:
+        """From all samples of the card."""
+        return Learning(self.config.augment, self.config.alpha)
+
+
 def refine(
-    setting: Setting, solution: Solution, state: State | None = None, progress: Progress = silent, room: int = 0
-) -> tuple[Setting, Solution, tuple[str, ...]]:
+    scene: Scene, method: Method, solution: Solution, refinement: Refinement, room: int = 0
+) -> tuple[Scene, Solution, tuple[str, ...]]:
     """Train what a solution rounded, on all samples of the card; a tenth of them decides what is kept.
 
-    Codes of an archive may take `room` bytes more than before. Returns the setting with the activation grids as they
-    are now, the solution, and what a user should know.
+    Codes of an archive may take `room` bytes more than before. Returns the scene with the activation grids as they are
+    now, the solution, and what a user should know.
 
     Raises:
         ConfigError: torch is not installed.
@@ -74,50 +93,40 @@ def refine(
     # Only here, so that everything else works without torch.
     from onnx_cbq.training.run import run_training  # noqa: PLC0415
 
-    config, work = setting.config.refine, setting.work
-    assert config is not None
-    learned, held = draw(work.samples, work.class_names, None, setting.config.seed).split(config.held_back)
+    config, work, seed, state = refinement.config, scene.work, scene.settings.samples.seed, refinement.state
+    learned, held = draw(work.samples, work.class_names, None, seed).split(config.held_back)
     task = Task(
         work=work,
         learned=learned.indices,
         held=held.indices,
-        class_weights=setting.class_weights,
-        groups=setting.evidence.groups,
-        seed=setting.config.seed,
+        class_weights=scene.class_weights,
+        groups=scene.evidence.groups,
+        seed=seed,
     )
     if state is not None:
-        task = replace(task, state=state.path, key=_key(setting, solution), resume=state.resume)
-    start = quantized_by(setting, solution, room)
-    found, course = run_training(task, start, config, progress)
+        task = replace(task, state=state.path, key=_key(refinement, solution), resume=state.resume)
+    start = quantized_by(scene, solution, method.coded_rate(scene, solution, room))
+    found, course = run_training(task, start, config, scene.progress)
     if course.best_step:
-        setting = replace(setting, grids=found.grids)
-        solution = make_solution(setting, solution.planned, with_room(setting, found.rounded))
-    return setting, solution, (_note(course, config),)
+        scene = replace(scene, grids=found.grids)
+        solution = make_solution(scene, replace(solution.chosen, rounded=found.rounded))
+    return scene, solution, (_note(course, config),)
 
 
-def quantized_by(setting: Setting, solution: Solution, room: int = 0) -> Quantized:
-    """What a solution has as integers, and may have in an archive that grows by `room` bytes at most."""
+def quantized_by(scene: Scene, solution: Solution, rate: Rate | None = None) -> Quantized:
+    """What a solution has as integers, which may be coded at a rate."""
     found = {}
-    for layer in setting.work.layers:
+    for layer in scene.work.layers:
         for use in layer.uses:
-            grid = setting.work.placement.grid_of(use.activation)
-            if setting.work.target.file.bias == "int32" and use.bias is not None and grid in setting.grids:
+            grid = scene.work.placement.grid_of(use.activation)
+            if scene.work.target.file.bias == "int32" and use.bias is not None and grid in scene.grids:
                 found[use.bias] = layer.name, grid
-    return Quantized(solution.rounded, setting.grids, found, _rate(setting, solution, room))
+    return Quantized(solution.rounded, scene.grids, found, rate)
 
 
-def _rate(setting: Setting, solution: Solution, room: int) -> Rate | None:
-    """What the codes take in an archive, and so many bytes more; None for values that stay as often as they are."""
-    config = setting.config
-    if config.storage != "archive" or config.shares_values:
-        return None
-    spent = coded_bits([(w.codes, w.bits) for w in solution.rounded.weights.values()], config.coder)
-    return Rate(spent + 8 * room, config.coder)
-
-
-def _key(setting: Setting, solution: Solution) -> str:
+def _key(refinement: Refinement, solution: Solution) -> str:
     """A digest of everything that decides what training does."""
-    digest = hashlib.sha256(json.dumps(asdict(setting.config), sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(refinement.settings.encode())
     for name, weights in solution.rounded.weights.items():
         for part in (name.encode(), weights.codes.tobytes(), weights.scale.tobytes()):
             digest.update(part)

@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_cbq.comparison import OutputDistance
-from onnx_cbq.config import MOST_BITS
 from onnx_cbq.data_free import DataFreeResult
 from onnx_cbq.emit.archive import Archive
 from onnx_cbq.emit.metadata import StoredPlan
@@ -56,14 +55,14 @@ def result_table(result: Result, path: Path) -> RenderableType:
     lines = [
         *(f"group: {name}" for name in result.groups.names if not result.groups.is_trivial),
         *(["taken more often: " + ", ".join(swaps)] if swaps else []),
-        *_search_lines(result),
+        *([] if result.report.table() else result.report.lines()),
         *_removal_lines(result),
         f"{path}: {after.samples:,} samples, of which {result.calibration_samples:,} were used to calibrate",
         f"seconds: {stages}",
         *_left_float(result.layers),
         *(f"note: {note}" for note in result.notes),
     ]
-    parts = (*_class_table(before, after, names), Text(), *_width_table(result))
+    parts = (*_class_table(before, after, names), Text(), *_method_table(result))
     return Group(table, Text(), *parts, *(Text(line) for line in lines))
 
 
@@ -143,31 +142,15 @@ def _grid_columns(found: GridStatistics) -> tuple[str, ...]:
     return (f"{found.range:.4g}", _percent(100 * found.zero_share), _percent(100 * found.occupancy), snr)
 
 
-def _search_lines(result: Result) -> list[str]:
-    """Which criterion made the plan, and what the others got."""
-    search = result.search
-    if search is None:
+def _method_table(result: Result) -> list[RenderableType]:
+    """What the method says of how it chose, where that is a table."""
+    rows = result.report.table()
+    if not rows:
         return []
-    others = ", ".join(f"{name} {loss:.4f}" for name, loss in sorted(search.measured.items(), key=lambda kv: kv[1]))
-    return [
-        f"plan: {search.criterion}, divergence {search.loss:.4f} nats after {search.exchanges} trades between layers",
-        f"criteria before trading: {others}",
-    ]
-
-
-def _width_table(result: Result) -> list[RenderableType]:
-    """How real-valued widths moved, and what they were rounded to."""
-    found = result.widths
-    if found is None:
-        return []
-    last = found.trace[-1]
-    used = [width for width in range(MOST_BITS + 1) if any(layer.channels[width] for layer in found.layers.values())]
-    table = _table("layer", "start", "end", "rounded", *map(str, used))
-    for name, layer in found.layers.items():
-        means = (f"{value:.2f}" for value in (layer.start, layer.end, layer.average))
-        table.add_row(name, *means, *(str(layer.channels[width] or "") for width in used))
-    line = f"{last.steps} steps to a loss of {last.loss:.4f}; there, {last.price:.4f} is what a bit on average is worth"
-    return [table, Text("columns of a number: channels that have so many bits"), Text(f"widths: {line}"), Text()]
+    table = _table(*rows[0])
+    for row in rows[1:]:
+        table.add_row(*row)
+    return [table, *map(Text, result.report.lines()), Text()]
 
 
 def _removal_lines(result: Result) -> list[str]:

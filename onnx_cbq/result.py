@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,12 +11,13 @@ import numpy as np
 from onnx import ModelProto
 
 from onnx_cbq.comparison import Fidelity, OutputDistance
-from onnx_cbq.config import QuantizeConfig
-from onnx_cbq.emit.archive import archive
-from onnx_cbq.emit.files import write_model
+from onnx_cbq.jobs.settings import QuantizeConfig
+from onnx_cbq.jobs.written_settings import as_options
 from onnx_cbq.model import Model
-from onnx_cbq.records import Evaluation, Grouping, Layers, Plan, Removal, Scores, SearchReport
-from onnx_cbq.search.widths import WidthReport
+from onnx_cbq.records import Evaluation, Grouping, Layers, Plan, Removal, Scores
+from onnx_cbq.records.figures import to_json_text
+from onnx_cbq.stages.solution import MethodReport
+from onnx_cbq.storage import Dump
 from onnx_cbq.targets.lint import Violation
 from onnx_cbq.targets.target import Target
 
@@ -62,11 +62,11 @@ class Result:
 
     Attributes:
         model: the quantized model.
+        dump: the bytes that were verified, which `save` writes.
         plan: bits of every channel.
         layers: the layers, and what was left float.
         scores: class scores, if the method needs them.
-        search: how the plan was found, if by rate and distortion.
-        widths: how the plan was found, if by real-valued widths.
+        report: how the method chose.
         curve: other budgets, if they were asked for.
         groups: classes that were taken together; each alone if that was not asked for.
         reference, quantized: the float and the quantized model on all samples of the card.
@@ -86,11 +86,11 @@ class Result:
     """
 
     model: Model
+    dump: Dump
     plan: Plan
     layers: Layers
     scores: Scores | None
-    search: SearchReport | None
-    widths: WidthReport | None
+    report: MethodReport
     curve: tuple[CurvePoint, ...]
     groups: Grouping
     reference: Evaluation
@@ -140,13 +140,12 @@ class Result:
         Raises:
             OutputError: it cannot be written.
         """
-        if self.config.storage == "archive":
-            return archive(self.proto, self.config.coder).save(path)
-        return write_model(self.model, Path(path))
+        return self.dump.save(Path(path))
 
     def to_json(self) -> str:
         """Everything but the model, as JSON; accuracies are in percent."""
         return to_json_text(
+            "quantize",
             {
                 "average_bits": self.average_bits,
                 "bits": {name: bits.tolist() for name, bits in self.plan.bits.items()},
@@ -155,7 +154,7 @@ class Result:
                 "agreement": self.agreement,
                 "outputs": outputs_json(self.outputs, self.config.ignore_outputs),
                 "sizes": asdict(self.sizes),
-                "target": self.config.target,
+                "target": self.config.choice.target.name,
                 "processor": self.processor,
                 "fused_against_plain": None if self.fidelity is None else asdict(self.fidelity),
                 "weights_left_float": self.left_float,
@@ -168,8 +167,7 @@ class Result:
                 ],
                 "groups": None if self.groups.is_trivial else self._groups_json(),
                 "class_names": list(self.class_names),
-                "search": None if self.search is None else asdict(self.search),
-                "widths": None if self.widths is None else asdict(self.widths),
+                "method": {"name": self.config.choice.method.name, **self.report.to_json()},
                 "curve": [
                     {
                         "average_bits": point.average_bits,
@@ -183,8 +181,8 @@ class Result:
                 "notes": list(self.notes),
                 "seconds": dict(self.seconds),
                 "versions": dict(self.versions),
-                "settings": asdict(self.config),
-            }
+                "settings": as_options(self.config),
+            },
         )
 
     def _groups_json(self) -> dict[str, Any]:
@@ -217,6 +215,7 @@ class CheckResult:
     def to_json(self) -> str:
         """The result as JSON."""
         return to_json_text(
+            "check",
             {
                 "target": self.target.name,
                 "violations": [
@@ -227,7 +226,7 @@ class CheckResult:
                 "integers": self.integers,
                 "fused": self.fused,
                 "pair_safe": self.pair_safe,
-            }
+            },
         )
 
 
@@ -247,6 +246,7 @@ class EvaluationResult:
         """The result as JSON; accuracies are in percent."""
         reference = None if self.reference is None else evaluation_json(self.reference, self.class_names)
         return to_json_text(
+            "evaluate",
             {
                 **evaluation_json(self.model, self.class_names),
                 "reference": reference,
@@ -254,7 +254,7 @@ class EvaluationResult:
                 "outputs": outputs_json(self.outputs),
                 "notes": list(self.notes),
                 "versions": dict(self.versions),
-            }
+            },
         )
 
 
@@ -281,8 +281,3 @@ def outputs_json(outputs: tuple[OutputDistance, ...], ignored: tuple[str, ...] =
         }
         for found in outputs
     }
-
-
-def to_json_text(content: dict[str, Any]) -> str:
-    """The content as JSON."""
-    return json.dumps(content, indent=1, allow_nan=False) + "\n"

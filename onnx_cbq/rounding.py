@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 
 from onnx_cbq.calibration.samples import Draw
-from onnx_cbq.config import QuantizeConfig, RoundingConfig
+from onnx_cbq.config import RoundingConfig
 from onnx_cbq.model import Array, Model
 from onnx_cbq.progress import Progress, silent
 from onnx_cbq.quantize.fit import fit
@@ -105,13 +105,13 @@ def run_of(work: Workload, drawn: Draw, config: RoundingConfig, class_weights: A
     return Run(work.samples, drawn.indices, batch_size(work.layers), config.rows, class_weights)
 
 
-def make_tables(work: Workload, run: Run, config: QuantizeConfig, progress: Progress = silent) -> dict[str, Table]:
+def make_tables(work: Workload, run: Run, config: RoundingConfig, progress: Progress = silent) -> dict[str, Table]:
     """Every layer at every width, by the moments of the float model; as many layers at once as `MOMENT_BYTES` allow."""
     tables: dict[str, Table] = {}
     for moments in chunks_of_moments(work, run):
         for name, found in moments.items():
             layer = work.layers.by_name[name]
-            tables[name] = make_table(layer.rows(work.model.weight(layer.weight)), found, config.compensation, layer)
+            tables[name] = make_table(layer.rows(work.model.weight(layer.weight)), found, config, layer)
             progress("tables", len(tables), len(work.layers))
     return tables
 

@@ -20,8 +20,9 @@ from onnx_cbq.errors import CalibrationError, ModelError, VerificationError
 from onnx_cbq.graph.normalise import TOLERANCE, relative_error
 from onnx_cbq.model import Array, Model
 from onnx_cbq.progress import Clock, Progress, silent
-from onnx_cbq.result import to_json_text
+from onnx_cbq.records.figures import to_json_text
 from onnx_cbq.runtime import Session, median_latency, versions
+from onnx_cbq.settings import changed_options
 from onnx_cbq.stepping.assignment import move_units, step_macs
 from onnx_cbq.stepping.emit import StepModel, emit_steps
 from onnx_cbq.stepping.masks import Nested, subnet_model
@@ -79,9 +80,9 @@ class Steps:
             "notes": list(self.notes),
             "seconds": dict(self.seconds),
             "versions": versions(),
-            "settings": asdict(self.config),
+            "settings": changed_options(self.config),
         }
-        return to_json_text(content)
+        return to_json_text("step", content)
 
 
 def make_steps(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from onnx_cbq import cli
+from onnx_cbq.cli.main import main
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def run(arguments: tuple[object, ...], capfd: pytest.CaptureFixture[str], monkey
     monkeypatch.setattr(sys, "argv", ["onnx-cbq", *map(str, arguments)])
     capfd.readouterr()
     with pytest.raises(SystemExit) as stop:
-        cli.main()
+        main()
     assert isinstance(stop.value.code, int)
     return Finished(stop.value.code, *capfd.readouterr())
 
@@ -38,7 +38,7 @@ def refused_without_torch(*arguments: object) -> None:
     """Run `onnx-cbq` where torch cannot be imported, and hold that one line says how to get it."""
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from onnx_cbq.cli import main\n"
+        "from onnx_cbq.cli.main import main\n"
         f"sys.argv = {['onnx-cbq', *map(str, arguments)]!r}\n"
         "main()"
     )

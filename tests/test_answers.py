@@ -13,17 +13,17 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnx_cbq import CalibrationSet, QuantizeConfig, StepConfig, evaluate, make_steps, measure, pipeline, quantize
+from onnx_cbq import CalibrationSet, QuantizeConfig, StepConfig, evaluate, make_steps, measure, quantize, score
 from onnx_cbq.config import DifferentiableConfig, RateDistortionConfig, RefineConfig, RoundingConfig
 from onnx_cbq.errors import CalibrationError, ConfigError, ModelError, VerificationError
+from onnx_cbq.evidence import measure_by_tables
+from onnx_cbq.methods.cbq import deciding_layers
 from onnx_cbq.model import Array, Model
-from onnx_cbq.planning import deciding_layers
-from onnx_cbq.progress import Clock, silent
-from onnx_cbq.refining import refine
+from onnx_cbq.refining import Refinement, refine
 from onnx_cbq.runtime import Session
-from onnx_cbq.solving import make_setting, solve
 from onnx_cbq.workload import prepare
 from tests.graphs import make_model, node
+from tests.scenes import gather, scene_of, solved
 
 RANDOM = np.random.default_rng(0)
 SAMPLES, FEATURES, HIDDEN, CLASSES, TOKENS = 60, 6, 12, 4, 3
@@ -186,7 +186,7 @@ def test_it_is_quantized_by_every_method(name: str, method: str) -> None:
 def test_channels_are_scored(name: str) -> None:
     """A channel of the last layer is needed for its own class alone; a single one for both classes."""
     case = CASES[name]
-    found = pipeline.score(case.proto(), data_of(case))[1]
+    found = score(case.proto(), data_of(case))[1]
     needed = found.layers[-1].beta > 0
     np.testing.assert_array_equal(needed, np.ones((2, 1)) if name == "one-sigmoid" else np.eye(CLASSES))
 
@@ -204,11 +204,10 @@ def test_training_lowers_its_loss(name: str) -> None:
     """At 2 bits a little training gains something; NaN of a masked class, or a wrong label, would keep the start."""
     pytest.importorskip("torch")
     case = CASES[name]
-    work = prepare(case.proto(), data_of(case))
     training = RefineConfig(steps=40, check_every=10, held_back=0.4)
-    config = replace(QUICK, method="uniform", bits=2, refine=training)
-    setting = make_setting(work, config, Clock(), silent)
-    _, _, notes = refine(setting, solve(setting, Clock(), silent))
+    config = replace(QUICK, method="uniform", bits=2)
+    scene, choice = gather(case.proto(), data_of(case), config)
+    _, _, notes = refine(scene, choice.method, solved(scene, config), Refinement(training))
     before, after = (float(loss) for loss in re.findall(r"([0-9.]+), [0-9.]+ % (?:before|kept)", notes[0]))
     assert 0 < after < before
 
@@ -289,9 +288,7 @@ def test_of_many_positions_plans_are_measured_on_some(monkeypatch: pytest.Monkey
     case = CASES["tokens"]
     work = prepare(case.proto(), data_of(case))
     monkeypatch.setattr(measure, "MOST_POSITIONS", 2)
-    setting = make_setting(work, QUICK, Clock(), silent)
-    assert setting.measure is not None
-    found = setting.measure.run({})
+    found = scene_of(work, QUICK).evidence.of(measure_by_tables).run({})
     held = found.divergences.shape[0]
     labels = work.samples.truth
     assert held < found.answers.sum() <= 2 * held

@@ -320,7 +320,10 @@ def test_bad_data(tmp_path: Path, out: Path, command: Command, case: str) -> Non
         (("--bits", "8.5"), "--bits: expected a number above 0 and up to 8, got 8.5"),
         (("--bits", "-1"), "--bits: expected a number above 0 and up to 8, got -1"),
         (("--bits", "nan"), "--bits: expected a number above 0 and up to 8, got nan"),
-        (("--bits", "3.5", "--method", "uniform"), "--bits: expected a whole number with --method uniform, got 3.5"),
+        (
+            ("--bits", "3.5", "--method", "uniform"),
+            "--bits: expected a whole number with --method uniform and --storage int8, got 3.5",
+        ),
         (("--method", "best"), "--method: expected "),
         (("--activation-bits", "1"), "--activation-bits: expected 2 to 8, or 0 for float, got 1"),
         (("--activation-bits", "9"), "--activation-bits: expected 2 to 8, or 0 for float, got 9"),
@@ -341,7 +344,10 @@ def test_bad_data(tmp_path: Path, out: Path, command: Command, case: str) -> Non
         (("--clusters", "11"), "--clusters 11: the model has 10 classes"),
         (("--clusters", "none.txt"), "--clusters none.txt: no such text file"),
         (("--max-drop", "-1"), "--max-drop: expected points of accuracy, 0 to 100, got -1"),
-        (("--max-drop", "1", "--method", "cbq"), "--max-drop: expected --method rate-distortion beside it, got cbq"),
+        (
+            ("--max-drop", "1", "--method", "cbq"),
+            "--method cbq and --storage int8: expected --bits beside it, got --max-drop",
+        ),
         (("--max-class-drop", "101"), "--max-class-drop: expected points of accuracy, 0 to 100, got 101"),
         (("--max-class-drop", "nan"), "--max-class-drop: expected points of accuracy, 0 to 100, got nan"),
         (("--samples", "-1"), "--samples: expected a number above 0, got -1"),
@@ -391,7 +397,7 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_work(
     """Renamed over /dev/null or over the float model, the result would destroy it."""
     shutil.copy(DIGITS_MODEL, tmp_path / "model.onnx")
     (tmp_path / "card.toml").write_text('source = "none.npz"')
-    monkeypatch.setattr("onnx_cbq.pipeline.quantize", None)
+    monkeypatch.setattr("onnx_cbq.jobs.quantize.quantize", None)
     path = out / target
     finished = quantize(command, Job(tmp_path / "model.onnx", tmp_path / "card.toml", (option, path)), out)
     assert_explained(finished, out, f"{path}: ", expected.format(parent=path.parent))
@@ -482,16 +488,17 @@ def test_disk_full_while_writing_scores(out: Path, command: Command, monkeypatch
 
 
 STAGES = (
-    "pipeline.prepare",
-    "solving.draw",
-    "planning.score_channels",
-    "planning.make_tables",
-    "planning.fisher_squares",
-    "solving.make_measure",
-    "solving.collect_histograms",
-    "solving.make_plan",
+    "jobs.quantize.prepare",
+    "stages.samples.draw",
+    "evidence.pieces.score_channels",
+    "evidence.pieces.make_tables",
+    "evidence.pieces.fisher_squares",
+    "evidence.pieces.PlanMeasure",
+    "stages.activations.collect_histograms",
+    "methods.rate_distortion.search_plan",
     "rounding.collect_moments",
-    "solving.emit_qdq",
+    "stages.solution.remove_channels",
+    "stages.solution.emit_qdq",
     "proving.check_file",
     "proving.compare",
 )

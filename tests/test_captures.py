@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -152,3 +154,36 @@ def test_the_branch_that_a_constant_chooses_is_taken(taken: bool) -> None:
     assert len(layers) == 1 + taken
     before, after = (Session(m, "off").run(example.feeds)["y"] for m in (model, found.model))
     np.testing.assert_allclose(before, after, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("storage", ["int8", "packed"])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_what_is_moved_in_front_of_a_branch_is_moved_as_integers(storage: str, steps: int, tmp_path: Path) -> None:
+    """onnxruntime puts a QuantizeLinear behind a Reshape of what was dequantized, and aborts if a branch reads it."""
+    shapes = [np.array([0, 16, 36]), np.array([0, 16, 6, 6])][2 - steps :]
+    moved = [
+        node("Reshape", f"{'r' if i == 0 else f'm{i}'} shape{i}", "m" if i == steps - 1 else f"m{i + 1}")
+        for i in range(steps)
+    ]
+    nodes = [
+        node("Conv", "x w", "r", pads=[1] * 4),
+        *moved,
+        node("ReduceMean", "x", "mean", keepdims=0),
+        node("Greater", "mean zero", "condition"),
+        node(
+            "If",
+            "condition",
+            "s",
+            then_branch=branch("then", [node("Abs", "m", "o")], "o", {}),
+            else_branch=branch("else", [node("Neg", "m", "o2")], "o2", {}),
+        ),
+        node("GlobalAveragePool", "s", "g"),
+        node("Flatten", "g", "f"),
+        node("Gemm", "f v b"),
+    ]
+    constants = {"w": normal(16, 3, 3, 3), "v": normal(16, 3), "b": normal(3), "zero": np.array(0, np.float32)}
+    constants |= {f"shape{i}": shape for i, shape in enumerate(shapes)}
+    model = make_model(nodes, {"x": ["N", 3, 6, 6]}, ["y"], constants)
+    samples = onnx_cbq.CalibrationSet.from_arrays(normal(24, 3, 6, 6), np.arange(24) % 3)
+    config = onnx_cbq.QuantizeConfig(bits=8, method="uniform", rounding="nearest", storage=storage)
+    onnx_cbq.quantize(model, samples, config).save(tmp_path / "q.onnx")

@@ -84,7 +84,7 @@ def test_what_nobody_foresaw_is_one_line_too(command: Command, monkeypatch: pyte
     def fail(*_: object) -> None:
         raise RuntimeError("first\nsecond")
 
-    monkeypatch.setattr("onnx_cbq.pipeline.inspect", fail)
+    monkeypatch.setattr("onnx_cbq.jobs.inspect.inspect", fail)
     done = command("inspect", DIGITS_MODEL)
     assert done.code == 1
     assert done.err.startswith("onnx-cbq: unforeseen RuntimeError at test_console.py:")

@@ -24,7 +24,7 @@ from onnx_cbq.graph.equalize import Pair
 from onnx_cbq.graph.normalise import normalise
 from onnx_cbq.model import Array
 from onnx_cbq.runtime import Session, fused_operators, median_latency
-from onnx_cbq.workload import prepare
+from onnx_cbq.workload import Workload, aimed_at, prepare
 from tests.command import Command
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL, random_set
 from tests.graphs import make_model, node
@@ -169,11 +169,17 @@ def test_a_net_whose_channels_fit_stays_as_it_is() -> None:
     assert not notes_on(result)
 
 
+def equalized(work: Workload, **changes: Any) -> Workload:
+    """What the stage makes of a workload that is aimed at the target of the settings."""
+    choice = replace(QUICK, **changes).choice
+    return equalize(aimed_at(work, choice.target, 8), choice.scene, choice.goal.bits)
+
+
 def test_only_what_gains_is_equalized() -> None:
     """One pair out of scale: it must be among those that are taken, and the accuracy come back."""
     ruined = out_of_scale(digits(), lambda count: spread(count) if count == 16 else np.ones(count))
     work = prepare(ruined, DIGITS_CARD)
-    found = equalize(work, QUICK)
+    found = equalized(work)
     (note,) = found.notes
     assert note.startswith("channels equalized between /0/Conv -> /3/Conv: measured divergence")
     same = [np.array_equal(work.model.weight(e.weight), found.model.weight(e.weight)) for e in work.layers]
@@ -184,7 +190,7 @@ def test_outputs_stay_and_a_rewrite_that_changes_them_is_refused(monkeypatch: py
     work = prepare(out_of_scale(digits(), spread), DIGITS_CARD)
     feeds = work.samples.read(range(100))
     expected = Session(work.model).run(feeds)["logits"]
-    found = equalize(work, QUICK)
+    found = equalized(work)
     assert found.model is not work.model
     np.testing.assert_allclose(Session(found.model).run(feeds)["logits"], expected, atol=1e-4 * np.abs(expected).max())
 
@@ -197,7 +203,7 @@ def test_outputs_stay_and_a_rewrite_that_changes_them_is_refused(monkeypatch: py
         return model.with_constants({name: model.weight(name) * np.float32(1.1)})
 
     monkeypatch.setattr(equalizing, "normalise", bend)
-    refused = equalize(work, QUICK)
+    refused = equalized(work)
     assert refused.model is work.model
     assert "not applied: it changes an output by" in refused.notes[0]
 
@@ -221,13 +227,13 @@ def test_two_samples_of_each_class_are_enough_to_try() -> None:
     values["b"] *= np.logspace(-3, 0, 20).astype(np.float32)
     values["v"] *= np.logspace(3, 0, 20).astype(np.float32).reshape(-1, 1)
     work = prepare(make_model(nodes, {"x": ["N", 6]}, ["y"], values), random_set((6,), 2 * classes, classes))
-    (note,) = equalize(work, replace(QUICK, rounding="compensate")).notes
+    (note,) = equalized(work, rounding="compensate").notes
     assert note.startswith("channels equalized between w -> v")
 
 
 def test_too_few_samples_tell_nothing() -> None:
     work = prepare(out_of_scale(digits(), spread), DIGITS_CARD)
-    assert equalize(work, replace(QUICK, samples=30)).model is work.model
+    assert equalized(work, samples=30).model is work.model
 
 
 class FakeTrials:

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 import onnx_cbq
 from onnx_cbq.graph.load import load
 from onnx_cbq.graph.shapes import Example
+from onnx_cbq.methods.rate_distortion import SearchReport
 from onnx_cbq.model import Array
 from onnx_cbq.runtime import Session
 from tests.graphs import make_model, node
@@ -158,16 +159,16 @@ def test_the_default_method_differentiates_what_an_optimizer_wrote(made: dict[st
     data = onnx_cbq.CalibrationSet.from_arrays(case.x, np.arange(30) % 3)
     result = onnx_cbq.quantize(case.model, data, onnx_cbq.QuantizeConfig(bits=4))
     assert len(result.layers) == 2
-    assert result.search is not None
-    assert "sensitivity" in result.search.measured
+    assert isinstance(result.report, SearchReport)
+    assert "sensitivity" in result.report.measured
 
 
 def test_a_quantized_model_is_differentiated_as_the_float_model_behind_it(made: dict[str, Case]) -> None:
     case = made["quantized"]
     data = onnx_cbq.CalibrationSet.from_arrays(case.x, np.arange(30) % 3)
     result = onnx_cbq.quantize(case.model, data, onnx_cbq.QuantizeConfig(bits=4))
-    assert result.search is not None
-    assert "sensitivity" in result.search.measured
+    assert isinstance(result.report, SearchReport)
+    assert "sensitivity" in result.report.measured
     assert result.average_bits <= 4
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from onnx_cbq.calibration.samples import draw
-from onnx_cbq.config import QuantizeConfig, RoundingConfig
+from onnx_cbq.config import RoundingConfig
 from onnx_cbq.measure import Measured, NearestRounder, PlanMeasure, Rounder, TableRounder
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.grid import quantize_rows
@@ -57,7 +57,7 @@ def measure_of(
 def tables_of(work: Workload) -> TableRounder:
     drawn = draw(work.samples, work.class_names, None, seed=0)
     run = run_of(work, drawn, RoundingConfig(), np.ones(CLASSES))
-    return TableRounder(make_tables(work, run, QuantizeConfig()))
+    return TableRounder(make_tables(work, run, RoundingConfig()))
 
 
 def random_plan(work: Workload, seed: int, low: int = 1) -> Plan:

@@ -16,20 +16,24 @@ from onnx import NodeProto
 
 from onnx_cbq import CalibrationSet, QuantizeConfig, RoundingConfig, VerificationError, comparison, proving, quantize
 from onnx_cbq.comparison import Comparison, Fidelity, compare
+from onnx_cbq.goals.goal import solve
 from onnx_cbq.graph.load import load
 from onnx_cbq.model import Array, Model
 from onnx_cbq.processor import architecture, processor_kind
-from onnx_cbq.progress import Clock, silent
 from onnx_cbq.proving import attempt
 from onnx_cbq.records import LayerWeights
 from onnx_cbq.result import Result
 from onnx_cbq.runtime import median_latency, saturates
-from onnx_cbq.solving import Setting, aim, emit_solution, make_setting, solve
+from onnx_cbq.stages.scene import Scene
+from onnx_cbq.stages.solution import Solution, emit_solution
+from onnx_cbq.stages.written import write_solution
+from onnx_cbq.storage import Storage
 from onnx_cbq.targets import CPU
 from onnx_cbq.targets.lint import lint
 from onnx_cbq.workload import prepare
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL, ROOT, random_set
 from tests.graphs import make_model, node
+from tests.scenes import aim, scene_of
 
 UNIFORM = QuantizeConfig(bits=8, method="uniform", rounding="nearest", equalize=False, samples=50)
 
@@ -39,9 +43,9 @@ def _no_time_for_latency(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparison, "median_latency", partial(median_latency, seconds=0))
 
 
-def broken(*arguments: Any, emit: Callable[..., Model] = emit_solution, **settings: Any) -> Model:
+def broken(*arguments: Any, write: Callable[..., Model] = write_solution) -> Model:
     """The file that would be written, with an operator that nobody knows."""
-    model = emit(*arguments, **settings)
+    model = write(*arguments)
     return model.with_graph(
         [NodeProto(op_type="Nonsense", input=["logits"], output=["odd"])], outputs=["logits", "odd"]
     )
@@ -52,9 +56,9 @@ def forbidden(*_: object, **__: object) -> None:
 
 
 def test_what_cannot_be_loaded_is_refused_before_the_long_stages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proving, "emit_solution", broken)
-    for stage in ("equalize", "make_setting"):
-        monkeypatch.setattr(f"onnx_cbq.pipeline.{stage}", forbidden)
+    monkeypatch.setattr(proving, "write_solution", broken)
+    for stage in ("equalize", "make_scene"):
+        monkeypatch.setattr(f"onnx_cbq.jobs.quantize.{stage}", forbidden)
     with pytest.raises(VerificationError, match="the quantized model is not valid: "):
         quantize(DIGITS_MODEL, DIGITS_CARD, QuantizeConfig())
 
@@ -64,7 +68,7 @@ def test_a_broken_file_is_refused_within_seconds(
 ) -> None:
     """ResNet-20 and 1,000 samples: what used to fail after minutes."""
     card = CalibrationSet.from_card(ROOT / "calibration" / "cifar10.toml", real_data("cifar10_calibration.npz"))
-    monkeypatch.setattr(proving, "emit_solution", broken)
+    monkeypatch.setattr(proving, "write_solution", broken)
     begun = time.monotonic()
     with pytest.raises(VerificationError, match="the quantized model is not valid: "):
         quantize(real_data("resnet20_cifar10.onnx"), card, QuantizeConfig(samples=1000))
@@ -84,23 +88,24 @@ def test_a_broken_file_is_refused_within_seconds(
     ids=["int8", "packed", "shared", "archive", "weights only", "vitis"],
 )
 def test_the_trial_goes_the_whole_way(config: QuantizeConfig) -> None:
-    attempt(aim(prepare(DIGITS_MODEL, DIGITS_CARD), config), config)
+    choice = config.choice
+    attempt(aim(prepare(DIGITS_MODEL, DIGITS_CARD), config), choice.method, choice.scene, run_check=choice.run_check)
 
 
-def unsafe(setting: Setting) -> Mapping[str, LayerWeights]:
+def unsafe(scene: Scene) -> Mapping[str, LayerWeights]:
     """Weights whose pairs overflow in 16 bits."""
-    weights = solve(setting, Clock(), silent).rounded.weights
+    weights = solve(scene, UNIFORM.choice.method, 8).rounded.weights
     return {name: replace(found, codes=np.full_like(found.codes, 127)) for name, found in weights.items()}
 
 
 def test_codes_that_overflow_are_found_on_any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     """By what is in the file: on a processor with VNNI a run would show nothing."""
 
-    def emit(setting: Setting, solution: Any, storage: str | None = None) -> Model:
-        written = replace(solution.written, weights=unsafe(make_setting(setting.work, UNIFORM, Clock(), silent)))
-        return emit_solution(setting, replace(solution, written=written), storage)
+    def emit(scene: Scene, solution: Solution, storage: Storage | None = None) -> Model:
+        written = replace(solution.written, weights=unsafe(scene_of(scene.work, UNIFORM)))
+        return emit_solution(scene, replace(solution, written=written), storage)
 
-    monkeypatch.setattr(proving, "emit_solution", emit)
+    monkeypatch.setattr("onnx_cbq.stages.written.emit_solution", emit)
     monkeypatch.setattr(proving, "check_kernels", lambda *_: None)
     with pytest.raises(VerificationError, match=r"not fit for --target cpu: wrong: .* add up to 128 .*, found 254"):
         quantize(DIGITS_MODEL, DIGITS_CARD, UNIFORM)

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from onnx_cbq import QuantizeConfig, quantize
-from onnx_cbq.refining import State, quantized_by, refine
-from onnx_cbq.solving import emit_solution
-from onnx_cbq.targets import find_target
+from onnx_cbq.errors import ModelError
+from onnx_cbq.refining import Refinement, State, quantized_by, refine
+from onnx_cbq.stages.solution import emit_solution
 from onnx_cbq.targets.lint import lint
 from onnx_cbq.training.lesson import Lesson
 from onnx_cbq.training.student import Student
@@ -24,10 +24,10 @@ from tests.training.digits import COARSE, QUICK, make_solution
 
 def test_what_is_written_is_what_was_trained() -> None:
     """The file in onnxruntime beside the student in torch: a grid or a hook in the wrong place would part them."""
-    setting, solution = make_solution(replace(COARSE, refine=replace(QUICK, steps=40)))
-    trained, refined, notes = refine(setting, solution)
+    scene, solution = make_solution()
+    trained, refined, notes = refine(scene, COARSE.choice.method, solution, Refinement(replace(QUICK, steps=40)))
     assert "kept (step" in notes[0]
-    work = setting.work
+    work = scene.work
     session = onnxruntime.InferenceSession(emit_solution(trained, refined).to_proto().SerializeToString())
     feeds = work.samples.read(np.arange(300))
     found = session.run(None, feeds)[0]
@@ -58,7 +58,7 @@ def test_training_keeps_to_the_target(settings: dict[str, object]) -> None:
     """The file is held against its target before it is returned; here again, with what was trained in it."""
     config = replace(QuantizeConfig(samples=200), refine=replace(QUICK, steps=20), **settings)  # type: ignore[arg-type]
     result = quantize(DIGITS_MODEL, DIGITS_CARD, config)
-    assert lint(result.model, find_target(config.target)) == ()
+    assert lint(result.model, config.choice.target) == ()
 
 
 @pytest.mark.parametrize("storage", ["int8", "packed"])
@@ -154,12 +154,24 @@ def test_without_torch_it_says_so_before_the_work_begins(tmp_path: Path) -> None
 
 def test_a_state_belongs_to_its_settings(tmp_path: Path) -> None:
     """A state that another seed left is not gone on from."""
+    path, method = tmp_path / "state", COARSE.choice.method
+    scene, solution = make_solution()
+    first = Refinement(replace(QUICK, steps=4), "seed 0", State(path, resume=False))
+    refine(scene, method, solution, first)
+    assert path.exists()
+    again = replace(first, state=State(path, resume=True))
+    assert refine(scene, method, solution, again)[2]
+    with pytest.raises(ModelError, match="belongs to a run with another model"):
+        refine(scene, method, solution, replace(again, settings="seed 1"))
+
+
+def test_a_state_that_another_seed_left_is_refused_by_the_whole_run(tmp_path: Path) -> None:
+    """What stands for the settings must hold all of them: one that is missing would be mixed up with another."""
     path = tmp_path / "state"
     config = replace(COARSE, refine=replace(QUICK, steps=4))
-    setting, solution = make_solution(config)
-    refine(setting, solution, State(path, resume=False))
-    assert path.exists()
-    again = refine(setting, solution, State(path, resume=True))
-    assert again[2]
-    with pytest.raises(Exception, match="belongs to a run with another model"):
-        refine(replace(setting, config=replace(config, seed=1)), solution, State(path, resume=True))
+    quantize(DIGITS_MODEL, DIGITS_CARD, config, state=State(path, resume=False))
+    for changed in (replace(config, seed=1), replace(config, curve=(3.0,)), replace(config, class_weights=(("1", 2),))):
+        with pytest.raises(ModelError, match="belongs to a run with another model"):
+            quantize(DIGITS_MODEL, DIGITS_CARD, changed, state=State(path, resume=True))
+    resumed = quantize(DIGITS_MODEL, DIGITS_CARD, config, state=State(path, resume=True))
+    assert any(note.startswith("--refine: all 4 steps") for note in resumed.notes)

@@ -18,12 +18,13 @@ from onnx_cbq.graph.layers import find_layers
 from onnx_cbq.graph.load import load
 from onnx_cbq.graph.placement import NO_ACTIVATIONS
 from onnx_cbq.graph.shapes import Example
+from onnx_cbq.jobs.inspect import inspect
 from onnx_cbq.model import Array, Model
-from onnx_cbq.pipeline import inspect
 from onnx_cbq.quantize.weights import quantize_layer
 from onnx_cbq.records import Removal, Written
 from onnx_cbq.removal import Run, remove_channels
 from onnx_cbq.runtime import Optimization, Session
+from onnx_cbq.storage import Int8, Packed, Storage
 from onnx_cbq.verify import check_file
 from tests.command import Command
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
@@ -353,8 +354,10 @@ def run(case: Emitted) -> tuple[Written, Removal]:
     return remove_channels(Written(case.original, case.layers, case.weights), settings)
 
 
-def written(found: Written, case: Emitted, storage: str = "int8") -> Model:
-    return emit_qdq(found.model, found.layers, found.weights, case.placement, case.grids, storage)
+def written(found: Written, case: Emitted, storage: Storage | None = None) -> Model:
+    storage = storage or Int8()
+    model = emit_qdq(found.model, found.layers, found.weights, case.placement, case.grids, storage.codes())
+    return storage.finish(model)
 
 
 @pytest.mark.parametrize("activation_bits", [0, 4, 8])
@@ -382,7 +385,7 @@ def test_what_is_removed_changes_nothing(name: str, activation_bits: int, tmp_pa
     plain = Session(smaller, "off").run(case.feeds)
     for output, value in simulate(case).items():
         assert distance(plain[output], value) < TOLERANCE
-    packed = Session(written(found, case, "packed"), optimization).run(case.feeds)["y"]
+    packed = Session(written(found, case, Packed()), optimization).run(case.feeds)["y"]
     np.testing.assert_array_equal(packed, after["y"])
     path = replace(case, model=smaller).save(tmp_path)
     check_file(path, case.original, found.layers, found.weights, case.feeds)

@@ -11,12 +11,17 @@ import onnx
 import pytest
 
 from onnx_cbq.comparison import Fidelity
-from onnx_cbq.config import QuantizeConfig
+from onnx_cbq.config import RateDistortionConfig
 from onnx_cbq.errors import OutputError
+from onnx_cbq.jobs.settings import QuantizeConfig
+from onnx_cbq.methods.differentiable import WidthReport
+from onnx_cbq.methods.rate_distortion import SearchReport
 from onnx_cbq.model import Model
-from onnx_cbq.records import Evaluation, Grouping, KeptZero, Layer, Layers, LeftFloat, Plan, Removal, SearchReport, Use
+from onnx_cbq.records import Evaluation, Grouping, KeptZero, Layer, Layers, LeftFloat, Plan, Removal, Use
 from onnx_cbq.result import CurvePoint, EvaluationResult, Result, Sizes, evaluation_json
-from onnx_cbq.search.widths import LayerWidths, Moment, WidthReport
+from onnx_cbq.search.widths import LayerWidths, Moment
+from onnx_cbq.stages.solution import NoReport
+from onnx_cbq.storage.storage import ModelDump
 from tests.graphs import make_model, node
 
 NAMES = ("cat", "dog", "übel")
@@ -30,15 +35,14 @@ def result() -> Result:
         Layer(name, "Gemm", name, (count, size), 0, 1, (Use("z", "x", 1, None, 1, 0, (2, count)),), 2)
         for name, count, size in (("first", 2, 3), ("second", 3, 4))
     ]
+    model = Model.from_proto(make_model([node("MatMul", "x w")], {"x": ["N", 20]}, ["y"], {"w": WEIGHT}))
     return Result(
-        model=Model.from_proto(make_model([node("MatMul", "x w")], {"x": ["N", 20]}, ["y"], {"w": WEIGHT})),
+        model=model,
+        dump=ModelDump(model),
         plan=Plan({"first": np.array([8, 1], np.int8), "second": np.array([0, 2, 4], np.int8)}),
         layers=Layers(tuple(layers), (LeftFloat("odd", "MatMul", "its weight is computed", 12),)),
         scores=None,
-        search=SearchReport("noise", {"noise": 0.5, "saliency": 0.75}, 0.25, 3, 20),
-        widths=WidthReport(
-            {"first": LayerWidths(3.0, 2.5, 4.5, (0, 1, 0, 0, 0, 0, 0, 0, 1))}, (Moment(9, 0.1, 0.2, 2.0),)
-        ),
+        report=SearchReport("noise", {"noise": 0.5, "saliency": 0.75}, 0.25, 3, 20),
         curve=(CurvePoint(2.0, 1.99, 5, QUANTIZED),),
         groups=Grouping.of(NAMES, np.array([0, 1, 0])),
         reference=FLOAT,
@@ -54,7 +58,7 @@ def result() -> Result:
         seconds={"load": 0.25, "search": 1.0},
         notes=("a note",),
         versions={"onnx-cbq": "1"},
-        config=QuantizeConfig(bits=3.5),
+        config=QuantizeConfig(bits=3.5, search=RateDistortionConfig(certainty=3.0)),
     )
 
 
@@ -84,7 +88,8 @@ def test_the_json_holds_all_that_was_promised() -> None:
         "latency_ms": 0.5,
     }
     assert (found["quantized"]["top1"], found["quantized"]["bytes"]) == (50.0, 1000)
-    assert found["search"] == {
+    assert found["method"] == {
+        "name": "rate-distortion",
         "criterion": "noise",
         "measured": {"noise": 0.5, "saliency": 0.75},
         "loss": 0.25,
@@ -97,15 +102,25 @@ def test_the_json_holds_all_that_was_promised() -> None:
     assert found["kept_zero"] == [{"layer": "first", "channels": 1, "reason": "it is an output"}]
     assert found["macs"] == {"float": 30, "quantized": 24}
     assert found["agreement"] == 75.0
-    assert found["widths"]["trace"] == [{"steps": 9, "loss": 0.1, "price": 0.2, "average": 2.0}]
-    assert found["widths"]["layers"]["first"]["channels"] == [0, 1, 0, 0, 0, 0, 0, 0, 1]
     assert found["seconds"] == {"load": 0.25, "search": 1.0}
     assert found["versions"] == {"onnx-cbq": "1"}
-    assert (found["settings"]["bits"], found["settings"]["cbq"]["ratio"]) == (3.5, 0.98)
+    assert found["settings"] == {"bits": 3.5, "search": {"certainty": 3.0}}
     assert found["left_float"] == [
         {"name": "odd", "operator": "MatMul", "reason": "its weight is computed", "weights": 12}
     ]
     assert (found["class_names"], found["calibration_samples"], found["notes"]) == (list(NAMES), 12, ["a note"])
+
+
+def test_a_method_reports_in_its_own_words() -> None:
+    """How widths moved, of one that learns them; its name alone, of one with nothing to say."""
+    widths = LayerWidths(3.0, 2.5, 4.5, (0, 1, 0, 0, 0, 0, 0, 0, 1))
+    learned = replace(result(), report=WidthReport({"first": widths}, (Moment(9, 0.1, 0.2, 2.0),)))
+    found = json.loads(replace(learned, config=QuantizeConfig(method="differentiable")).to_json())["method"]
+    assert found["name"] == "differentiable"
+    assert found["trace"] == [{"steps": 9, "loss": 0.1, "price": 0.2, "average": 2.0}]
+    assert found["layers"]["first"]["channels"] == [0, 1, 0, 0, 0, 0, 0, 0, 1]
+    plain = replace(result(), report=NoReport(), config=QuantizeConfig(method="uniform"))
+    assert json.loads(plain.to_json())["method"] == {"name": "uniform"}
 
 
 @pytest.mark.parametrize("reference", [None, FLOAT], ids=["alone", "with-reference"])

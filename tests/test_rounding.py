@@ -11,7 +11,7 @@ import pytest
 
 from onnx_cbq import rounding
 from onnx_cbq.calibration.samples import draw
-from onnx_cbq.config import QuantizeConfig, RoundingConfig
+from onnx_cbq.config import RoundingConfig
 from onnx_cbq.emit.qdq import simulate_activations
 from onnx_cbq.graph.placement import place_activations
 from onnx_cbq.measure import NearestRounder, TableRounder
@@ -61,7 +61,7 @@ def error(
 
 def by_tables(work: Workload, bits: int) -> dict[str, Array]:
     """Every layer compensated by the moments of the float model, biases shifted: not sequential."""
-    rounder = TableRounder(make_tables(work, run_over_all(work), QuantizeConfig()))
+    rounder = TableRounder(make_tables(work, run_over_all(work), RoundingConfig()))
     constants: dict[str, Array] = {}
     for layer in work.layers:
         widths = np.full(layer.channels, bits, np.int8)
@@ -270,10 +270,10 @@ def test_a_dead_filter_at_one_bit_takes_none() -> None:
 
 def test_tables_of_many_layers_are_made_a_part_at_a_time(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     work = workload(exported, "residual")
-    whole = make_tables(work, run_over_all(work), QuantizeConfig())
+    whole = make_tables(work, run_over_all(work), RoundingConfig())
     monkeypatch.setattr("onnx_cbq.rounding.MOMENT_BYTES", 1)
     steps: list[tuple[str, int, int]] = []
-    parts = make_tables(work, run_over_all(work), QuantizeConfig(), lambda *step: steps.append(step))
+    parts = make_tables(work, run_over_all(work), RoundingConfig(), lambda *step: steps.append(step))
     assert list(whole) == list(parts) == [layer.name for layer in work.layers]
     assert steps[-1] == ("tables", len(work.layers), len(work.layers))
     for name in whole:

@@ -70,7 +70,7 @@ def load_card(path: Path, source: Path | None = None) -> Card:
         ValueError,
         RecursionError,
     ) as error:  # wrong bytes, wrong TOML, numbers and nesting beyond what Python takes
-        raise CalibrationError(f"{path}: not a TOML file: {reason(error)}; see calibration/README.md") from None
+        raise CalibrationError(f"{path}: not a TOML file: {reason(error)}; see docs/cards.md") from None
     known = {field.name for field in fields(Card)}
     for key in values.keys() - known:
         raise CalibrationError(f"{path}: unknown key {shown(key)}{_nearest(key, known)}")

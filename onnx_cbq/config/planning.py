@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnx_cbq.config.checks import MOST_BITS, check
+from onnx_cbq.settings import MOST_BITS, check
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class ScoringConfig:
 
 @dataclass(frozen=True)
 class CbqConfig:
-    """Constants of the threshold search that the paper leaves open; the README gives the reasons.
+    """Constants of the threshold search that the paper leaves open; `docs/how-it-works.md` gives the reasons.
 
     Attributes:
         most_bits: N, the width that every channel starts with; None for one more than the budget, rounded up.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from onnx_cbq.config.checks import GRANULARITIES, MOST_BITS, check, check_augmentation, either
+from onnx_cbq.config.checks import AUGMENTATIONS, GRANULARITIES, check_augmentation
+from onnx_cbq.errors import ConfigError
+from onnx_cbq.settings import CHOOSE, MOST_BITS, REACH, SAMPLES, TRAINING, check, either, option
 
 
 @dataclass(frozen=True)
@@ -14,25 +17,26 @@ class DifferentiableConfig:
 
     Attributes:
         granularity: a width for every "channel", or for every "layer".
-        steps: of the descent at most.
-        minutes: of the descent at most; where they run out first, a repeated run may give another file.
+        steps: so many steps of the descent at most.
+        minutes: so long at most; where they run out first, a repeated run may give another file.
         rate: bits that a width moves in a step, about.
         headroom: bits above the budget that all widths start at.
         falling: share of the descent over which the average allowed falls to the budget.
         batch: samples per step.
-        alpha, augment: as in `RefineConfig`.
+        alpha: share of the cross-entropy with the labels in the loss; the rest is the divergence from the float model.
+        augment: train on changed images too: "flip", "shift", "mix" and "cut"; repeatable.
         bfloat16: compute gradients in bfloat16 where the processor has it.
     """
 
-    granularity: str = "channel"
-    steps: int = 200
-    minutes: float = 15.0
+    granularity: str = option("channel", CHOOSE, "|".join(GRANULARITIES))
+    steps: int = option(200, CHOOSE, "N", flag="width-steps")
+    minutes: float = option(15.0, CHOOSE, "M", flag="width-minutes")
     rate: float = 0.03
     headroom: float = 1.0
     falling: float = 0.6
     batch: int = 128
     alpha: float = 0.0
-    augment: tuple[str, ...] = ()
+    augment: tuple[str, ...] = option((), TRAINING, "|".join(AUGMENTATIONS))
     bfloat16: bool = True
 
     def __post_init__(self) -> None:
@@ -52,15 +56,15 @@ class RefineConfig:
     """How weights, scales and biases are trained once the plan is fixed.
 
     Attributes:
-        steps: updates at most.
-        minutes: of training at most; where they run out first, the learning rate falls by the time, and a repeated run
-            may give another file.
+        steps: train so many steps at most.
+        minutes: train so long at most; where they run out first, the learning rate falls by the time, and a repeated
+            run may give another file.
         batch: samples per update.
         weight_rate: learning rate of latent weights, in steps of their layer's grid.
         rate: learning rate of biases and of logarithms of scales. Both rise where training starts far from the float
             model (`training.records.Schedule`).
         alpha: share of the cross-entropy with the labels in the loss; the rest is the divergence from the float model.
-        augment: "flip", "shift", "mix" and "cut", for images.
+        augment: train on changed images too: "flip", "shift", "mix" and "cut"; repeatable.
         views: of an image, drawn anew for each update, in which the float model answers; the mean of the answers is
             learned. Mirrored with "flip", moved with "shift".
         held_back: share of each class that no update sees, by which the best state is chosen.
@@ -68,14 +72,14 @@ class RefineConfig:
         bfloat16: compute updates in bfloat16 where the processor has it.
     """
 
-    steps: int = 1200
-    minutes: float = 15.0
+    steps: int = option(1200, TRAINING, "N", flag="refine-steps")
+    minutes: float = option(15.0, TRAINING, "M", flag="refine-minutes")
     batch: int = 128
     weight_rate: float = 4e-3
     rate: float = 5e-4
-    alpha: float = 0.0
-    augment: tuple[str, ...] = ()
-    views: int = 1
+    alpha: float = option(0.0, TRAINING, "0..1")
+    augment: tuple[str, ...] = option((), TRAINING, "|".join(AUGMENTATIONS))
+    views: int = option(1, TRAINING, "N")
     held_back: float = 0.1
     check_every: int = 100
     bfloat16: bool = True
@@ -91,20 +95,31 @@ class RefineConfig:
         check(0 < self.held_back < 1, "held_back", "a number between 0 and 1", self.held_back)
 
 
+def _shares(texts: Sequence[str]) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for text in texts for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--macs {','.join(texts)}: expected shares such as 0.1,0.3,0.5,0.85") from None
+
+
+def _listed(shares: Sequence[float]) -> list[str]:
+    return [f"{share:g}" for share in shares]
+
+
 @dataclass(frozen=True)
 class StepConfig:
     """How nested subnets are found and trained (Sun et al., SteppingNet, DATE 2023).
 
     Attributes:
         macs: share of the model's multiplications that each subnet may have, rising.
-        width: how many times as wide the net is that subnets are taken from, 1 to 2; None is as wide as `macs` need.
-        steps: updates at most, those between moves included.
-        minutes: of training at most; where they run out first, a repeated run may give other files.
+        width: how many times as wide the net is that subnets are taken from, 1 to 2.
+        steps: train so many steps at most, those between moves included.
+        minutes: train so long at most; where they run out first, a repeated run may give other files.
         batch: samples per update.
         rate: learning rate at its highest.
         beta: what a subnet changes in the weights of one j subnets smaller counts beta^j.
         alpha: share of the cross-entropy with the labels in the loss; the rest is the divergence from the model.
-        augment: "flip", "shift", "mix" and "cut", for images.
+        augment: train on changed images too: "flip", "shift", "mix" and "cut"; repeatable.
         views: of an image, drawn anew for each update, in which the float model answers; the mean of the answers is
             learned. Mirrored with "flip", moved with "shift".
         held_back: share of each class that no update sees, by which the best state is chosen.
@@ -113,28 +128,28 @@ class StepConfig:
             or fewer if that is more than a third of all steps.
         bfloat16: compute updates in bfloat16 where the processor has it.
         seed: decides the order of the samples.
-        logits: name of the output that holds the class scores; None if only one can be meant.
-        bits: width that the weights of every step are quantized to, without samples; None leaves them float.
+        logits: name of the output that holds the class scores.
+        bits: quantize the weights of every step to 2 to 8 bits, without samples.
     """
 
-    macs: tuple[float, ...] = (0.1, 0.3, 0.5, 0.85)
-    width: float | None = None
-    steps: int = 10_000
-    minutes: float = 20.0
+    macs: tuple[float, ...] = option((0.1, 0.3, 0.5, 0.85), REACH, "A,B,C", read=_shares, written=_listed)
+    width: float | None = option(None, REACH, "1..2", shown="as wide as --macs needs")
+    steps: int = option(10_000, TRAINING, "N")
+    minutes: float = option(20.0, TRAINING, "M")
     batch: int = 128
     rate: float = 3e-3
-    beta: float = 0.9
-    alpha: float = 0.0
-    augment: tuple[str, ...] = ()
-    views: int = 1
+    beta: float = option(0.9, TRAINING, "B")
+    alpha: float = option(0.0, TRAINING, "0..1")
+    augment: tuple[str, ...] = option((), TRAINING, "|".join(AUGMENTATIONS))
+    views: int = option(1, TRAINING, "N")
     held_back: float = 0.1
     check_every: int = 100
     rounds: int = 20
     round_steps: int = 25
     bfloat16: bool = True
-    seed: int = 0
-    logits: str | None = None
-    bits: int | None = None
+    seed: int = option(0, SAMPLES, "N")
+    logits: str | None = option(None, SAMPLES, "NAME", shown="the only one of shape (samples, classes)")
+    bits: int | None = option(None, REACH, "BITS", flag="quantize", shown="float")
 
     def __post_init__(self) -> None:
         rising = all(low < high for low, high in pairwise((0.0, *self.macs)))

@@ -8,7 +8,6 @@ file, so what comes back is the same file whatever protobuf would write today, a
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,10 +18,9 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto
 
 from onnx_cbq.allowance import advice, allowed
-from onnx_cbq.config import CODERS
 from onnx_cbq.emit.coding import ans, huffman
 from onnx_cbq.emit.coding.ans import CodedLayer
-from onnx_cbq.emit.coding.container import Packed, Sections, pack, unpack
+from onnx_cbq.emit.coding.container import CODERS, Packed, Sections, pack, unpack
 from onnx_cbq.emit.coding.context import Predictor
 from onnx_cbq.emit.coding.damage import Damaged
 from onnx_cbq.emit.coding.fitting import StoredCodes, fit
@@ -34,6 +32,7 @@ from onnx_cbq.emit.metadata import KEY, StoredPlan, parse_plan
 from onnx_cbq.errors import ArchiveError, ConfigError, ModelError
 from onnx_cbq.graph.reading import read_file
 from onnx_cbq.model import Array
+from onnx_cbq.records.figures import to_json_text
 
 _CODING = {"ans": ans, "huffman": huffman}
 _MOST_LAYERS = 4096
@@ -87,7 +86,7 @@ class Archive:
         """Everything but the content, as JSON."""
         figures = {key: value for key, value in asdict(self).items() if key != "content"}
         figures |= {"archive_bytes": len(self.content), "ideal_bytes": self.ideal_bytes}
-        return json.dumps(figures, indent=1, allow_nan=False) + "\n"
+        return to_json_text("archive", figures)
 
 
 def archive(model: str | Path | ModelProto, coder: str = "ans") -> Archive:
@@ -123,7 +122,7 @@ def archive(model: str | Path | ModelProto, coder: str = "ans") -> Archive:
         )
     stored = [StoredCodes(_codes(anatomy.gaps[i], contents[i]), bits) for i, bits in layers.items()]
     coded, groups = fit(stored)
-    if coder == "huffman":  # whose codes do not depend on what is expected of them
+    if not _CODING[coder].PREDICTS:
         coded = [replace(layer, predictor=Predictor.empty(layer.geometry)) for layer in coded]
     words = _CODING[coder].encode(coded, [entry.codes for entry in stored], groups)
     sections = Sections(

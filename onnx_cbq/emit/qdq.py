@@ -18,9 +18,10 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from onnx import AttributeProto, NodeProto, TensorProto, helper
 
+from onnx_cbq.captures import is_sealed
 from onnx_cbq.config import MOST_BITS
-from onnx_cbq.emit.packed import PackedLayer, unpacking_graph
-from onnx_cbq.emit.shorten import shorten
+from onnx_cbq.emit.codes import CodeWriter, PlainCodes
+from onnx_cbq.emit.packed import PackedLayer
 from onnx_cbq.graph.integer_rules import MOVEMENT, SATURATION
 from onnx_cbq.graph.placement import Placement, moves_integers
 from onnx_cbq.model import Array, Model
@@ -40,27 +41,26 @@ def emit_qdq(
     weights: Mapping[str, LayerWeights],
     placement: Placement,
     grids: Mapping[str, ActivationGrid],
-    storage: str = "int8",
+    codes: CodeWriter | None = None,
     rules: FileRules = KERNELS,
 ) -> Model:
     """`model` with the layers' weights as integers, and the tensors of `placement` on their grids.
 
-    `grids` holds one for every tensor in `placement.measured`. With `storage` "packed" the weights take their bits (see
-    `packed`), and the graph has short names. Weights that share values are stored as ranks (`quantize.codebook`) and
-    looked up in an int8 table, but for the storage "int8". `rules` are those of the target.
+    `grids` holds one for every tensor in `placement.measured`. `codes` decides what stands for the weights' codes, a
+    byte for each if it is left out; where it looks up, weights that share values are stored as ranks
+    (`quantize.codebook`) beside an int8 table. `rules` are those of the target.
     """
-    writer = _Writer(model, placement, grids, storage, rules)
+    writer = _Writer(model, placement, grids, codes or PlainCodes(), rules)
     for layer in layers:
         writer.add_weight(layer, weights[layer.name])
-    output = writer.write()
-    return shorten(output) if storage == "packed" else output
+    return writer.write()
 
 
 def emit_seen(
     written: Written, placement: Placement, grids: Mapping[str, ActivationGrid], rules: FileRules = KERNELS
 ) -> Seen:
     """What `emit_qdq` gives, with the names of what layers read there."""
-    writer = _Writer(written.model, placement, grids, "int8", rules)
+    writer = _Writer(written.model, placement, grids, PlainCodes(), rules)
     for layer in written.layers:
         writer.add_weight(layer, written.weights[layer.name])
     output = writer.write()
@@ -69,7 +69,7 @@ def emit_seen(
 
 def simulate_activations(model: Model, placement: Placement, grids: Mapping[str, ActivationGrid]) -> Seen:
     """`model` with the tensors of `placement` on their grids and the weights in float."""
-    writer = _Writer(model, placement, grids)
+    writer = _Writer(model, placement, grids, PlainCodes())
     simulated = writer.write()
     return Seen(simulated, writer.names())
 
@@ -86,6 +86,18 @@ def power_of_two_codes(values: Array) -> tuple[Array, Array]:
     return np.rint(values / step).astype(np.int8), np.array(step, np.float32)
 
 
+def _before_branches(model: Model) -> set[str]:
+    """What branches read from outside, and what that is moved from."""
+    waiting = [name for node in model.nodes if is_sealed(node) for name in node.input]
+    found: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name not in found and moves_integers(model, name):
+            found.add(name)
+            waiting.append(model.producers[name].input[0])
+    return found
+
+
 class _Writer:
     """Walks the float graph once, in order, and writes the quantized one."""
 
@@ -94,12 +106,11 @@ class _Writer:
         model: Model,
         placement: Placement,
         grids: Mapping[str, ActivationGrid],
-        storage: str = "int8",
+        codes: CodeWriter,
         rules: FileRules = KERNELS,
     ) -> None:
         self._rules = rules
-        self._packed: list[PackedLayer] | None = [] if storage == "packed" else None
-        self._looks_up = storage != "int8"
+        self._written_codes = codes
         self._model = model
         self._placement = placement
         self._grids = dict(grids)
@@ -110,6 +121,7 @@ class _Writer:
         self._uses: dict[str, tuple[Layer, Use, LayerWeights]] = {}
         self._integers: dict[str, str] = {}  # float tensor -> the integers that stand for it
         self._floats: dict[str, str] = {}  # float tensor -> what its readers read in its place
+        self._before_branches = _before_branches(model)
         self._turned: set[str] = set()  # what a Gemm computes whose matrix lies with its channels first
 
     def add_weight(self, layer: Layer, weights: LayerWeights) -> None:
@@ -117,7 +129,7 @@ class _Writer:
         self._uses.update({use.output: (layer, use, weights) for use in layer.uses})
         codes = self._codes(layer, weights)
         axis = 0 if self._lies_turned(layer) else layer.weight_axis
-        if self._packed is not None and weights.levels is None and not self._meets_integers(layer):
+        if self._written_codes.computes and weights.levels is None and not self._meets_integers(layer):
             # onnxruntime would compute a DequantizeLinear on every run; these two it folds when it opens the file.
             plain = self._add("Cast", [codes], f"{layer.weight}_float", to=TensorProto.FLOAT)
             self._floats[layer.weight] = self._scaled(layer, weights, plain, axis)
@@ -165,11 +177,11 @@ class _Writer:
 
         OpenVINO 2026.4 does not fold one in front of a DequantizeLinear.
         """
-        return self._packed is not None and layer.operator == "Gemm" and layer.weight_axis == 1
+        return self._written_codes.computes and layer.operator == "Gemm" and layer.weight_axis == 1
 
     def _codes(self, layer: Layer, weights: LayerWeights) -> str:
         """The name of a layer's codes, which are a constant, or will be unpacked or looked up."""
-        if weights.table is None or not self._looks_up:
+        if weights.table is None or not self._written_codes.looks_up:
             return self._stored(layer, weights.codes, weights)
         rank = self._stored(layer, rank_codes(weights.codes, weights.table), weights)
         position = self._add("Cast", [rank], f"{layer.weight}_at", to=TensorProto.INT32)
@@ -177,15 +189,15 @@ class _Writer:
         return self._add("Gather", [table, position], f"{layer.weight}_value")
 
     def _stored(self, layer: Layer, codes: Array, weights: LayerWeights) -> str:
-        """The name of numbers in the shape of a layer's weight, a byte each or packed."""
-        if self._packed is None:
-            return self._constant(f"{layer.weight}_q", codes)
+        """The name of numbers in the shape of a layer's weight, in whatever form they are written."""
         name = self._fresh(f"{layer.weight}_q")
         rows, shape, axis = layer.rows(codes), layer.weight_shape, layer.weight_axis
         if self._lies_turned(layer):
             self._turned.update(use.output for use in layer.uses)
             shape, axis = rows.shape, 0
-        self._packed.append(PackedLayer(name, rows, weights.bits, shape, axis))
+        constant = self._written_codes.add(PackedLayer(name, rows, weights.bits, shape, axis))
+        if constant is not None:
+            self._constants[name] = layer.unrows(constant)
         return name
 
     def quantize(self, name: str, source: str) -> None:
@@ -212,10 +224,10 @@ class _Writer:
         """Whether the node works on the integers: as placed, or since onnxruntime would break the file otherwise.
 
         Behind an int8 DequantizeLinear and a node that moves numbers it puts a QuantizeLinear to uint8,
-        from operator set 21 on (found with 1.32).
+        from operator set 21 on; and where a branch reads what such a node gives, its process ends (found with 1.32).
         """
         output = node.output[0]
-        if output in self._placement.shared:
+        if output in self._placement.shared or output in self._before_branches:
             return True
         broken = self._grids[node.input[0]].signed and self._model.opset >= _OUTPUT_TYPES and not self._rules.units
         return broken and moves_integers(self._model, output)
@@ -236,10 +248,9 @@ class _Writer:
         """The model written, without the constants that nothing reads any more."""
         for name in self._model.outputs:
             self._read(name)
-        if self._packed:
-            unpacking, packed = unpacking_graph(self._packed, self._fresh)
-            self._nodes = [*unpacking, *self._nodes]
-            self._constants |= packed
+        computing, read_there = self._written_codes.finish(self._fresh)
+        self._nodes = [*computing, *self._nodes]
+        self._constants |= read_there
         whole = self._model.with_graph(constants=self._constants)
         read = {name for node in self._nodes for name in node.input}
         constants = [t for t in whole.skeleton.graph.initializer if t.name in read]
@@ -350,7 +361,7 @@ class _Writer:
 
     def _bias_scale(self, use: Use, weights: LayerWeights, scale: Array) -> str:
         """The scale s_x s_w, computed in the graph where that takes fewer bytes."""
-        if self._packed is None or scale.nbytes <= NODE_BYTES:
+        if not self._written_codes.computes or scale.nbytes <= NODE_BYTES:
             return self._pooled(scale, "scale")
         factors = [self._pooled(weights.scale, "scale"), self._parameters(use.activation)[0]]
         return self._add("Mul", factors, f"{use.bias}_scale")

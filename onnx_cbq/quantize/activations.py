@@ -7,7 +7,7 @@ it takes the same memory for any number of samples and needs no second pass.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -69,9 +69,8 @@ def choose_grid(
 ) -> ActivationGrid:
     """The grid of `bits` bits for what the histogram counted, within the rules; 0 is always a level.
 
-    The criterion "mse" takes the range of least squared error, "percentile" the middle 99.99 % of the values (of a few
-    thousand all but one at either end), "minmax" all of them. Values that are never negative get the lowest code as
-    zero point, unless it must be 0. Cost: a few hundred passes over the bins.
+    The criterion is one of `RANGES`. Values that are never negative get the lowest code as zero point, unless it must
+    be 0. Cost: a few hundred passes over the bins.
     """
     make = _Maker(bits, rules)
     used = np.flatnonzero(histogram.counts)
@@ -80,14 +79,7 @@ def choose_grid(
     counts = histogram.counts[used]
     centres = (used - _HALF + 0.5) * 2.0**histogram.exponent
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
-    if criterion == "percentile":
-        rank, total = np.cumsum(counts), int(counts.sum())
-        cut = max(int(_TAIL * total), int(total >= _FEWEST_CUT))
-        low = max(low, min(float(centres[np.searchsorted(rank, cut, side="right")]), 0.0)) if low < 0 else 0.0
-        high = min(high, max(float(centres[np.searchsorted(rank, total - cut)]), 0.0))
-    elif criterion == "mse":
-        low, high = _least_error(counts, centres, (low, high), make)
-    return make(low, high)
+    return make(*RANGES[criterion](counts, centres, (low, high), make))
 
 
 def join_grids(grids: Sequence[ActivationGrid], rules: ActivationRules = UNSIGNED) -> ActivationGrid:
@@ -140,6 +132,28 @@ def _least_error(counts: Array, centres: Array, ends: tuple[float, float], make:
             break
         best_low = min((share * low for share in _SHARES), key=lambda lo: error(lo, best_high))
     return best_low, best_high
+
+
+def _middle(counts: Array, centres: Array, ends: tuple[float, float], _: _Maker) -> tuple[float, float]:
+    """The middle 99.99 % of the values; of a few thousand all but one at either end."""
+    low, high = ends
+    rank, total = np.cumsum(counts), int(counts.sum())
+    cut = max(int(_TAIL * total), int(total >= _FEWEST_CUT))
+    low = max(low, min(float(centres[np.searchsorted(rank, cut, side="right")]), 0.0)) if low < 0 else 0.0
+    return low, min(high, max(float(centres[np.searchsorted(rank, total - cut)]), 0.0))
+
+
+def _all(_counts: Array, _centres: Array, ends: tuple[float, float], _: _Maker) -> tuple[float, float]:
+    """All values."""
+    return ends
+
+
+# How the range of a grid is found within the ends of what was seen.
+RANGES: Mapping[str, Callable[[Array, Array, tuple[float, float], _Maker], tuple[float, float]]] = {
+    "mse": _least_error,
+    "percentile": _middle,
+    "minmax": _all,
+}
 
 
 def _merge_pairs(counts: Array) -> Array:

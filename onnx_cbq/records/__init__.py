@@ -1,13 +1,13 @@
 """The records that flow between the stages: frozen, arrays read-only, each can be saved and loaded.
 
-Words as in the README: a *layer* is one quantizable weight with the nodes that use it; a *channel* is one output
+Words as in `docs/index.md`: a *layer* is one quantizable weight with the nodes that use it; a *channel* is one output
 filter or neuron; a *plan* gives every channel its bits.
 """
 
 from onnx_cbq.records.classes import Evaluation, Grouping, LayerScores, Scores
 from onnx_cbq.records.lanes import Lanes
 from onnx_cbq.records.layers import Layer, Layers, LeftFloat, Use, Windows
-from onnx_cbq.records.plans import ActivationGrid, KeptZero, LayerWeights, Plan, Removal, SearchReport, Seen, Written
+from onnx_cbq.records.plans import ActivationGrid, KeptZero, LayerWeights, Plan, Removal, Seen, Written
 from onnx_cbq.records.rules import (
     FREE,
     FUSED,
@@ -40,7 +40,6 @@ __all__ = [
     "Plan",
     "Removal",
     "Scores",
-    "SearchReport",
     "Seen",
     "Use",
     "WeightRules",

@@ -74,25 +74,6 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class SearchReport:
-    """How a rate-distortion plan was found; losses are mean divergences from the float model, in nats.
-
-    Attributes:
-        criterion: the prediction whose plan was best.
-        measured: the measured loss of each criterion's plan.
-        loss: that of the plan in the end, after layers have traded bits.
-        exchanges: trades that were accepted.
-        plans: how many plans were measured.
-    """
-
-    criterion: str
-    measured: Mapping[str, float]
-    loss: float
-    exchanges: int
-    plans: int
-
-
-@dataclass(frozen=True)
 class LayerWeights:
     """The integer weights of one layer, in the weight's own shape.
 

@@ -14,7 +14,7 @@ the step lands on the average that the schedule allows, which falls to the budge
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,14 +73,6 @@ class LayerWidths:
     end: float
     average: float
     channels: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class WidthReport:
-    """How real-valued widths became a plan: layer name -> its widths, and how the descent went."""
-
-    layers: Mapping[str, LayerWidths]
-    trace: tuple[Moment, ...]
 
 
 def descend(

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from onnx_cbq.config import QuantizeConfig
 from onnx_cbq.errors import ConfigError, ModelError
 from onnx_cbq.graph.shapes import fixed_batch
 from onnx_cbq.model import Model
-from onnx_cbq.targets import TARGETS, find_target
+from onnx_cbq.targets import TARGETS
 from onnx_cbq.targets.target import Target
 
 
-def target_of(config: QuantizeConfig) -> Target:
-    """The target of the settings.
+def check_target(target: Target, activation_bits: int, storage: str, sharing: str = "") -> None:
+    """Make sure that a target can express settings; `sharing` is the option that makes weights share values, if any.
 
     Raises:
-        ConfigError: there is none of that name, or it cannot express a setting; the message says which can.
+        ConfigError: it cannot express a setting; the message says which can.
     """
-    target = find_target(config.target)
-    for option, can, why in _demands(config):
+    for option, can, why in _demands(activation_bits, storage, sharing):
         if not can(target):
             others = ", ".join(other.name for other in TARGETS if can(other))
             raise ConfigError(
                 f"{option} cannot be had with --target {target.name}: {why(target)}; targets that can: {others}"
             )
-    return target
 
 
 def check_model(model: Model, target: Target) -> None:
@@ -46,9 +43,10 @@ def check_model(model: Model, target: Target) -> None:
         )
 
 
-def _demands(config: QuantizeConfig) -> Iterator[tuple[str, Callable[[Target], bool], Callable[[Target], str]]]:
+def _demands(
+    bits: int, storage: str, sharing: str
+) -> Iterator[tuple[str, Callable[[Target], bool], Callable[[Target], str]]]:
     """What settings ask of a target: the option, whether a target can, and why one cannot."""
-    bits = config.activation_bits
     yield (
         f"--activation-bits {bits}",
         lambda target: bits in target.activation_bits,
@@ -57,13 +55,13 @@ def _demands(config: QuantizeConfig) -> Iterator[tuple[str, Callable[[Target], b
         ),
     )
     yield (
-        f"--storage {config.storage}",
-        lambda target: config.storage in target.storages,
+        f"--storage {storage}",
+        lambda target: storage in target.storages or not target.storages,
         lambda target: f"its weights are stored as {' or '.join(target.storages)}",
     )
-    if config.shares_values:
+    if sharing:
         yield (
-            f"--codebook {config.codebook}",
+            sharing,
             lambda target: target.shared_values,
             lambda _: "weights cannot share values there",
         )

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from onnx_cbq.config import MOST_BITS, STORAGES
 from onnx_cbq.records import FUSED, KERNELS, UNSIGNED, ActivationRules, FileRules, PlacementRules
+from onnx_cbq.settings import MOST_BITS
 
 # What onnxruntime 1.32 opens; 1.22 opens opset 23 and IR version 10.
 HIGHEST_OPSET = 26
@@ -77,7 +77,7 @@ class Target:
         file: how nodes are written.
         types: of activation codes, that it takes.
         products: operators whose product of integers it has a kernel for.
-        storages: of weights, that it takes.
+        storages: of weights, that it takes; any if none is named.
         shared_values: whether weights may share values (`--codebook`).
         highest_opset, highest_ir: of the file.
         needs: what the processor must have for a run here to mean anything, "" for nothing.
@@ -97,7 +97,7 @@ class Target:
     file: FileRules = KERNELS
     types: frozenset[str] = frozenset(("uint8", "int8"))
     products: frozenset[str] = frozenset(("Conv", "Gemm", "MatMul"))
-    storages: tuple[str, ...] = STORAGES
+    storages: tuple[str, ...] = ()
     shared_values: bool = True
     highest_opset: int = HIGHEST_OPSET
     highest_ir: int = HIGHEST_IR

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from onnx_cbq.emit.archive import coded_bits
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.entropy import LARGEST, code_lengths, widths
 from onnx_cbq.quantize.grid import Grid
@@ -109,4 +108,4 @@ class Charge(nn.Module):
         return self._spent([grid.integers() for grid in self._grids]) <= self._rate.bits
 
     def _spent(self, found: Sequence[LayerWeights]) -> float:
-        return coded_bits([(weights.codes, weights.bits) for weights in found], self._rate.coder)
+        return self._rate.spent(found)

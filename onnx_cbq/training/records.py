@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -14,7 +14,7 @@ from onnx_cbq.calibration.samples import Indices
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.grid import quantize_rows
 from onnx_cbq.quantize.table import WIDTHS, Table
-from onnx_cbq.records import FREE, ActivationGrid, Grouping, Layer
+from onnx_cbq.records import FREE, ActivationGrid, Grouping, Layer, LayerWeights
 from onnx_cbq.rounding import Rounded
 from onnx_cbq.workload import Workload
 
@@ -28,11 +28,11 @@ class Rate:
 
     Attributes:
         bits: at most so many.
-        coder: as `config.coder`.
+        spent: what weights take, in bits.
     """
 
     bits: int
-    coder: str
+    spent: Callable[[Sequence[LayerWeights]], int]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from PIL import Image
 from onnx_cbq import comparison
 from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.errors import OnnxCbqError
-from onnx_cbq.pipeline import evaluate
+from onnx_cbq.jobs.evaluate import evaluate
 from tests.conftest import ROOT
 
 LONGEST = 10.0  # seconds

@@ -11,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
+from onnx_cbq.emit.codes import PackedCodes
 from onnx_cbq.emit.files import write_model
 from onnx_cbq.emit.packed import FIELDS, PackedLayer, classify, pack_fields, unpacking_graph
 from onnx_cbq.emit.qdq import emit_qdq
 from onnx_cbq.model import Array, FreshNames, Model
 from onnx_cbq.quantize.grid import quantize_rows
 from onnx_cbq.runtime import Session, fused_operators
+from onnx_cbq.storage import Packed
 from tests.emit.emitted import emitted
 from tests.graphs import make_model, node
 
@@ -212,7 +214,8 @@ def test_a_packed_model_gives_the_same_outputs(tmp_path: Path, opset: int, trans
         opset=opset,
     )
     case = emitted(proto, 3)
-    packed = emit_qdq(case.original, case.layers, case.weights, case.placement, case.grids, "packed")
+    packed = emit_qdq(case.original, case.layers, case.weights, case.placement, case.grids, PackedCodes())
+    packed = Packed().finish(packed)
     for level in ("all", "off"):
         expected, found = (Session(model, level).run(case.feeds)["y"] for model in (case.model, packed))
         np.testing.assert_array_equal(found, expected)

@@ -15,8 +15,8 @@ from onnx import ModelProto, ValueInfoProto
 
 import onnx_cbq
 from onnx_cbq import CalibrationSet, DataFreeConfig, OnnxCbqError, QuantizeConfig, VerificationError
+from onnx_cbq.jobs.inspect import inspect
 from onnx_cbq.model import Array
-from onnx_cbq.pipeline import inspect
 from tests.generator import noise
 from tests.generator.jobs import Job
 from tests.generator.models import Case, run, session
@@ -98,7 +98,7 @@ def _carry_out(case: Case, job: Job, path: Path, folder: Path) -> Path | None:
                 _demand(content == target.read_bytes(), "an archive that restores something else")
         result.to_json()
         inspect(target)
-        checked = onnx_cbq.check(target, config.target)
+        checked = onnx_cbq.check(target, config.choice.target.name)
         _demand(
             all(violation.effect == "slow" for violation in checked.violations),
             "check finds something in what quantize wrote",

@@ -12,14 +12,14 @@ from onnx import TensorProto
 from onnx_cbq import CalibrationSet, QuantizeConfig, quantize
 from onnx_cbq.config import RateDistortionConfig, RoundingConfig
 from onnx_cbq.errors import ConfigError
+from onnx_cbq.evidence import measure_by_tables
 from onnx_cbq.gradient.further import FurtherOutputs
 from onnx_cbq.model import Array
-from onnx_cbq.progress import Clock, silent
 from onnx_cbq.records import Plan
 from onnx_cbq.runtime import Session
-from onnx_cbq.solving import make_setting
 from onnx_cbq.workload import prepare
 from tests.graphs import make_model, node
+from tests.scenes import scene_of
 
 RANDOM = np.random.default_rng(1)
 SAMPLES, CLASSES = 48, 3
@@ -129,11 +129,10 @@ def test_a_head_of_its_own_gets_its_share_of_bits(change: dict[str, str]) -> Non
 def test_the_measured_loss_has_the_distance_of_the_head() -> None:
     """Half the mean square of its change over its variance, sample by sample, beside the divergence of the scores."""
     work = prepare(model([], "m"), CalibrationSet.from_arrays(X, Y), "scores")
-    setting = make_setting(work, replace(QUICK, activation_bits=0), Clock(), silent)
-    assert setting.measure is not None
+    measure = scene_of(work, replace(QUICK, activation_bits=0)).evidence.of(measure_by_tables)
     widths = {layer.name: np.full(layer.channels, 8, np.int8) for layer in work.layers}
     coarse = widths | {"t": np.full(12, 2, np.int8)}
-    fine, found = setting.measure(Plan(widths)), setting.measure(Plan(coarse))
+    fine, found = measure(Plan(widths)), measure(Plan(coarse))
     np.testing.assert_array_equal(fine.divergences, found.divergences)
     assert found.further.mean() > 10 * fine.further.mean()
     np.testing.assert_allclose(found.losses(np.ones(CLASSES)), found.divergences.sum(axis=1) + found.further, rtol=1e-9)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
-from onnx_cbq import cli
+from onnx_cbq.cli import main as entry
 
 LONGEST = 10.0  # seconds of the processor
 MOST_MEMORY = 2 << 30
@@ -59,9 +59,9 @@ def judge(arguments: Sequence[object], scratch: Path) -> Verdict:
     """Run `onnx-cbq` with these arguments in this process."""
     before, raised, code = _reset_peak(), "", -1
     began, argv = time.process_time(), ["onnx-cbq", *map(str, arguments)]
-    with captured_streams(scratch) as printed, patch.dict(os.environ, {cli.TRACEBACK: "1"}), patch("sys.argv", argv):
+    with captured_streams(scratch) as printed, patch.dict(os.environ, {entry.TRACEBACK: "1"}), patch("sys.argv", argv):
         try:
-            cli.main()
+            entry.main()
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 0 if end.code is None else -1
         except BaseException as error:  # noqa: BLE001, whatever it is, it is what is looked for

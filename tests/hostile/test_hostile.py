@@ -12,7 +12,7 @@ import pytest
 
 from onnx_cbq.emit.archive import archive, restore
 from onnx_cbq.errors import ArchiveError, OnnxCbqError
-from onnx_cbq.pipeline import check, inspect
+from onnx_cbq.jobs.inspect import check, inspect
 from tests.hostile import bases
 from tests.hostile.archives import archives_of, damaged
 from tests.hostile.judge import Verdict, judge
@@ -67,7 +67,7 @@ def test_every_kind_of_fault_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """A judge that finds nothing may be blind."""
 
     def ended(action: str) -> Verdict:
-        monkeypatch.setattr("onnx_cbq.cli.main", lambda: exec(action))  # noqa: S102, the actions stand below
+        monkeypatch.setattr("onnx_cbq.cli.main.main", lambda: exec(action))  # noqa: S102, the actions stand below
         return judge(("inspect", "x"), tmp_path)
 
     assert ended("raise SystemExit(0)").fault == ""

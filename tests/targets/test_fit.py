@@ -8,10 +8,12 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_cbq import ConfigError, ModelError, QuantizeConfig, quantize
+from onnx_cbq import ConfigError, ModelError, QuantizeConfig
 from onnx_cbq.graph.load import load
 from onnx_cbq.targets import TARGETS, find_target
-from onnx_cbq.targets.fit import check_model, target_of
+from onnx_cbq.targets.fit import check_model, check_target
+from onnx_cbq.targets.target import Target
+from tests.command import Command
 from tests.graphs import make_model, node
 
 
@@ -33,16 +35,30 @@ def config(**settings: object) -> QuantizeConfig:
 )
 def test_settings_that_a_target_cannot_express_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        target_of(config(**settings))
+        config(**settings)
     assert "targets that can: cpu, vnni, arm64, openvino" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_refusals_come_before_the_model_is_read() -> None:
-    with pytest.raises(ConfigError, match="--codebook kmeans"):
-        quantize("missing.onnx", "missing.toml", config(target="vitis", codebook="kmeans"))
-    with pytest.raises(ConfigError, match="--target: expected cpu or vnni"):
-        quantize("missing.onnx", "missing.toml", config(target="cuda"))
+def test_refusals_come_before_the_model_is_read(command: Command) -> None:
+    missing = ("quantize", "missing.onnx", "--data", "missing.toml")
+    for options, message in (
+        (("--target", "vitis", "--codebook", "kmeans"), "--codebook kmeans cannot be had with --target vitis"),
+        (("--target", "cuda"), "--target: expected cpu or vnni"),
+    ):
+        done = command(*missing, *options)
+        assert done.code == 1
+        assert message in done.err
+
+
+def test_what_a_target_cannot_express_says_why_and_which_can() -> None:
+    """The option that makes weights share values is the caller's; a storage that nobody knows is nobody's."""
+    check_target(find_target("cpu"), 4, "archive", "--codebook kmeans")
+    with pytest.raises(ConfigError) as caught:
+        check_target(find_target("tensorrt"), 8, "int8", "--codebook kmeans")
+    assert str(caught.value).startswith("--codebook kmeans cannot be had with --target tensorrt: weights cannot share ")
+    with pytest.raises(ConfigError, match=r"--activation-bits 4 cannot be had with --target qnn: .* 8 bits; targets t"):
+        check_target(find_target("qnn"), 4, "int8")
 
 
 def test_an_unknown_target_lists_the_known_ones() -> None:
@@ -53,10 +69,9 @@ def test_an_unknown_target_lists_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
-def test_every_target_expresses_the_defaults(target: object) -> None:
-    name = target.name  # type: ignore[attr-defined]
-    assert target_of(config(target=name)) is target
-    assert target_of(config(target=name, method="uniform", bits=8)) is target
+def test_every_target_expresses_the_defaults(target: Target) -> None:
+    assert config(target=target.name).choice.target is target
+    assert config(target=target.name, method="uniform", bits=8).choice.target is target
 
 
 def test_a_later_opset_is_refused(tmp_path: Path) -> None:

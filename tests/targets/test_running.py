@@ -11,8 +11,8 @@ from onnx import helper
 
 from onnx_cbq import check
 from onnx_cbq.graph.load import load
+from onnx_cbq.jobs.inspect import inspect
 from onnx_cbq.model import Array
-from onnx_cbq.pipeline import inspect
 from onnx_cbq.runtime import Session, saturates
 from tests.graphs import make_model, node
 

@@ -5,30 +5,30 @@ from __future__ import annotations
 import numpy as np
 
 from onnx_cbq.calibration.samples import draw
-from onnx_cbq.config import QuantizeConfig, RefineConfig
+from onnx_cbq.config import RefineConfig
+from onnx_cbq.jobs.settings import QuantizeConfig
 from onnx_cbq.model import Array
-from onnx_cbq.progress import Clock, silent
 from onnx_cbq.refining import quantized_by
-from onnx_cbq.solving import Setting, Solution, make_setting, solve
-from onnx_cbq.training.records import Quantized, Task
-from onnx_cbq.workload import prepare
+from onnx_cbq.stages.scene import Scene
+from onnx_cbq.stages.solution import Solution
+from onnx_cbq.training.records import Quantized, Rate, Task
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
+from tests.scenes import gather, solved
 
 COARSE = QuantizeConfig(bits=2, method="uniform", rounding="nearest", samples=100, activation_bits=4)
 QUICK = RefineConfig(steps=12, batch=32, check_every=4, weight_rate=0.03, rate=1e-3, held_back=0.3, bfloat16=False)
 
 
-def make_solution(config: QuantizeConfig = COARSE) -> tuple[Setting, Solution]:
-    clock = Clock()
-    setting = make_setting(prepare(DIGITS_MODEL, DIGITS_CARD), config, clock, silent)
-    return setting, solve(setting, clock, silent)
+def make_solution(config: QuantizeConfig = COARSE) -> tuple[Scene, Solution]:
+    scene, _ = gather(DIGITS_MODEL, DIGITS_CARD, config)
+    return scene, solved(scene, config)
 
 
-def make_task(setting: Setting, solution: Solution) -> tuple[Task, Quantized]:
-    work = setting.work
+def make_task(scene: Scene, solution: Solution, rate: Rate | None = None) -> tuple[Task, Quantized]:
+    work = scene.work
     learned, held = draw(work.samples, work.class_names, 200, 0).split(0.3)
-    task = Task(work, learned.indices, held.indices, setting.class_weights, setting.evidence.groups, seed=0)
-    return task, quantized_by(setting, solution)
+    task = Task(work, learned.indices, held.indices, scene.class_weights, scene.evidence.groups, seed=0)
+    return task, quantized_by(scene, solution, rate)
 
 
 def same(left: Quantized, right: Quantized) -> bool:

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from onnx_cbq.config import QuantizeConfig
 from onnx_cbq.emit.archive import coded_bits
+from onnx_cbq.jobs.settings import QuantizeConfig
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.entropy import LARGEST, code_bits, widths
 from onnx_cbq.records import Layer, LayerWeights, Use
-from onnx_cbq.solving import Setting, Solution
+from onnx_cbq.stages.scene import Scene
+from onnx_cbq.stages.solution import Solution
+from onnx_cbq.storage import Archived
 from onnx_cbq.training.coded import Charge, CodedGrid
 from onnx_cbq.training.records import Quantized, Rate
 from onnx_cbq.training.run import run_training
@@ -99,7 +101,7 @@ def test_any_code_may_come_but_a_channel_of_zeros_stays_one() -> None:
 def test_a_price_makes_codes_shorter() -> None:
     """Nothing else pulls here: latent weights that follow the slope lower what the coder spends."""
     layer, start, grid = make_grid()
-    charge = Charge(Rate(1, "ans"), [grid], CPU)
+    charge = Charge(Rate(1, Archived().coded_bits), [grid], CPU)
     charge.start(1.0)
     steps = torch.tensor(layer.unrows(np.repeat(0.05 * start.scale[:, None], 120, 1)))
     found = []
@@ -118,7 +120,7 @@ def test_a_price_makes_codes_shorter() -> None:
 def test_the_price_follows_what_is_spent(share: float, rises: bool) -> None:
     _, start, grid = make_grid()
     spent = coded_bits([(start.codes, start.bits)])
-    charge = Charge(Rate(int(share * spent), "ans"), [grid], CPU)
+    charge = Charge(Rate(int(share * spent), Archived().coded_bits), [grid], CPU)
     charge.start(0.1)
     before = float(charge.price)
     charge.follow()
@@ -126,32 +128,36 @@ def test_the_price_follows_what_is_spent(share: float, rises: bool) -> None:
     assert charge.is_met() != rises
 
 
+ARCHIVED = QuantizeConfig(bits=0.5, samples=100, storage="archive", activation_bits=4)
+
+
 @pytest.fixture(scope="module")
-def archived() -> tuple[Setting, Solution]:
-    return make_solution(QuantizeConfig(bits=0.5, samples=100, storage="archive", activation_bits=4))
+def archived() -> tuple[Scene, Solution]:
+    return make_solution(ARCHIVED)
 
 
-def test_training_lowers_the_loss_at_no_more_bits(archived: tuple[Setting, Solution]) -> None:
+def test_training_lowers_the_loss_at_no_more_bits(archived: tuple[Scene, Solution]) -> None:
     """What learns without regard to bits soon needs more of them, and none of it can be kept.
 
     How much is won depends on the last digits, and so on the processor: 12 to 16 % with those tried.
     """
-    task, start = make_task(*archived)
-    assert start.rate is not None
+    rate = ARCHIVED.choice.method.coded_rate(*archived, room=0)
+    assert rate is not None
+    task, start = make_task(*archived, rate)
     config = replace(QUICK, steps=480, check_every=10, weight_rate=0.001)
     found, course = run_training(task, start, config)
     assert course.best.loss < 0.95 * course.start.loss
-    assert spent_by(found) <= start.rate.bits
-    assert spent_by(found) > 0.8 * start.rate.bits
+    assert spent_by(found) <= rate.bits
+    assert spent_by(found) > 0.8 * rate.bits
 
 
 def spent_by(found: Quantized) -> int:
     return coded_bits([(weights.codes, weights.bits) for weights in found.rounded.weights.values()])
 
 
-def test_what_spends_more_is_not_kept(archived: tuple[Setting, Solution]) -> None:
+def test_what_spends_more_is_not_kept(archived: tuple[Scene, Solution]) -> None:
     """Whatever its loss."""
     task, start = make_task(*archived)
-    found, course = run_training(task, replace(start, rate=Rate(1, "ans")), QUICK)
+    found, course = run_training(task, replace(start, rate=Rate(1, Archived().coded_bits)), QUICK)
     assert course.best_step == 0
     assert found.rounded is start.rounded

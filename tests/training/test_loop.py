@@ -9,18 +9,19 @@ import numpy as np
 import pytest
 
 from onnx_cbq.errors import ModelError
-from onnx_cbq.solving import Setting, Solution
+from onnx_cbq.stages.scene import Scene
+from onnx_cbq.stages.solution import Solution
 from onnx_cbq.training import loop
 from onnx_cbq.training.run import run_training
 from tests.training.digits import QUICK, make_solution, make_task, same
 
 
 @pytest.fixture(scope="module")
-def solved() -> tuple[Setting, Solution]:
+def solved() -> tuple[Scene, Solution]:
     return make_solution()
 
 
-def test_training_makes_a_coarse_net_better(solved: tuple[Setting, Solution]) -> None:
+def test_training_makes_a_coarse_net_better(solved: tuple[Scene, Solution]) -> None:
     """2 bits rounded to nearest, activations at 4 bits: there is much to gain."""
     task, start = make_task(*solved)
     found, course = run_training(task, start, replace(QUICK, steps=100, check_every=20))
@@ -32,7 +33,7 @@ def test_training_makes_a_coarse_net_better(solved: tuple[Setting, Solution]) ->
     assert all(found.grids[name] == grid for name, grid in start.grids.items() if grid.bits == 8)
 
 
-def test_what_is_worse_is_not_kept(solved: tuple[Setting, Solution]) -> None:
+def test_what_is_worse_is_not_kept(solved: tuple[Scene, Solution]) -> None:
     """A rate so high that everything breaks gives the start again, to the last bit."""
     task, start = make_task(*solved)
     found, course = run_training(task, start, replace(QUICK, weight_rate=0.99, rate=0.99, check_every=12))
@@ -41,13 +42,13 @@ def test_what_is_worse_is_not_kept(solved: tuple[Setting, Solution]) -> None:
     assert same(found, start)
 
 
-def test_a_repeated_run_gives_the_same(solved: tuple[Setting, Solution]) -> None:
+def test_a_repeated_run_gives_the_same(solved: tuple[Scene, Solution]) -> None:
     task, start = make_task(*solved)
     config = replace(QUICK, augment=("flip", "shift"), alpha=0.3)
     assert same(run_training(task, start, config)[0], run_training(task, start, config)[0])
 
 
-def test_time_ends_training(solved: tuple[Setting, Solution], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_ends_training(solved: tuple[Scene, Solution], monkeypatch: pytest.MonkeyPatch) -> None:
     """With a clock that says a second went by at every look."""
     ticks = iter(range(10_000))
     monkeypatch.setattr("onnx_cbq.training.loop.time.monotonic", lambda: float(next(ticks)))
@@ -57,7 +58,7 @@ def test_time_ends_training(solved: tuple[Setting, Solution], monkeypatch: pytes
     assert 3 < course.steps <= 15
 
 
-def test_ctrl_c_keeps_the_best_so_far(solved: tuple[Setting, Solution], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_keeps_the_best_so_far(solved: tuple[Scene, Solution], monkeypatch: pytest.MonkeyPatch) -> None:
     task, start = make_task(*solved)
     real, calls = loop.step, []
 
@@ -86,7 +87,7 @@ def killed_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_killed_run_goes_on_to_the_same_result(
-    solved: tuple[Setting, Solution], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    solved: tuple[Scene, Solution], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The state of the optimizer, the rates and the order of the samples all come back."""
     task, start = make_task(*solved)
@@ -102,7 +103,7 @@ def test_a_killed_run_goes_on_to_the_same_result(
     assert same(resumed, whole)
 
 
-def test_the_state_of_another_run_is_refused(solved: tuple[Setting, Solution], tmp_path: Path) -> None:
+def test_the_state_of_another_run_is_refused(solved: tuple[Scene, Solution], tmp_path: Path) -> None:
     task, start = make_task(*solved)
     kept = replace(task, state=tmp_path / "state", key="this run")
     run_training(kept, start, replace(QUICK, steps=4))
@@ -111,14 +112,14 @@ def test_the_state_of_another_run_is_refused(solved: tuple[Setting, Solution], t
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"\x93NUMPY garbage"])
-def test_a_damaged_state_is_refused(solved: tuple[Setting, Solution], tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_state_is_refused(solved: tuple[Scene, Solution], tmp_path: Path, content: bytes) -> None:
     task, start = make_task(*solved)
     (tmp_path / "state").write_bytes(content)
     with pytest.raises(ModelError, match="not the state of a training"):
         run_training(replace(task, state=tmp_path / "state", key="k", resume=True), start, QUICK)
 
 
-def test_classes_that_do_not_count_do_not_decide(solved: tuple[Setting, Solution]) -> None:
+def test_classes_that_do_not_count_do_not_decide(solved: tuple[Scene, Solution]) -> None:
     """The loss before training is that of the classes that count alone."""
     task, start = make_task(*solved)
     every = run_training(task, start, replace(QUICK, steps=1))[1].start

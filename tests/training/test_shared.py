@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from onnx_cbq.config import QuantizeConfig
+from onnx_cbq.jobs.settings import QuantizeConfig
 from onnx_cbq.quantize.codebook import LARGEST
 from onnx_cbq.quantize.grid import Channels
 from onnx_cbq.records import Layer, LayerWeights, Use
@@ -85,8 +85,7 @@ def test_training_lowers_the_loss_and_leaves_each_weight_with_its_value(scope: s
         activation_bits=4,
         rounding="nearest",
     )
-    setting, solution = make_solution(config)
-    task, start = make_task(setting, solution)
+    task, start = make_task(*make_solution(config))
     found, course = run_training(task, start, QUICK)
     assert course.best.loss < 0.95 * course.start.loss
     tables = set()

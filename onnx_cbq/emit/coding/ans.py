@@ -19,6 +19,9 @@ from onnx_cbq.model import Array
 
 _ROWS = 1 << 14  # codes at a time
 
+# Whether codes depend on what is expected of them.
+PREDICTS = True
+
 
 @dataclass(frozen=True)
 class CodedLayer:

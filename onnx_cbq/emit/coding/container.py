@@ -20,12 +20,11 @@ and 256 n bytes, and no section may be larger than that.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import zstandard
 
-from onnx_cbq.config import CODERS
 from onnx_cbq.emit.coding.damage import Damaged
 from onnx_cbq.emit.coding.vocabulary import VOCABULARY
 
@@ -37,6 +36,9 @@ _LEVEL = 22
 _ALLOWANCE = 1 << 20
 _LARGEST_RATIO = 1 << 8
 _LARGEST_FILE = (1 << 31) - 1  # protobuf's
+# What an archive calls its coder. A number that was given stays for good.
+CODER_NUMBERS: Mapping[str, int] = {"ans": 0, "huffman": 1}
+CODERS = tuple(CODER_NUMBERS)
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def pack(sections: Sections) -> Packed:
     """The bytes of an archive."""
     stored = (compress(sections.frame, VOCABULARY), compress(sections.parameters), sections.numbers)
     sizes = (sections.size, len(sections.frame), len(sections.parameters), *map(len, stored))
-    head = MAGIC + bytes([VERSION, CODERS.index(sections.coder)]) + write_varints(sizes)
+    head = MAGIC + bytes([VERSION, CODER_NUMBERS[sections.coder]]) + write_varints(sizes)
     body = b"".join((head, *stored, sections.words, sections.digest))
     content = body + zlib.crc32(body).to_bytes(_CHECK, "little")
     if sections.size > largest_file(len(content)):
@@ -90,8 +92,9 @@ def unpack(content: bytes) -> Sections:
         raise Damaged(f"it has format version {version}, and this onnx-cbq reads {VERSION}")
     if zlib.crc32(content[:-_CHECK]) != int.from_bytes(content[-_CHECK:], "little"):
         raise Damaged("its checksum is wrong")
-    if coder >= len(CODERS):
-        raise Damaged(f"it names coder {coder}, expected 0 to {len(CODERS) - 1}")
+    coders = {number: name for name, number in CODER_NUMBERS.items()}
+    if coder not in coders:
+        raise Damaged(f"it names coder {coder}, expected 0 to {len(coders) - 1}")
     size, *unpacked = (cursor.varint() for _ in range(3))
     stored = [cursor.varint() for _ in range(3)]
     limit = min(largest_file(len(content)), _LARGEST_FILE)
@@ -101,7 +104,7 @@ def unpack(content: bytes) -> Sections:
         raise Damaged(f"it claims a section of {max(unpacked)} bytes for a file of {size}")
     frame, parameters, numbers = (cursor.take(length) for length in stored)
     return Sections(
-        coder=CODERS[coder],
+        coder=coders[coder],
         size=size,
         digest=content[-DIGEST - _CHECK : -_CHECK],
         frame=expand(frame, unpacked[0], VOCABULARY),

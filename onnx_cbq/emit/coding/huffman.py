@@ -21,6 +21,9 @@ from onnx_cbq.emit.coding.context import Group, stored_counts
 from onnx_cbq.emit.coding.damage import Damaged
 from onnx_cbq.model import Array
 
+# Whether codes depend on what is expected of them.
+PREDICTS = False
+
 
 def encode(layers: Sequence[CodedLayer], weights: Sequence[Array], groups: Sequence[Group]) -> bytes:
     """The codes of all layers, each in the shape of its weight."""

@@ -1,0 +1,1 @@
+"""The command line: a file per command; flags become settings, settings go through the jobs, errors exit codes."""

@@ -1,0 +1,50 @@
+"""The command `evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onnx_cbq import report
+from onnx_cbq.calibration import CalibrationSet
+from onnx_cbq.cli.console import progress_bars, show
+from onnx_cbq.cli.shared import CardPath, JsonPath, Logits, ModelPath, Quiet, SkipUnreadable, SourcePath
+from onnx_cbq.emit.files import write_text
+from onnx_cbq.jobs import evaluate as job
+from onnx_cbq.outputs import Inputs, check_outputs
+
+
+def evaluate(
+    model: ModelPath,
+    data: CardPath,
+    source: SourcePath = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FLOAT.onnx",
+            help="Model to compare with, prediction by prediction (default: none).",
+            show_default=False,
+        ),
+    ] = None,
+    logits: Logits = None,
+    skip_unreadable: SkipUnreadable = None,
+    json: JsonPath = None,
+    quiet: Quiet = None,
+) -> None:
+    """Run MODEL on all samples of a card: accuracy overall and per class, bytes, latency at batch 1."""
+    check_outputs(json, inputs=Inputs((model, reference), data, source))
+    card = CalibrationSet.from_card(data, source, skip_unreadable=bool(skip_unreadable))
+    with progress_bars(quiet=bool(quiet)) as progress:
+        result = job.evaluate(model, card, reference, logits, progress)
+    if json:
+        write_text(json, result.to_json())
+    if not quiet:
+        show(report.evaluation_table(result))
+
+
+def build() -> Callable[..., None]:
+    """The command."""
+    return evaluate

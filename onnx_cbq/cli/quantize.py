@@ -1,0 +1,262 @@
+"""The command `quantize`: its options, and which of them go together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from onnx_cbq import goals, methods, report, storage
+from onnx_cbq.calibration import CalibrationSet
+from onnx_cbq.cli.config_file import read_config
+from onnx_cbq.cli.console import progress_bars, show
+from onnx_cbq.cli.options import Flag, Owner, command, fields_for, flags_of, given_values, refuse_unknown, refuse_unused
+from onnx_cbq.cli.shared import ConfigPath, JsonPath, ModelPath, Quiet, SkipUnreadable, SourcePath
+from onnx_cbq.config import DataFreeConfig, RateDistortionConfig, RefineConfig
+from onnx_cbq.emit.files import weights_beside, write_text
+from onnx_cbq.jobs import quantize as job
+from onnx_cbq.jobs.choice import make_goal, make_method, make_storage
+from onnx_cbq.jobs.settings import CURVE, QuantizeConfig
+from onnx_cbq.jobs.written_settings import TABLES, as_table
+from onnx_cbq.methods import Entropy, SharedValues
+from onnx_cbq.outputs import Inputs, beside, check_outputs
+from onnx_cbq.refining import State
+from onnx_cbq.settings import CHOOSE, FIRST, OUTPUT, TRAINING, check
+
+ABOUT = "Quantize MODEL and prove what it costs: accuracy overall and per class, bytes, latency."
+REFINE, DATA_FREE = "--refine", "--data-free"
+# Options that mean something with --data-free; beside them those of its own settings.
+_WITHOUT_DATA = {"bits", "storage"}
+
+# Parameters that are no setting: files, and switches that bring other settings in.
+FIXED: Mapping[str, Any] = {
+    "model": ModelPath,
+    "data": Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CARD",
+            help="Calibration card: a TOML file; needed but for --data-free (default: none).",
+            show_default=False,
+            rich_help_panel=FIRST,
+        ),
+    ],
+    "output": Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="OUT.onnx",
+            help="File to write (default: MODEL with the ending .quantized.onnx/.cbqz).",
+            show_default=False,
+            rich_help_panel=FIRST,
+        ),
+    ],
+    "refine": Annotated[
+        bool | None,
+        typer.Option(
+            REFINE,
+            help="Train weights, scales and biases once the bits are chosen; needs torch (default: no).",
+            show_default=False,
+            rich_help_panel=FIRST,
+        ),
+    ],
+    "resume": Annotated[
+        bool | None,
+        typer.Option(
+            "--resume",
+            help="--refine: go on where a killed run ended (default: no).",
+            show_default=False,
+            rich_help_panel=TRAINING,
+        ),
+    ],
+    "data_free": Annotated[
+        bool | None,
+        typer.Option(
+            DATA_FREE,
+            help="Use nothing but the weights; activations stay float (default: no).",
+            show_default=False,
+            rich_help_panel=CHOOSE,
+        ),
+    ],
+    "curve": Annotated[
+        bool | None,
+        typer.Option(
+            "--curve",
+            help="Also show the whole trade-off, 1.5 to 8 bits on average (default: no).",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
+    ],
+    "source": SourcePath,
+    "skip_unreadable": SkipUnreadable,
+    "config": ConfigPath,
+    "json": JsonPath,
+    "quiet": Quiet,
+}
+_PATHS = {"model", "data", "output", "source", "json"}
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a run was told: files and switches by name, options by flag, and tables of settings that are no options."""
+
+    fixed: Mapping[str, Any]
+    values: Mapping[str, object]
+    tables: Mapping[str, Mapping[str, Any]]
+
+    def path(self, name: str) -> Path | None:
+        """A file."""
+        found = self.fixed.get(name)
+        return None if found is None else Path(found)
+
+    def says(self, name: str) -> bool:
+        """Whether a switch is on."""
+        return bool(self.fixed.get(name))
+
+
+def owners() -> list[Owner]:
+    """The classes whose fields are options of the command, members of tables with what brings them in."""
+    return [
+        Owner(QuantizeConfig),
+        *(Owner(kind, _option_of(kind)) for kind in (*methods.METHODS, *methods.CODEBOOKS)),
+        *(Owner(kind, f"--storage {kind.name}") for kind in storage.STORAGES),
+        *(Owner(kind) for kind in goals.GOALS),
+        Owner(RefineConfig, REFINE),
+        Owner(DataFreeConfig, DATA_FREE),
+    ]
+
+
+def build() -> Callable[..., None]:
+    """The command, with an option for every setting that there is."""
+    flags = flags_of(owners())
+    return command(lambda **given: quantize(flags, given), flags, FIXED, ABOUT)
+
+
+def quantize(flags: Sequence[Flag], given: Mapping[str, Any]) -> None:
+    """Run the command with what was typed, a parameter by its name."""
+    run = _told(flags, given)
+    model, kind = Path(run.fixed["model"]), storage.find_storage(str(run.values.get("storage", "int8")))
+    destination = run.path("output") or beside(model, kind.suffix)
+    _refuse_ignored(flags, run)
+    if run.says("data_free"):
+        _quantize_data_free(flags, run, model, destination)
+        return
+    card_path, source = run.path("data"), run.path("source")
+    if card_path is None:
+        raise typer.BadParameter("give a calibration card with --data, or use --data-free")
+    config = _config(flags, run)
+    state = State(destination.with_name(f"{destination.name}.training"), run.says("resume")) if config.refine else None
+    clusters = given.get("clusters")
+    groups = None if clusters is None or clusters.isdecimal() else Path(clusters)
+    check_outputs(
+        *(destination, run.path("json"), weights_beside(destination), state.path if state else None),
+        inputs=Inputs((model,), card_path, source, (groups, run.path("config"))),
+    )
+    card = CalibrationSet.from_card(card_path, source, skip_unreadable=run.says("skip_unreadable"))
+    with progress_bars(quiet=run.says("quiet")) as progress:
+        result = job.quantize(model, card, config, progress, state)
+    result.save(destination)
+    if state is not None:
+        state.remove()
+    _tell(run, result.to_json(), lambda: report.result_table(result, destination))
+    if config.curve and not run.says("quiet"):
+        show(report.curve_table(result))
+
+
+def _told(flags: Sequence[Flag], given: Mapping[str, Any]) -> _Run:
+    """What was typed, and what a file says beside it."""
+    fixed = {name: given.get(name) for name in FIXED if given.get(name) is not None}
+    if "config" not in fixed:
+        return _Run(fixed, given_values(flags, given, {}), {})
+    path = Path(str(fixed["config"]))
+    where, stored = f"--config {path}", read_config(path)
+    names = {name.replace("_", "-"): name for name in FIXED if name not in ("model", "config")}
+    refuse_unknown(stored, [*names, *(name for flag in flags for name in flag.names), *TABLES], where)
+    tables = {name: as_table(name, stored.pop(name), where) for name in TABLES if name in stored}
+    there = {names[name]: stored.pop(name) for name in list(stored) if name in names}
+    for name, value in there.items():
+        wanted = str if name in _PATHS else bool
+        check(isinstance(value, wanted), f"{where}: {name}", "a path" if wanted is str else "true or false", value)
+    return _Run({**there, **fixed}, given_values(flags, given, stored), tables)
+
+
+def _config(flags: Sequence[Flag], run: _Run) -> QuantizeConfig:
+    """The settings, with the members that were named."""
+    values = run.values
+    given = {owner.kind: fields_for(owner.kind, flags, values) for owner in owners()}
+    common, training = given.pop(QuantizeConfig), {**given[RefineConfig], **run.tables.get("refinement", {})}
+    given |= {
+        TABLES[name]: dict(run.tables[name]) for name in ("search", "cbq", "differentiable") if name in run.tables
+    }
+    stages = {name: TABLES[name](**run.tables[name]) for name in ("scoring", "compensation") if name in run.tables}
+    search = RateDistortionConfig(**run.tables.get("search", {}))
+    given |= {Entropy: {"held_back": search.held_back}, SharedValues: {"held_back": search.held_back}}
+    kept = make_storage(common.pop("storage", QuantizeConfig.storage), given)
+    codebook = common.pop("codebook", QuantizeConfig.codebook)
+    scope = str(values.get("codebook-scope", QuantizeConfig.codebook_scope))
+    method = make_method(common.pop("method", QuantizeConfig.method), (codebook, scope), kept, given)
+    bits = common.get("bits", QuantizeConfig.bits)
+    fit = method.fit(kept)
+    whole = fit is not None and not fit.fractions
+    return QuantizeConfig(
+        **common,
+        **stages,
+        method=method,
+        storage=kept,
+        goal=make_goal(bits, given),
+        curve=tuple(bits for bits in CURVE if not whole or bits.is_integer()) if run.says("curve") else (),
+        refine=RefineConfig(**training) if run.says("refine") else None,
+    )
+
+
+def _refuse_ignored(flags: Sequence[Flag], run: _Run) -> None:
+    """An option that changes nothing is a mistake of whoever gave it."""
+    values, data_free = run.values, run.says("data_free")
+    if data_free:
+        mine = {flag.name for flag in flags if any(owner.option == DATA_FREE for _, owner in flag.settings)}
+        others = {f"--{name}" for name in values.keys() - mine - _WITHOUT_DATA}
+        switches = ("data", "source", "refine", "resume", "curve", "skip_unreadable")
+        others |= {f"--{name.replace('_', '-')}" for name in switches if run.fixed.get(name) is not None}
+        if others:
+            reason = "--data-free uses no samples and leaves activations float"
+            raise typer.BadParameter(f"{reason}; leave out {', '.join(sorted(others))}")
+        return
+    said = {
+        f"--method {values.get('method', QuantizeConfig.method)}",
+        f"--codebook {values.get('codebook', QuantizeConfig.codebook)}",
+        f"--storage {values.get('storage', QuantizeConfig.storage)}",
+        *([REFINE] if run.says("refine") else []),
+        "",
+    }
+    refuse_unused(flags, values, lambda owner: owner.option in said)
+    if run.says("resume") and not run.says("refine"):
+        raise typer.BadParameter(f"only for {REFINE}; leave out --resume")
+
+
+def _quantize_data_free(flags: Sequence[Flag], run: _Run, model: Path, target: Path) -> None:
+    common = {"bits": QuantizeConfig.bits, **{name: run.values[name] for name in _WITHOUT_DATA if name in run.values}}
+    config = DataFreeConfig(**{**common, **fields_for(DataFreeConfig, flags, run.values)})
+    check_outputs(
+        target, run.path("json"), weights_beside(target), inputs=Inputs((model,), others=(run.path("config"),))
+    )
+    result = job.quantize_without_data(model, config)
+    result.save(target)
+    _tell(run, result.to_json(), lambda: report.data_free_table(result, target))
+
+
+def _tell(run: _Run, json: str, table: Callable[[], Any]) -> None:
+    """Write the figures, and show the table."""
+    path = run.path("json")
+    if path:
+        write_text(path, json)
+    if not run.says("quiet"):
+        show(table())
+
+
+def _option_of(kind: type) -> str:
+    """How a user asks for a method, whatever its fields."""
+    name = kind.name  # type: ignore[attr-defined]
+    return f"--codebook {name}" if kind in methods.CODEBOOKS else f"--method {name}"

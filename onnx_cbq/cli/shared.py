@@ -1,0 +1,86 @@
+"""Options that several commands share and that are no setting of anything: files, and what is shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onnx_cbq import targets
+from onnx_cbq.settings import ACTIVATIONS, FIRST, OUTPUT, SAMPLES
+
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.", show_default=False)]
+CardPath = Annotated[
+    Path,
+    typer.Option(
+        "--data",
+        metavar="CARD",
+        help="Calibration card: a TOML file.",
+        show_default=False,
+        rich_help_panel=FIRST,
+    ),
+]
+SourcePath = Annotated[
+    Path | None,
+    typer.Option(
+        "--source",
+        metavar="PATH",
+        help="Samples to use (default: the card's source).",
+        show_default=False,
+        rich_help_panel=SAMPLES,
+    ),
+]
+SkipUnreadable = Annotated[
+    bool | None,
+    typer.Option(
+        "--skip-unreadable",
+        help="Leave out images that cannot be read, and count them (default: stop at the first).",
+        show_default=False,
+        rich_help_panel=SAMPLES,
+    ),
+]
+Logits = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Name of the output that holds the class scores (default: the only one of shape (samples, classes)).",
+        show_default=False,
+        rich_help_panel=SAMPLES,
+    ),
+]
+TargetName = Annotated[
+    str,
+    typer.Option(
+        "--target",
+        metavar="|".join(target.name for target in targets.TARGETS),
+        help="Runtime and processor that the file is for; cpu is onnxruntime on any.",
+        rich_help_panel=ACTIVATIONS,
+    ),
+]
+ConfigPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="Take options from a file: TOML by name, or the JSON of --json; the command line wins (default: none).",
+        show_default=False,
+        rich_help_panel=OUTPUT,
+    ),
+]
+JsonPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--json",
+        metavar="FILE",
+        help="Write all figures to this file (default: none).",
+        show_default=False,
+        rich_help_panel=OUTPUT,
+    ),
+]
+Quiet = Annotated[
+    bool | None,
+    typer.Option(
+        "--quiet", help="No progress bars and no table (default: both).", show_default=False, rich_help_panel=OUTPUT
+    ),
+]

@@ -1,0 +1,57 @@
+"""The command `step`: nested subnets of a model, as steps that build on each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from onnx_cbq import report
+from onnx_cbq.calibration import CalibrationSet
+from onnx_cbq.cli.console import progress_bars, show
+from onnx_cbq.cli.options import Flag, Owner, command, fields_for, flags_of, given_values
+from onnx_cbq.cli.shared import CardPath, JsonPath, ModelPath, Quiet, SkipUnreadable, SourcePath
+from onnx_cbq.config import StepConfig
+from onnx_cbq.emit.files import write_text
+from onnx_cbq.outputs import Folder, Inputs, check_outputs
+from onnx_cbq.settings import FIRST
+from onnx_cbq.subnets import STEP_FILES, make_steps
+
+ABOUT = "Split MODEL into steps that give an answer early and better it without recomputing; needs torch."
+FIXED: Mapping[str, Any] = {
+    "model": ModelPath,
+    "data": CardPath,
+    "output": Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="Folder to write.", show_default=False, rich_help_panel=FIRST
+        ),
+    ],
+    "source": SourcePath,
+    "skip_unreadable": SkipUnreadable,
+    "json": JsonPath,
+    "quiet": Quiet,
+}
+
+
+def build() -> Callable[..., None]:
+    """The command, with an option for every setting that there is."""
+    flags = flags_of([Owner(StepConfig)])
+    return command(lambda **given: step(flags, given), flags, FIXED, ABOUT)
+
+
+def step(flags: Sequence[Flag], given: Mapping[str, Any]) -> None:
+    """Run the command with what was typed, a parameter by its name."""
+    config = StepConfig(**fields_for(StepConfig, flags, given_values(flags, given, {})))
+    model, data, output, source, json = (given[name] for name in ("model", "data", "output", "source", "json"))
+    check_outputs(json, inputs=Inputs((model,), data, source), folder=Folder(output, STEP_FILES))
+    card = CalibrationSet.from_card(data, source, skip_unreadable=bool(given["skip_unreadable"]))
+    with progress_bars(quiet=bool(given["quiet"])) as progress:
+        result = make_steps(model, card, config, progress)
+    result.save(output)
+    if json:
+        write_text(json, result.to_json())
+    if not given["quiet"]:
+        show(report.steps_table(result, output))

@@ -1,0 +1,90 @@
+"""The pieces of evidence that more than one method looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from onnx_cbq.errors import UnsupportedOperatorError
+from onnx_cbq.evidence.evidence import Evidence
+from onnx_cbq.measure import NearestRounder, PlanMeasure, Rounder, TableRounder
+from onnx_cbq.model import Array
+from onnx_cbq.quantize.table import Table
+from onnx_cbq.records import Scores
+from onnx_cbq.rounding import make_tables
+from onnx_cbq.scoring import ScoringGraph, batch_size, fisher_squares, score_channels, scoring_graph
+
+
+def class_scores(evidence: Evidence) -> Scores:
+    """Class scores of every channel.
+
+    Raises:
+        UnsupportedOperatorError: an operator has no gradient rule.
+    """
+    work = evidence.work
+    return score_channels(
+        evidence.of(_graph), work.layers, work.samples, evidence.train, evidence.groups, evidence.progress
+    )
+
+
+def sensitivity(evidence: Evidence) -> Mapping[str, Array]:
+    """Layer -> what noise at each channel's output costs a group: the mean squared gradient, [groups, channels].
+
+    Raises:
+        UnsupportedOperatorError: an operator has no gradient rule.
+    """
+    work, seed = evidence.work, evidence.settings.seed
+    return fisher_squares(
+        evidence.of(_graph), work.layers, work.samples, evidence.train, evidence.groups, seed, evidence.progress
+    )
+
+
+def channel_costs(evidence: Evidence, class_weights: Array, needed_by: str) -> dict[str, Array]:
+    """a_c of every layer: half the mean square of the gradient at the channel's outputs, by classes that matter.
+
+    `needed_by` is the option that an error names, since it does not go without gradients.
+
+    Raises:
+        UnsupportedOperatorError: an operator has no gradient rule.
+    """
+    try:
+        found = evidence.of(sensitivity)
+    except UnsupportedOperatorError as error:
+        raise UnsupportedOperatorError(
+            f"{str(error).partition(';')[0]}, and {needed_by} chooses values by gradients; use --storage packed or int8"
+        ) from error
+    shares = evidence.groups.sums(class_weights) / class_weights.sum()
+    return {layer.name: 0.5 * (shares @ found[layer.name]) for layer in evidence.work.layers}
+
+
+def width_tables(evidence: Evidence) -> Mapping[str, Table]:
+    """Layer -> every channel rounded to every width, with what that does to its outputs."""
+    return make_tables(evidence.work, evidence.run, evidence.settings.compensation, evidence.progress)
+
+
+def measure_by_tables(evidence: Evidence) -> PlanMeasure:
+    """A measure of plans on the samples held back, rounded as in the tables."""
+    return _measure(evidence, TableRounder(evidence.of(width_tables)))
+
+
+def measure_by_nearest(evidence: Evidence) -> PlanMeasure:
+    """A measure of plans on the samples held back, rounded to nearest."""
+    return _measure(evidence, NearestRounder(evidence.work.model))
+
+
+def _measure(evidence: Evidence, rounder: Rounder) -> PlanMeasure:
+    work = evidence.work
+    return PlanMeasure(
+        work.model,
+        work.layers,
+        (work.samples, evidence.held.indices, batch_size(work.layers)),
+        (work.logits, evidence.groups),
+        rounder,
+        work.further.counted,
+    )
+
+
+def _graph(evidence: Evidence) -> ScoringGraph:
+    work = evidence.work
+    return scoring_graph(
+        work.model, work.layers, work.logits, work.example, evidence.settings.scoring, work.further.counted
+    )

@@ -1,0 +1,93 @@
+"""What accuracy a solution loses, overall and by class, on samples that nothing else has seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_cbq.calibration.samples import Draw, draw
+from onnx_cbq.measure import replayable
+from onnx_cbq.model import Array, Model
+from onnx_cbq.runtime import Session
+from onnx_cbq.scoring import batch_size
+from onnx_cbq.stages.scene import Scene
+from onnx_cbq.stages.solution import Solution, emit_solution
+
+# Limits are checked on as many samples beyond the calibration samples as there are, up to this.
+LIMIT_SAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Points of accuracy lost against the float model on the limit samples.
+
+    Attributes:
+        overall: over all samples, a sample counting as its class does.
+        per_class: of each class; nan for one that does not count or has no samples.
+        samples: per class.
+    """
+
+    overall: float
+    per_class: Array
+    samples: Array
+
+
+class LimitCheck:
+    """Measures the losses of solutions, each as the model that it would be written as."""
+
+    def __init__(self, scene: Scene) -> None:
+        work = scene.work
+        chosen, self.samples, self.notes = limit_samples(scene)
+        self._batches = replayable(work.samples, chosen.indices, batch_size(work.layers))
+        self._counted = scene.class_weights
+        self._groups, self._logits = scene.evidence.groups, work.logits
+        self._reference, self._counts = self._hits(work.model)
+
+    def __call__(self, scene: Scene, solution: Solution) -> Losses:
+        """Run the model that the solution makes."""
+        lost = self._reference - self._hits(emit_solution(scene, solution))[0]
+        counted = (self._counts > 0) & (self._counted > 0)
+        per_class = np.where(counted, 100 * lost / np.maximum(self._counts, 1), np.nan)
+        overall = float(100 * (self._counted @ lost) / (self._counted @ self._counts))
+        return Losses(overall, per_class, self._counts)
+
+    def _hits(self, model: Model) -> tuple[Array, Array]:
+        """Answers of each class that are right, up to groups of classes, and how many there are."""
+        output, kind = self._logits.output, self._logits.kind
+        session = Session(model.with_graph(outputs=[output]))
+        hits, counts = np.zeros((2, kind.classes))
+        for batch in self._batches():
+            scores = self._logits.reading.rows(session.run(batch.feeds)[output])[: batch.count]
+            given, right = kind.hits(scores, batch.labels, self._groups)
+            hits, counts = hits + right, counts + given
+        return hits, counts
+
+
+def limit_samples(scene: Scene) -> tuple[Draw, str, tuple[str, ...]]:
+    """Samples beyond the calibration samples, or, of classes that have no others, the calibration samples themselves.
+
+    With what they are called, and a note.
+    """
+    work, drawn = scene.work, scene.drawn
+    used = set(drawn.indices.tolist())
+    everything = draw(work.samples, work.class_names, None, scene.settings.samples.seed)
+    # Classes without samples count nothing.
+    share = max(LIMIT_SAMPLES // int((scene.class_weights > 0).sum()), 1)
+    rest = [
+        np.array([i for i in part.tolist() if i not in used][:share], np.int64)
+        if scene.class_weights[m] > 0
+        else part[:0]
+        for m, part in enumerate(everything.by_class)
+    ]
+    short = [m for m in np.flatnonzero(scene.class_weights).tolist() if not len(rest[m])]
+    if not short:
+        return Draw(tuple(rest)), "samples that nothing else used", ()
+    if not any(map(len, rest)):
+        note = "the limits are checked on the calibration samples themselves: the card has no others of every class"
+        return drawn, "calibration samples", (note,)
+    note = (
+        f"the limits are checked on calibration samples of {len(short):,} classes, the first of them "
+        f"{work.class_names[short[0]]!r}: the card has no others of these"
+    )
+    return Draw(tuple(drawn.by_class[m] if m in short else part for m, part in enumerate(rest))), "samples", (note,)

@@ -1,0 +1,1 @@
+"""A story per command, a line per stage; and the settings of a whole run, which nothing below sees."""

@@ -1,0 +1,188 @@
+"""The story from a float model to a quantized one, a line per stage."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from onnx_cbq.calibration.samples import Indices, everything
+from onnx_cbq.comparison import compare
+from onnx_cbq.data_free import DataFreeResult, quantize_data_free
+from onnx_cbq.emit.files import write_model
+from onnx_cbq.equalizing import equalize
+from onnx_cbq.evidence import class_scores
+from onnx_cbq.goals.goal import solve
+from onnx_cbq.jobs.choice import Choice
+from onnx_cbq.jobs.settings import QuantizeConfig
+from onnx_cbq.jobs.versions import all_versions
+from onnx_cbq.methods import Learning
+from onnx_cbq.processor import processor_kind
+from onnx_cbq.progress import Clock, Progress, silent
+from onnx_cbq.proving import attempt, prove
+from onnx_cbq.refining import Refinement, State, check_training, refine
+from onnx_cbq.result import CurvePoint, Result
+from onnx_cbq.stages.samples import draw_samples, weights_of
+from onnx_cbq.stages.scene import Scene, make_scene
+from onnx_cbq.stages.solution import Solution
+from onnx_cbq.stages.written import file_size, write_solution
+from onnx_cbq.temporary import temporary_folder
+from onnx_cbq.wild import without_wild
+from onnx_cbq.workload import DataSource, ModelSource, Workload, aimed_at, check_moved_labels, prepare
+
+from onnx_cbq.config import DataFreeConfig  # isort: skip
+
+_LOG = logging.getLogger("onnx_cbq")
+# Scales and biases that were trained may take a little more once compressed.
+_SPARE_BYTES = 16
+
+
+def quantize(
+    model: ModelSource,
+    data: DataSource,
+    config: QuantizeConfig | None = None,
+    progress: Progress = silent,
+    state: State | None = None,
+) -> Result:
+    """Quantize a classifier to the average bits that `config` asks for, and prove what it costs.
+
+    Args:
+        model: path of an ONNX file, or a `ModelProto`; it is not changed.
+        data: path of a calibration card, or a `CalibrationSet`.
+        config: the settings; `QuantizeConfig()` if left out.
+        progress: called as the long stages go on.
+        state: with `config.refine`, a file that keeps the state of the training until it is over.
+
+    Raises:
+        OnnxCbqError: model or samples cannot be used, or the result failed its check; the message says what to do.
+    """
+    config = config or QuantizeConfig()
+    choice, clock, refinement = config.choice, Clock(), _refinement(config, state)
+    lessons = [part.learning for part in (choice.method, refinement) if part is not None and part.learning is not None]
+    if lessons:
+        check_training(state)
+    with clock.stage("load"):
+        work = aimed_at(
+            prepare(model, data, config.logits, config.ignore_outputs), choice.target, choice.scene.activations.bits
+        )
+        _check_lessons(work, lessons)
+    with clock.stage("trial"):
+        attempt(work, choice.method, choice.scene, run_check=choice.run_check)
+        if choice.gathers:
+            work = without_wild(work, _used(work, choice, lessons), progress)
+    if choice.equalizes and choice.scene.activations.bits:
+        with clock.stage("equalize"):
+            work = equalize(work, choice.scene, choice.goal.bits, progress)
+    scene = make_scene(work, choice.scene, clock, progress)
+    met = choice.goal.meet(scene, choice.method)
+    solution, seen = met.solution, met.notes
+    if refinement is not None:
+        with clock.stage("refine"):
+            scene, solution, refined = _refined(scene, choice, solution, refinement)
+        seen = (*seen, *refined)
+    curve = tuple(_curve_point(scene, choice, bits) for bits in config.curve)
+    with clock.stage("emit"):
+        output = write_solution(scene, choice.method.label, solution)
+    with clock.stage("verify"):
+        proof = prove(scene, solution, output, run_check=choice.run_check)
+    notes = (
+        *work.notes,
+        *scene.drawn.notes,
+        *solution.chosen.notes,
+        *solution.rounded.notes,
+        *solution.removal.notes,
+        *seen,
+        *proof.notes,
+    )
+    for note in notes:
+        _LOG.info("note: %s", note)
+    return Result(
+        model=output,
+        dump=proof.dump,
+        plan=solution.plan,
+        layers=work.layers,
+        scores=scene.evidence.known(class_scores),
+        report=solution.chosen.report,
+        curve=curve,
+        groups=scene.evidence.groups,
+        reference=proof.comparison.evaluations[0],
+        quantized=proof.comparison.evaluations[1],
+        agreement=proof.comparison.agreements[1],
+        outputs=proof.comparison.further,
+        sizes=proof.sizes,
+        fidelity=proof.comparison.fidelity,
+        left_float=work.left_float,
+        processor=processor_kind(),
+        removal=solution.removal,
+        class_names=work.class_names,
+        calibration_samples=len(scene.drawn.indices),
+        seconds=clock.seconds,
+        notes=notes,
+        versions=all_versions(),
+        config=config,
+    )
+
+
+def quantize_without_data(model: ModelSource, config: DataFreeConfig | None = None) -> DataFreeResult:
+    """Quantize a model by nothing but its weights; activations stay float.
+
+    Raises:
+        OnnxCbqError: the model cannot be used, or the result failed its check.
+    """
+    return quantize_data_free(model, config, all_versions())
+
+
+def _refinement(config: QuantizeConfig, state: State | None) -> Refinement | None:
+    if config.refine is None:
+        return None
+    return Refinement(config.refine, json.dumps(asdict(config), sort_keys=True, default=str), state)
+
+
+def _check_lessons(work: Workload, lessons: Sequence[Learning]) -> None:
+    """Refuse what cannot be learned from these samples.
+
+    Raises:
+        OnnxCbqError: they are no images, or their labels would move.
+    """
+    for lesson in lessons:
+        work.samples.check_images(lesson.augment)
+        check_moved_labels(work, lesson.augment, lesson.alpha)
+
+
+def _used(work: Workload, choice: Choice, lessons: Sequence[Learning]) -> Indices:
+    """The samples that the settings make use of: training learns from all there are."""
+    if lessons:
+        return everything(work.samples, work.class_names)
+    samples = choice.scene.samples
+    return draw_samples(work, samples, weights_of(work, samples)).indices
+
+
+def _refined(
+    scene: Scene, choice: Choice, solution: Solution, refinement: Refinement
+) -> tuple[Scene, Solution, tuple[str, ...]]:
+    """What training made of a solution, unless it takes more bytes than were asked for."""
+    limit = choice.goal.largest
+    if limit is None:
+        return refine(scene, choice.method, solution, refinement)
+    label = choice.method.label
+    room = limit - file_size(scene, label, solution) - _SPARE_BYTES
+    trained, better, notes = refine(scene, choice.method, solution, refinement, room)
+    size = file_size(trained, label, better)
+    if size <= limit:
+        return trained, better, notes
+    return scene, solution, (*notes, f"--refine: kept the start after all: training made {size:,} bytes")
+
+
+def _curve_point(scene: Scene, choice: Choice, bits: float) -> CurvePoint:
+    """Another budget from the same statistics, run on all samples of the card."""
+    work = scene.work
+    solution = solve(scene, choice.method, bits)
+    with scene.clock.stage("curve"), temporary_folder() as folder:
+        path = folder / "quantized.onnx"
+        size = write_model(write_solution(scene, choice.method.label, solution), path)
+        indices = everything(work.samples, work.class_names)
+        found = compare([path], [size], work.logits, work.samples, indices, scene.progress)
+    average = solution.plan.average_bits(work.layers)
+    return CurvePoint(bits, average, math.ceil(average * work.layers.size / 8), found.evaluations[0])

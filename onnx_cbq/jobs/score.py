@@ -1,0 +1,40 @@
+"""Score every channel of a model by how many classes need it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from onnx_cbq.calibration.samples import Draw, draw
+from onnx_cbq.jobs.settings import QuantizeConfig
+from onnx_cbq.progress import Progress, silent
+from onnx_cbq.records import Grouping, Layers, Scores
+from onnx_cbq.scoring import score_channels, scoring_graph
+from onnx_cbq.wild import without_wild
+from onnx_cbq.workload import DataSource, ModelSource, Workload, prepare
+
+
+def score(
+    model: ModelSource,
+    data: DataSource,
+    config: QuantizeConfig | None = None,
+    progress: Progress = silent,
+) -> tuple[Layers, Scores]:
+    """Score every channel by how many classes need it; of `config` only samples, seed, logits and scoring matter.
+
+    Raises:
+        OnnxCbqError: model or samples cannot be used, or an operator has no gradient rule.
+    """
+    config = config or QuantizeConfig()
+    work = prepare(model, data, config.logits)
+    work = without_wild(work, _drawn(work, config).indices, progress)
+    drawn = _drawn(work, config)
+    return work.layers, replace(_scores(work, drawn, config, progress), notes=(*work.notes, *drawn.notes))
+
+
+def _drawn(work: Workload, config: QuantizeConfig) -> Draw:
+    return draw(work.samples, work.class_names, config.samples, config.seed)
+
+
+def _scores(work: Workload, drawn: Draw, config: QuantizeConfig, progress: Progress) -> Scores:
+    graph = scoring_graph(work.model, work.layers, work.logits, work.example, config.scoring, work.further.counted)
+    return score_channels(graph, work.layers, work.samples, drawn, Grouping.single(work.class_names), progress)

@@ -1,0 +1,149 @@
+"""From real-valued widths to a plan (Cheng et al., 2018, arXiv 1810.10351).
+
+The gradient comes from training, the descent and the rounding from search; here they are put together.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from onnx_cbq.calibration.samples import Indices, draw
+from onnx_cbq.config import MOST_BITS, DifferentiableConfig
+from onnx_cbq.evidence import width_tables
+from onnx_cbq.methods.channels import FreeChannels, kept_layers
+from onnx_cbq.methods.method import Learning, PlanMethod, Planned
+from onnx_cbq.model import Array
+from onnx_cbq.progress import Progress
+from onnx_cbq.search.widths import Descent, LayerWidths, Moment, descend, round_widths
+from onnx_cbq.stages.scene import Scene
+from onnx_cbq.training.records import Levels
+
+# The first steps are slower than the rest, and say nothing about when the time will be over.
+_UNTIMED_STEPS = 20
+
+
+@dataclass(frozen=True)
+class WidthReport:
+    """How real-valued widths became a plan: layer name -> its widths, and how the descent went."""
+
+    layers: Mapping[str, LayerWidths]
+    trace: tuple[Moment, ...]
+
+    def lines(self) -> list[str]:
+        """What the columns are, and where the descent ended."""
+        last = self.trace[-1]
+        worth = f"there, {last.price:.4f} is what a bit on average is worth"
+        return [
+            "columns of a number: channels that have so many bits",
+            f"widths: {last.steps} steps to a loss of {last.loss:.4f}; {worth}",
+        ]
+
+    def table(self) -> list[list[str]]:
+        """How the widths moved, and what they were rounded to."""
+        used = [width for width in range(MOST_BITS + 1) if any(layer.channels[width] for layer in self.layers.values())]
+        rows = [["layer", "start", "end", "rounded", *map(str, used)]]
+        for name, layer in self.layers.items():
+            means = (f"{value:.2f}" for value in (layer.start, layer.end, layer.average))
+            rows.append([name, *means, *(str(layer.channels[width] or "") for width in used)])
+        return rows
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Differentiable(DifferentiableConfig, PlanMethod):
+    """Real-valued widths of least loss, and the whole ones that they become.
+
+    Activations stay float while widths are searched, as in every search.
+    """
+
+    name: ClassVar[str] = "differentiable"
+    about: ClassVar[str] = "real-valued widths by gradient descent, needs torch"
+
+    @property
+    def learning(self) -> Learning:
+        """From all samples of the card."""
+        return Learning(self.augment, self.alpha)
+
+    def plan(self, scene: Scene, bits: float) -> Planned:
+        """Widths of at most `bits` on average.
+
+        Raises:
+            ConfigError: the layers that are kept leave nothing to meet the budget with, or torch is not installed.
+            UnsupportedOperatorError: an operator cannot be trained.
+        """
+        # Only here, so that every other method works without torch.
+        from onnx_cbq.training.widths import WidthLoss  # noqa: PLC0415
+
+        work, keep, weights = scene.work, scene.settings.keep, scene.class_weights
+        free = FreeChannels(work.layers, kept_layers(work.layers, keep), bits)
+        free.require_budget(keep, bits)
+        unit = free.layer_of if self.granularity == "layer" else np.arange(len(free.sizes))
+        sizes = np.bincount(unit, free.sizes)
+        levels, learned, seed = _levels(scene), _learned(scene), scene.settings.samples.seed
+        loss_of = WidthLoss.of(work, levels, learned, (weights, scene.evidence.groups), self, seed)
+
+        def slope(widths: Array) -> tuple[float, Array]:
+            loss, gradients = loss_of(free.by_layer(widths[unit]))
+            each = free.sums(np.concatenate([gradients[layer.name] for layer in free.layers]))
+            return loss, np.bincount(unit, each)
+
+        found = descend(slope, sizes, free.budget, self, _Timer(self, scene.progress))
+        whole = round_widths(found.widths, sizes, free.budget)
+        note = (
+            f"--method differentiable: widths learned from {len(learned):,} samples of the card; evaluate with others"
+        )
+        return Planned(free.plan(whole[unit]), (note,), _report(free, found, unit, whole))
+
+
+class _Timer:
+    """How much of a descent is over: by steps, or by time where that would run out first; tells the progress."""
+
+    def __init__(self, config: DifferentiableConfig, progress: Progress) -> None:
+        self._config, self._progress, self._begun = config, progress, time.monotonic()
+
+    def __call__(self, steps: int) -> float:
+        self._progress("search", min(steps, self._config.steps), self._config.steps)
+        spent = (time.monotonic() - self._begun) / (60 * self._config.minutes)
+        by_steps = steps / self._config.steps
+        return max(by_steps, spent) if steps > _UNTIMED_STEPS else by_steps
+
+
+def _levels(scene: Scene) -> dict[str, Levels]:
+    """Every layer at every width, rounded as the weights will be."""
+    if scene.settings.rounding.compensates:
+        return {name: Levels.of(table) for name, table in scene.evidence.of(width_tables).items()}
+    work = scene.work
+    return {layer.name: Levels.nearest(layer.rows(work.model.weight(layer.weight)), layer) for layer in work.layers}
+
+
+def _learned(scene: Scene) -> Indices:
+    """The card's samples of the classes that count, without those that training behind it holds back."""
+    work, settings = scene.work, scene.settings
+    everything = draw(work.samples, work.class_names, None, settings.samples.seed)
+    if settings.spared:
+        everything, _ = everything.split(settings.spared)
+    counted = np.flatnonzero(scene.class_weights).tolist()
+    return np.sort(np.concatenate([everything.by_class[m] for m in counted]))
+
+
+def _report(free: FreeChannels, found: Descent, unit: Array, bits: Array) -> WidthReport:
+    """What became of the widths, layer by layer."""
+    ends, whole = free.by_layer(found.widths[unit]), free.plan(bits[unit]).bits
+    layers = {
+        layer.name: LayerWidths(
+            found.first,
+            float(ends[layer.name].mean()),
+            float(whole[layer.name].mean()),
+            tuple(np.bincount(whole[layer.name], minlength=9).tolist()),
+        )
+        for layer in free.layers
+    }
+    return WidthReport(layers, found.trace)

@@ -1,0 +1,175 @@
+"""Steps by sensitivity, codes by error and length, the rate by what the coder really spends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from onnx_cbq.config import RateDistortionConfig, RoundingConfig
+from onnx_cbq.evidence import Evidence, channel_costs, measure_by_nearest
+from onnx_cbq.methods.method import Fit, Method
+from onnx_cbq.methods.rate import meet_rate, rate_note
+from onnx_cbq.methods.rate_distortion import layer_factors
+from onnx_cbq.model import Array
+from onnx_cbq.quantize.entropy import LARGEST, code_bits, fit_entropy
+from onnx_cbq.quantize.grid import Channels
+from onnx_cbq.quantize.problem import Problem, make_problem
+from onnx_cbq.records import Layer
+from onnx_cbq.rounding import Rounded, chunks_of_moments
+from onnx_cbq.search.steps import find_tau, reference_tau, steps_and_prices
+from onnx_cbq.stages.rounding import Compensate
+from onnx_cbq.stages.scene import Scene
+from onnx_cbq.stages.solution import Chosen, Solution
+from onnx_cbq.storage import Storage
+from onnx_cbq.training.records import Rate
+
+# A price that outweighs every error, and float32 can add.
+_LARGEST_PRICE = 1e30
+_OPTION = "--storage archive"
+
+
+@dataclass(frozen=True)
+class StepEvidence:
+    """What steps are set by, for each layer by name.
+
+    Attributes:
+        weights: u_c of `search.steps`, [channels].
+        factors: measured loss of the layer over the predicted one.
+    """
+
+    weights: Mapping[str, Array]
+    factors: Mapping[str, float]
+
+
+def measured_steps(evidence: Evidence) -> StepEvidence:
+    """Every layer rounded alone at about two bits per weight, and what that costs beside what is predicted; a piece."""
+    work, config = evidence.work, evidence.settings.compensation
+    costs = channel_costs(evidence, evidence.class_weights, _OPTION)
+    measure = evidence.of(measure_by_nearest)
+    weights, predicted, measured = {}, [], []
+    for done, (layer, problem) in enumerate(_problems(evidence, config), 1):
+        name = layer.name
+        weights[name] = _compensated(layer, problem)
+        rows = layer.rows(work.model.weight(layer.weight))
+        tau = reference_tau([costs[name]], [weights[name]], [_spread(rows)])
+        steps, prices = steps_and_prices(costs[name], weights[name], tau)
+        coded = fit_entropy(problem, steps, prices, config)
+        predicted.append(float(costs[name] @ coded.error))
+        levels = layer.unrows(coded.channels.values)
+        measured.append(float(measure.run({layer.weight: levels}).losses(evidence.class_weights).mean()))
+        evidence.progress("steps", done, len(work.layers))
+    factors = layer_factors(np.array(measured), np.array(predicted))
+    return StepEvidence(weights, dict(zip(weights, factors.tolist(), strict=True)))
+
+
+@dataclass(frozen=True)
+class Entropy(Method):
+    """Weights for an archive, each on the step that its channel's sensitivity allows.
+
+    Cost: two to `rate.PASSES` times that of rounding once.
+
+    Attributes:
+        held_back: share of the calibration samples of each class that layers are measured on, and nothing else.
+    """
+
+    name: ClassVar[str] = "entropy"
+    about: ClassVar[str] = "steps by sensitivity, codes by error and length"
+
+    held_back: float = RateDistortionConfig.held_back
+
+    @property
+    def option(self) -> str:
+        """It is what rate and distortion mean where bits are those of a coder."""
+        return _OPTION
+
+    @property
+    def label(self) -> str:
+        """As files have called it from the start."""
+        return "rate-distortion"
+
+    def fit(self, storage: Storage) -> Fit | None:
+        """Archives only, and no plan of widths that a layer could keep."""
+        return Fit(nearest=False, keep=False) if storage.coded else None
+
+    def choose(self, scene: Scene, bits: float) -> Chosen:
+        """Weights that take at most `bits` each on average once coded."""
+        steps = scene.evidence.of(measured_steps, "steps")
+        with scene.clock.stage("rounding"):
+            rounded, rate = _round_at_rate(scene, steps, bits)
+        return Chosen(rounded, (rate_note(rate, bits),))
+
+    def coded_rate(self, scene: Scene, solution: Solution, room: int) -> Rate:
+        """What the codes take now, and `room` bytes more."""
+        spent = scene.settings.storage.coded_bits
+        return Rate(spent(list(solution.rounded.weights.values())) + 8 * room, spent)
+
+
+def _round_at_rate(scene: Scene, steps: StepEvidence, bits: float) -> tuple[Rounded, float]:
+    """Weights that take at most so many bits each on average once coded, and what they take."""
+    work, settings = scene.work, scene.settings
+    sensitivity = channel_costs(scene.evidence, scene.class_weights, _OPTION)
+    costs = {name: value * steps.factors[name] for name, value in sensitivity.items()}
+    rows = {layer.name: layer.rows(work.model.weight(layer.weight)) for layer in work.layers}
+    total = work.layers.size
+
+    # A step of four times the largest weight makes every code 0; a layer that nothing depends on would have any.
+    reach = {name: 4 * np.maximum(np.abs(row).max(axis=1), np.finfo(np.float32).tiny) for name, row in rows.items()}
+
+    def grids(tau: float) -> dict[str, tuple[Array, Array]]:
+        found = {name: steps_and_prices(costs[name], steps.weights[name], tau) for name in costs}
+        return {
+            name: (np.minimum(step, reach[name]), np.minimum(price, _LARGEST_PRICE))
+            for name, (step, price) in found.items()
+        }
+
+    def estimate(tau: float) -> float:
+        return sum(code_bits(_nearest(rows[name], step)) for name, (step, _) in grids(tau).items()) / total
+
+    known = [(costs[name], steps.weights[name], _spread(rows[name])) for name in costs]
+    start = reference_tau(*zip(*known, strict=True))
+
+    def find(wanted: float) -> tuple[float, float]:
+        tau = find_tau(estimate, wanted, start)
+        return tau, estimate(tau)
+
+    def make(tau: float) -> Rounded:
+        found = grids(tau)
+
+        def fitting(layer: Layer, problem: Problem) -> Channels:
+            return fit_entropy(problem, *found[layer.name], settings.compensation).channels
+
+        return Compensate().in_order(scene, fitting)
+
+    def spent(rounded: Rounded) -> float:
+        return settings.storage.coded_bits(list(rounded.weights.values())) / total
+
+    return meet_rate(bits, find, make, spent)
+
+
+def _nearest(rows: Array, steps: Array) -> Array:
+    return np.clip(np.rint(rows / steps[:, None]), -LARGEST, LARGEST).astype(np.int8)
+
+
+def _problems(evidence: Evidence, config: RoundingConfig) -> Iterator[tuple[Layer, Problem]]:
+    """Every layer's problem by the moments of the float model, as many moments at once as there is memory for."""
+    work = evidence.work
+    for moments in chunks_of_moments(work, evidence.run):
+        for name, found in moments.items():
+            layer = work.layers.by_name[name]
+            yield layer, make_problem(layer.rows(work.model.weight(layer.weight)), found, config, layer)
+
+
+def _compensated(layer: Layer, problem: Problem) -> Array:
+    """u_c, [channels]: the channels of a group share it."""
+    weights = problem.compensated_weights().mean(axis=1)
+    return np.repeat(weights, layer.channels // len(weights))
+
+
+def _spread(rows: Array) -> Array:
+    """Standard deviation of the weights of each row, [channels]; of a row of equal ones their size."""
+    deviation = rows.std(axis=1)
+    size = np.maximum(np.abs(rows).max(axis=1), np.finfo(np.float32).tiny)
+    return np.asarray(np.where(deviation > 0, deviation, size))

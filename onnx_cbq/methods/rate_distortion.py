@@ -1,0 +1,132 @@
+"""Bits where they lower the predicted loss most; what predicts it best is measured (`search.rate_distortion`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from onnx_cbq.config import MOST_BITS, RateDistortionConfig
+from onnx_cbq.evidence import Evidence, measure_by_tables
+from onnx_cbq.methods.channels import FreeChannels, kept_layers
+from onnx_cbq.methods.criteria import Usable, predicted_losses, usable
+from onnx_cbq.methods.method import Fit, PlanMethod, Planned
+from onnx_cbq.model import Array
+from onnx_cbq.quantize.table import WIDTHS
+from onnx_cbq.search.rate_distortion import search_plan
+from onnx_cbq.stages.scene import Scene
+from onnx_cbq.storage import Storage
+
+# Width at which the loss that one layer causes is measured: low enough to stand out, high enough for the second order.
+CALIBRATION_BITS = 2
+
+
+@dataclass(frozen=True)
+class SearchReport:
+    """How a rate-distortion plan was found; losses are mean divergences from the float model, in nats.
+
+    Attributes:
+        criterion: the prediction whose plan was best.
+        measured: the measured loss of each criterion's plan.
+        loss: that of the plan in the end, after layers have traded bits.
+        exchanges: trades that were accepted.
+        plans: how many plans were measured.
+    """
+
+    criterion: str
+    measured: Mapping[str, float]
+    loss: float
+    exchanges: int
+    plans: int
+
+    def lines(self) -> list[str]:
+        """Which criterion made the plan, and what the others got."""
+        others = ", ".join(f"{name} {loss:.4f}" for name, loss in sorted(self.measured.items(), key=lambda kv: kv[1]))
+        return [
+            f"plan: {self.criterion}, divergence {self.loss:.4f} nats after {self.exchanges} trades between layers",
+            f"criteria before trading: {others}",
+        ]
+
+    def table(self) -> list[list[str]]:
+        """None."""
+        return []
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class RateDistortion(RateDistortionConfig, PlanMethod):
+    """The default: a plan by each criterion, the best of them by measured loss, and trades between its layers."""
+
+    name: ClassVar[str] = "rate-distortion"
+    about: ClassVar[str] = "bits where they lower the loss most"
+
+    def fit(self, storage: Storage) -> Fit | None:
+        """Any goal."""
+        return None if storage.coded else Fit()
+
+    def plan(self, scene: Scene, bits: float) -> Planned:
+        """Widths of at most `bits` on average."""
+        evidence, weights, keep = scene.evidence, scene.class_weights, scene.settings.keep
+        can = evidence.of(usable)
+        measure = evidence.of(measure_by_tables)
+        free = FreeChannels(scene.work.layers, kept_layers(scene.work.layers, keep), bits)
+        free.require_budget(keep, bits)
+        search = replace(self, exchanges=0) if scene.hasty else self
+        total = search.exchanges + len(free.layers)
+        done = 0
+
+        def losses(bits: Array) -> Array:
+            nonlocal done
+            done += 1
+            scene.progress("search", min(done, total), total)
+            return measure(free.plan(bits)).losses(weights)
+
+        predicted = _predicted(free, evidence, can, weights, lambda bits: float(losses(bits).mean()))
+        allowed = np.ones((len(free.sizes), WIDTHS), bool)
+        found = search_plan(predicted, free.layer_of, free.sizes, allowed, free.budget, losses, search)
+        report = SearchReport(found.criterion, dict(found.measured), found.loss, found.exchanges, done)
+        return Planned(free.plan(found.bits), can.notes, report)
+
+
+def _predicted(
+    free: FreeChannels, evidence: Evidence, can: Usable, class_weights: Array, loss: Callable[[Array], float]
+) -> dict[str, Array]:
+    """Losses [units, widths] by each criterion; by the first and by noise also with what layers cause, measured."""
+    predicted = {
+        criterion.name: free.sums(predicted_losses(criterion, free.layers, evidence, class_weights))
+        for criterion in can.criteria
+    }
+    first = can.criteria[0].name
+    factors = _measured_factors(free, predicted[first], loss)
+    for name in dict.fromkeys((first, "noise")):
+        ratio = _per_layer(free, predicted[first]) / _per_layer(free, predicted[name])
+        predicted[f"{name}, measured per layer"] = predicted[name] * (ratio * factors)[free.layer_of][:, None]
+    return predicted
+
+
+def _per_layer(free: FreeChannels, losses: Array) -> Array:
+    """Predicted loss of each layer at `CALIBRATION_BITS`, [layers]."""
+    sums = np.bincount(free.layer_of, losses[:, CALIBRATION_BITS], len(free.layers))
+    return np.maximum(sums, np.finfo(np.float32).tiny)
+
+
+def _measured_factors(free: FreeChannels, losses: Array, loss: Callable[[Array], float]) -> Array:
+    """For each layer, the loss that it causes alone at `CALIBRATION_BITS`, measured, over the predicted one."""
+    finest = np.full(len(free.sizes), MOST_BITS)
+    base = loss(finest)
+    alone = [
+        loss(np.where(free.layer_of == layer, CALIBRATION_BITS, MOST_BITS)) - base for layer in range(len(free.layers))
+    ]
+    return layer_factors(np.array(alone), _per_layer(free, losses))
+
+
+def layer_factors(measured: Array, predicted: Array) -> Array:
+    """Measured over predicted losses of layers; one that costs nothing by the samples at hand is not free of charge."""
+    factors = measured / np.maximum(predicted, np.finfo(np.float64).tiny)
+    positive = factors[factors > 0]
+    return np.maximum(factors, 0.01 * float(np.median(positive)) if positive.size else 1.0)
