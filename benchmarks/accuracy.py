@@ -26,8 +26,8 @@ from latency import SAMPLES, quantize_by_onnxruntime
 from onnxruntime.quantization import QuantType
 
 from onnx_cbq import CalibrationSet, QuantizeConfig, evaluate, quantize
-from onnx_cbq.calibration.samples import draw
-from onnx_cbq.workload import prepare
+from onnx_cbq.calibration.draw import draw
+from onnx_cbq.evidence.workload import prepare
 
 MODEL = "resnet20_cifar10.onnx"
 OTHER_EXPORT = "resnet20_cifar10_torchscript.onnx"

@@ -29,9 +29,9 @@ from common import CARDS, Requirements, data_file, print_table, run_elsewhere
 from onnx import TensorProto, numpy_helper
 
 from onnx_cbq import CalibrationSet, QuantizeConfig, archive, quantize, restore
+from onnx_cbq.evidence.workload import prepare
 from onnx_cbq.model import Array
 from onnx_cbq.runtime import Session, fused_operators, median_latency
-from onnx_cbq.workload import prepare
 
 IMAGES = 2000
 BATCHES = (1, 100)

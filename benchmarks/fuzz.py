@@ -37,8 +37,8 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from onnx_cbq import comparison
 from onnx_cbq.runtime import median_latency
+from onnx_cbq.verification import comparison
 from tests.generator.features import OFF
 from tests.generator.jobs import Job, choose
 from tests.generator.models import Case, build

@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 from common import Requirements
 
-from onnx_cbq import comparison
 from onnx_cbq.cli.main import COMMANDS, load
 from onnx_cbq.runtime import median_latency
+from onnx_cbq.verification import comparison
 from tests.hostile.archives import archives_of, damaged
 from tests.hostile.bases import CLASSES, FLOAT, SHAPE, on_integers, quantized
 from tests.hostile.judge import LONGEST, Verdict, judge

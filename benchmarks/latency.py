@@ -18,10 +18,10 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from onnx_cbq import CalibrationSet, QuantizeConfig, quantize
-from onnx_cbq.calibration.samples import draw
+from onnx_cbq.calibration.draw import draw
+from onnx_cbq.evidence.workload import Workload, prepare
 from onnx_cbq.model import Array
 from onnx_cbq.runtime import Session, median_latency
-from onnx_cbq.workload import Workload, prepare
 
 MODELS = ("resnet20_cifar10.onnx", "resnet20_cifar10_torchscript.onnx")
 LARGEST_RATIO = 1.10

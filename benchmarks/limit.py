@@ -29,7 +29,9 @@ from common import CARDS, Requirements, data_file, print_table
 from scipy.special import softmax
 
 from onnx_cbq import CalibrationSet, QuantizeConfig
-from onnx_cbq.calibration.samples import Batch, Draw, draw
+from onnx_cbq.calibration.draw import Draw, draw
+from onnx_cbq.calibration.samples import Batch
+from onnx_cbq.evidence.workload import Workload, prepare
 from onnx_cbq.gradient.backward import attach, build_backward
 from onnx_cbq.gradient.expand import expand
 from onnx_cbq.methods.codebooks import HessianKMeans
@@ -39,7 +41,6 @@ from onnx_cbq.quantize.codebook import code_lengths, ecsq, kmeans, make_codebook
 from onnx_cbq.quantize.patches import input_rows
 from onnx_cbq.runtime import Session
 from onnx_cbq.stages.scene import Scene, make_scene
-from onnx_cbq.workload import Workload, prepare
 
 NETS = {
     "LeNet": ("lenet_mnist.onnx", "mnist.toml", "mnist"),

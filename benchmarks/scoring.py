@@ -26,11 +26,13 @@ import numpy as np
 from common import CARDS, Requirements, data_file
 
 from onnx_cbq import CalibrationSet, QuantizeConfig, score
-from onnx_cbq.calibration.samples import Batch, Draw, draw
+from onnx_cbq.calibration.draw import Draw, draw
+from onnx_cbq.calibration.samples import Batch
+from onnx_cbq.evidence.scoring import batch_size, score_channels
+from onnx_cbq.evidence.scoring_graph import scoring_graph
+from onnx_cbq.evidence.workload import Workload, prepare
 from onnx_cbq.records import Grouping
 from onnx_cbq.runtime import Session
-from onnx_cbq.scoring import batch_size, score_channels, scoring_graph
-from onnx_cbq.workload import Workload, prepare
 
 LARGEST_OVER_FORWARD = 4.0
 LARGEST_OVER_TORCH = 0.55

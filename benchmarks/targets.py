@@ -22,10 +22,10 @@ from common import CARDS, Requirements, data_file, print_table
 from latency import quantize_by_onnxruntime
 
 from onnx_cbq import CalibrationSet, DifferentiableConfig, QuantizeConfig, check, quantize, restore
+from onnx_cbq.evidence.workload import Workload, prepare
 from onnx_cbq.model import Array
-from onnx_cbq.processor import processor_kind
 from onnx_cbq.runtime import Session, median_latency
-from onnx_cbq.workload import Workload, prepare
+from onnx_cbq.system.processor import processor_kind
 
 RESNET, TORCHSCRIPT = "resnet20_cifar10.onnx", "resnet20_cifar10_torchscript.onnx"
 UNIFORM = QuantizeConfig(8, "uniform")

@@ -9,24 +9,12 @@ import sys
 from importlib import import_module
 from types import ModuleType
 
-from onnx_cbq import _threads as _threads  # before numpy is imported
+import onnx_cbq.system.threads  # noqa: F401  # before numpy is imported
 
 # As `typing` has it, which takes a while to import.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from onnx_cbq.calibration import CalibrationSet
-    from onnx_cbq.config import (
-        CbqConfig,
-        DataFreeConfig,
-        DifferentiableConfig,
-        RateDistortionConfig,
-        RefineConfig,
-        RoundingConfig,
-        ScoringConfig,
-        StepConfig,
-    )
-    from onnx_cbq.data_free import DataFreeResult
-    from onnx_cbq.emit.archive import Archive, archive, restore
     from onnx_cbq.errors import (
         ArchiveError,
         CalibrationError,
@@ -37,15 +25,23 @@ if TYPE_CHECKING:
         UnsupportedOperatorError,
         VerificationError,
     )
+    from onnx_cbq.evidence.settings import ScoringConfig
+    from onnx_cbq.jobs.data_free import DataFreeConfig, DataFreeResult
     from onnx_cbq.jobs.evaluate import evaluate
     from onnx_cbq.jobs.inspect import check
     from onnx_cbq.jobs.quantize import quantize, quantize_without_data
+    from onnx_cbq.jobs.result import CheckResult, EvaluationResult, Result
     from onnx_cbq.jobs.score import score
     from onnx_cbq.jobs.settings import QuantizeConfig
+    from onnx_cbq.jobs.step import Steps, make_steps
+    from onnx_cbq.quantize.settings import RoundingConfig
     from onnx_cbq.records import Evaluation, LayerScores, Plan, Scores
-    from onnx_cbq.result import CheckResult, EvaluationResult, Result
+    from onnx_cbq.search.cbq import CbqConfig
+    from onnx_cbq.search.rate_distortion import RateDistortionConfig
+    from onnx_cbq.search.widths import DifferentiableConfig
     from onnx_cbq.stepping.session import Step, SteppingSession
-    from onnx_cbq.subnets import Steps, make_steps
+    from onnx_cbq.storage.archive import Archive, archive, restore
+    from onnx_cbq.training.settings import RefineConfig, StepConfig
 
 __all__ = [
     "Archive",
@@ -90,43 +86,43 @@ __all__ = [
 
 # Each name is imported when it is first asked for: a command must be able to stop long before all of it is there.
 _WHERE = {
-    "Archive": "onnx_cbq.emit.archive",
+    "Archive": "onnx_cbq.storage.archive",
     "ArchiveError": "onnx_cbq.errors",
     "CalibrationError": "onnx_cbq.errors",
     "CalibrationSet": "onnx_cbq.calibration",
-    "CbqConfig": "onnx_cbq.config",
-    "CheckResult": "onnx_cbq.result",
+    "CbqConfig": "onnx_cbq.search.cbq",
+    "CheckResult": "onnx_cbq.jobs.result",
     "ConfigError": "onnx_cbq.errors",
-    "DataFreeConfig": "onnx_cbq.config",
-    "DataFreeResult": "onnx_cbq.data_free",
-    "DifferentiableConfig": "onnx_cbq.config",
+    "DataFreeConfig": "onnx_cbq.jobs.data_free",
+    "DataFreeResult": "onnx_cbq.jobs.data_free",
+    "DifferentiableConfig": "onnx_cbq.search.widths",
     "Evaluation": "onnx_cbq.records",
-    "EvaluationResult": "onnx_cbq.result",
+    "EvaluationResult": "onnx_cbq.jobs.result",
     "LayerScores": "onnx_cbq.records",
     "ModelError": "onnx_cbq.errors",
     "OnnxCbqError": "onnx_cbq.errors",
     "OutputError": "onnx_cbq.errors",
     "Plan": "onnx_cbq.records",
     "QuantizeConfig": "onnx_cbq.jobs.settings",
-    "RateDistortionConfig": "onnx_cbq.config",
-    "RefineConfig": "onnx_cbq.config",
-    "Result": "onnx_cbq.result",
-    "RoundingConfig": "onnx_cbq.config",
+    "RateDistortionConfig": "onnx_cbq.search.rate_distortion",
+    "RefineConfig": "onnx_cbq.training.settings",
+    "Result": "onnx_cbq.jobs.result",
+    "RoundingConfig": "onnx_cbq.quantize.settings",
     "Scores": "onnx_cbq.records",
-    "ScoringConfig": "onnx_cbq.config",
+    "ScoringConfig": "onnx_cbq.evidence.settings",
     "Step": "onnx_cbq.stepping.session",
-    "StepConfig": "onnx_cbq.config",
+    "StepConfig": "onnx_cbq.training.settings",
     "SteppingSession": "onnx_cbq.stepping.session",
-    "Steps": "onnx_cbq.subnets",
+    "Steps": "onnx_cbq.jobs.step",
     "UnsupportedOperatorError": "onnx_cbq.errors",
     "VerificationError": "onnx_cbq.errors",
-    "archive": "onnx_cbq.emit.archive",
+    "archive": "onnx_cbq.storage.archive",
     "check": "onnx_cbq.jobs.inspect",
     "evaluate": "onnx_cbq.jobs.evaluate",
-    "make_steps": "onnx_cbq.subnets",
+    "make_steps": "onnx_cbq.jobs.step",
     "quantize": "onnx_cbq.jobs.quantize",
     "quantize_without_data": "onnx_cbq.jobs.quantize",
-    "restore": "onnx_cbq.emit.archive",
+    "restore": "onnx_cbq.storage.archive",
     "score": "onnx_cbq.jobs.score",
 }
 

@@ -18,7 +18,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _leave_at_once)
     import warnings
 
-    from onnx_cbq import stopping
+    from onnx_cbq.system import stopping
 
     stopping.watch()
     # They are for whoever writes a program; what a user should know is an error or a note.

@@ -15,11 +15,11 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from onnx_cbq.allowance import FACTOR, allowed
-from onnx_cbq.captures import nodes_within
 from onnx_cbq.errors import ModelError
 from onnx_cbq.model import Array, Model
-from onnx_cbq.temporary import temporary_folder
+from onnx_cbq.model.captures import nodes_within
+from onnx_cbq.system.allowance import FACTOR, allowed
+from onnx_cbq.system.temporary import temporary_folder
 
 Feeds = Mapping[str, Array]
 Optimization = Literal["all", "extended", "basic", "off"]

@@ -59,7 +59,7 @@ def exported() -> Callable[..., onnx.ModelProto]:
 @pytest.fixture(autouse=True)
 def _brief_latency(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latencies are measured as briefly as possible: no test asks how long anything takes by this figure."""
-    monkeypatch.setattr("onnx_cbq.comparison.median_latency", partial(median_latency, seconds=0))
+    monkeypatch.setattr("onnx_cbq.verification.comparison.median_latency", partial(median_latency, seconds=0))
 
 
 @pytest.fixture

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from onnx_cbq import QuantizeConfig
+from onnx_cbq.evidence.workload import DataSource, ModelSource, Workload, aimed_at, prepare
 from onnx_cbq.goals.goal import solve
 from onnx_cbq.jobs.choice import Choice
-from onnx_cbq.progress import Progress, silent
 from onnx_cbq.stages.scene import Scene, make_scene
 from onnx_cbq.stages.solution import Solution
-from onnx_cbq.workload import DataSource, ModelSource, Workload, aimed_at, prepare
+from onnx_cbq.system.progress import Progress, silent
 
 
 def aim(work: Workload, config: QuantizeConfig) -> Workload:

@@ -13,15 +13,18 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnx_cbq import CalibrationSet, QuantizeConfig, StepConfig, evaluate, make_steps, measure, quantize, score
-from onnx_cbq.config import DifferentiableConfig, RateDistortionConfig, RefineConfig, RoundingConfig
+from onnx_cbq import CalibrationSet, QuantizeConfig, StepConfig, evaluate, make_steps, quantize, score
 from onnx_cbq.errors import CalibrationError, ConfigError, ModelError, VerificationError
-from onnx_cbq.evidence import measure_by_tables
+from onnx_cbq.evidence import measure, measure_by_tables
+from onnx_cbq.evidence.workload import prepare
+from onnx_cbq.jobs.refine import Refinement, refine
 from onnx_cbq.methods.cbq import deciding_layers
 from onnx_cbq.model import Array, Model
-from onnx_cbq.refining import Refinement, refine
+from onnx_cbq.quantize.settings import RoundingConfig
 from onnx_cbq.runtime import Session
-from onnx_cbq.workload import prepare
+from onnx_cbq.search.rate_distortion import RateDistortionConfig
+from onnx_cbq.search.widths import DifferentiableConfig
+from onnx_cbq.training.settings import RefineConfig
 from tests.graphs import make_model, node
 from tests.scenes import gather, scene_of, solved
 

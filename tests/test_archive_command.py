@@ -11,10 +11,10 @@ from pathlib import Path
 import onnx
 import pytest
 
-from onnx_cbq.emit import archive as archiving
+from onnx_cbq.storage import archive as archiving
 from tests.command import Command
 from tests.conftest import DIGITS_MODEL
-from tests.emit.test_archive import small_model
+from tests.storage.test_archive import small_model
 
 PRECIOUS = b"the only copy of something"
 

@@ -21,9 +21,9 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-from onnx_cbq import comparison
 from onnx_cbq.errors import VerificationError
 from onnx_cbq.model import Array
+from onnx_cbq.verification import comparison
 from tests.command import Command, Finished
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 from tests.graphs import make_model, node
@@ -456,7 +456,7 @@ class AtFinalWrite:
             return check(*_)
 
         check = comparison.compare
-        monkeypatch.setattr("onnx_cbq.proving.compare", note)
+        monkeypatch.setattr("onnx_cbq.verification.prove.compare", note)
         monkeypatch.setattr(function, wrapped)
 
 
@@ -529,7 +529,7 @@ def test_failed_verification_exits_3_and_leaves_nothing(
     def fail(*_: object) -> None:
         raise VerificationError("layer 'a': the codes of channel 3 do not fit 4 bits")
 
-    monkeypatch.setattr(f"onnx_cbq.proving.{check}", fail)
+    monkeypatch.setattr(f"onnx_cbq.verification.prove.{check}", fail)
     finished = quantize(command, uniform(out), out)
     assert_explained(finished, out, "the codes of channel 3 do not fit 4 bits", code=3)
 
@@ -540,7 +540,7 @@ def test_message_of_several_lines_becomes_one(out: Path, command: Command, monke
     def fail(*_: object) -> None:
         raise VerificationError("first\n  second")
 
-    monkeypatch.setattr("onnx_cbq.proving.check_file", fail)
+    monkeypatch.setattr("onnx_cbq.verification.prove.check_file", fail)
     assert_explained(quantize(command, uniform(out), out), out, "first   second", code=3)
 
 

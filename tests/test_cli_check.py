@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_cbq import proving
 from onnx_cbq.targets import TARGETS
+from onnx_cbq.verification import prove as proving
 from tests.command import Command
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 from tests.graphs import make_model, node

@@ -23,9 +23,9 @@ from onnx_cbq.calibration import Card, load_card
 from onnx_cbq.cli.main import COMMANDS, main
 from onnx_cbq.cli.options import flags_of
 from onnx_cbq.cli.quantize import FIXED, owners
-from onnx_cbq.config import CbqConfig
 from onnx_cbq.jobs.written_settings import TABLES
 from onnx_cbq.methods import criteria
+from onnx_cbq.search.cbq import CbqConfig
 from onnx_cbq.settings import FIRST
 from tests.conftest import ROOT
 

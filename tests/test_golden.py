@@ -31,7 +31,7 @@ from onnx_cbq import (
     RefineConfig,
     StepConfig,
 )
-from onnx_cbq.processor import processor_kind
+from onnx_cbq.system.processor import processor_kind
 from onnx_cbq.targets import TARGETS
 from tests.graphs import make_model, node
 

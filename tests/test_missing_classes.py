@@ -14,7 +14,7 @@ from rich.console import Console, RenderableType
 
 from onnx_cbq import CalibrationSet, QuantizeConfig, evaluate, quantize, score
 from onnx_cbq.errors import CalibrationError, ConfigError
-from onnx_cbq.report import evaluation_table, result_table
+from onnx_cbq.report.text import evaluation_table, result_table
 
 NOTE = "no samples of 22 classes, the first of them '0'; the model has 30"
 

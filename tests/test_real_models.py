@@ -9,7 +9,7 @@ import numpy as np
 from onnx import numpy_helper
 
 from onnx_cbq import CalibrationSet, QuantizeConfig, evaluate, quantize
-from onnx_cbq.verify import check_codes
+from onnx_cbq.verification.verify import check_codes
 from tests.conftest import ROOT
 
 RESNETS = ["resnet20_cifar10.onnx", "resnet20_cifar10_torchscript.onnx"]

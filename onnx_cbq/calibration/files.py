@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from onnx_cbq.allowance import allowed
+from onnx_cbq.system.allowance import allowed
 
 _LONGEST = 200
 _SHORT = reprlib.Repr()

@@ -18,12 +18,12 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from onnx_cbq.allowance import advice, allowed
 from onnx_cbq.calibration.card import Card
 from onnx_cbq.calibration.files import open_plain, reason
 from onnx_cbq.calibration.sources import Source
 from onnx_cbq.errors import CalibrationError
 from onnx_cbq.model import Array
+from onnx_cbq.system.allowance import advice, allowed
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _FORMATS = ("PNG", "JPEG")

@@ -26,11 +26,11 @@ from typing import IO, Any
 
 import numpy as np
 
-from onnx_cbq.allowance import advice, allowed
 from onnx_cbq.calibration.files import open_plain, reason
 from onnx_cbq.calibration.sources import Source, checked_labels
 from onnx_cbq.errors import CalibrationError
 from onnx_cbq.model import Array
+from onnx_cbq.system.allowance import advice, allowed
 
 _COPY_BYTES = 1 << 20
 _MOST_ARRAYS = 1000

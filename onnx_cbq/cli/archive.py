@@ -8,14 +8,14 @@ from typing import Annotated
 
 import typer
 
-from onnx_cbq import report
 from onnx_cbq.cli.console import show
+from onnx_cbq.cli.outputs import Inputs, beside, check_outputs
 from onnx_cbq.cli.shared import JsonPath, Quiet
-from onnx_cbq.emit.archive import archive as make_archive
-from onnx_cbq.emit.coding.container import CODERS
-from onnx_cbq.emit.files import write_text
-from onnx_cbq.outputs import Inputs, beside, check_outputs
+from onnx_cbq.report import text as report
 from onnx_cbq.storage import Archived
+from onnx_cbq.storage.archive import archive as make_archive
+from onnx_cbq.storage.coding.container import CODERS
+from onnx_cbq.storage.files import write_text
 
 
 def archive(

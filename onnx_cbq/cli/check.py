@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
-from onnx_cbq import report
 from onnx_cbq.cli.console import show
+from onnx_cbq.cli.outputs import Inputs, check_outputs
 from onnx_cbq.cli.shared import JsonPath, Quiet, TargetName
-from onnx_cbq.emit.files import write_text
 from onnx_cbq.errors import VerificationError
 from onnx_cbq.jobs import inspect as job
-from onnx_cbq.outputs import Inputs, check_outputs
+from onnx_cbq.report import text as report
+from onnx_cbq.storage.files import write_text
 
 
 def check(

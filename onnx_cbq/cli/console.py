@@ -12,8 +12,8 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from onnx_cbq.errors import OutputError
-from onnx_cbq.progress import Progress as ProgressHook
-from onnx_cbq.progress import silent
+from onnx_cbq.system.progress import Progress as ProgressHook
+from onnx_cbq.system.progress import silent
 
 
 class _Output(Console):

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from onnx_cbq import report
 from onnx_cbq.cli.console import show
 from onnx_cbq.cli.shared import ModelPath
-from onnx_cbq.data_free import layer_statistics
 from onnx_cbq.jobs import inspect as job
+from onnx_cbq.jobs.data_free import layer_statistics
+from onnx_cbq.report import text as report
 
 
 def inspect(

@@ -16,8 +16,8 @@ import typer
 import typer.core
 import typer.main
 
-from onnx_cbq import stopping
 from onnx_cbq.errors import OnnxCbqError, StoppedError
+from onnx_cbq.system import stopping
 
 # An environment variable: what nobody foresaw ends with Python's own account of it.
 TRACEBACK = "ONNX_CBQ_TRACEBACK"
@@ -105,7 +105,7 @@ def _show_versions(wanted: bool) -> None:  # noqa: FBT001  # typer calls it so
     if not wanted:
         return
     # Only here, since it looks at the processor.
-    from onnx_cbq.processor import processor_kind  # noqa: PLC0415
+    from onnx_cbq.system.processor import processor_kind  # noqa: PLC0415
 
     print(f"onnx-cbq {version('onnx-cbq')}")  # noqa: T201
     for package in ("onnx", "onnxruntime", "numpy", "torch"):

@@ -9,22 +9,25 @@ from typing import Annotated, Any
 
 import typer
 
-from onnx_cbq import goals, methods, report, storage
+from onnx_cbq import goals, methods, storage
 from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.cli.config_file import read_config
 from onnx_cbq.cli.console import progress_bars, show
 from onnx_cbq.cli.options import Flag, Owner, command, fields_for, flags_of, given_values, refuse_unknown, refuse_unused
+from onnx_cbq.cli.outputs import Inputs, beside, check_outputs
 from onnx_cbq.cli.shared import ConfigPath, JsonPath, ModelPath, Quiet, SkipUnreadable, SourcePath
-from onnx_cbq.config import DataFreeConfig, RateDistortionConfig, RefineConfig
-from onnx_cbq.emit.files import weights_beside, write_text
 from onnx_cbq.jobs import quantize as job
 from onnx_cbq.jobs.choice import make_goal, make_method, make_storage
+from onnx_cbq.jobs.data_free import DataFreeConfig
+from onnx_cbq.jobs.refine import State
 from onnx_cbq.jobs.settings import CURVE, QuantizeConfig
 from onnx_cbq.jobs.written_settings import TABLES, as_table
 from onnx_cbq.methods import Entropy, SharedValues
-from onnx_cbq.outputs import Inputs, beside, check_outputs
-from onnx_cbq.refining import State
+from onnx_cbq.report import text as report
+from onnx_cbq.search.rate_distortion import RateDistortionConfig
 from onnx_cbq.settings import CHOOSE, FIRST, OUTPUT, TRAINING, check
+from onnx_cbq.storage.files import weights_beside, write_text
+from onnx_cbq.training.settings import RefineConfig
 
 ABOUT = "Quantize MODEL and prove what it costs: accuracy overall and per class, bytes, latency."
 REFINE, DATA_FREE = "--refine", "--data-free"

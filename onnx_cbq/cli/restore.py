@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 
 from onnx_cbq.cli.console import show
+from onnx_cbq.cli.outputs import Inputs, beside, check_outputs
 from onnx_cbq.cli.shared import Quiet
-from onnx_cbq.emit.archive import restore as restore_archive
-from onnx_cbq.emit.files import write_bytes
-from onnx_cbq.outputs import Inputs, beside, check_outputs
+from onnx_cbq.storage.archive import restore as restore_archive
+from onnx_cbq.storage.files import write_bytes
 
 
 def restore(

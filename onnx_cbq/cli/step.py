@@ -8,16 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
-from onnx_cbq import report
 from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.cli.console import progress_bars, show
 from onnx_cbq.cli.options import Flag, Owner, command, fields_for, flags_of, given_values
+from onnx_cbq.cli.outputs import Folder, Inputs, check_outputs
 from onnx_cbq.cli.shared import CardPath, JsonPath, ModelPath, Quiet, SkipUnreadable, SourcePath
-from onnx_cbq.config import StepConfig
-from onnx_cbq.emit.files import write_text
-from onnx_cbq.outputs import Folder, Inputs, check_outputs
+from onnx_cbq.jobs.step import STEP_FILES, make_steps
+from onnx_cbq.report import text as report
 from onnx_cbq.settings import FIRST
-from onnx_cbq.subnets import STEP_FILES, make_steps
+from onnx_cbq.storage.files import write_text
+from onnx_cbq.training.settings import StepConfig
 
 ABOUT = "Split MODEL into steps that give an answer early and better it without recomputing; needs torch."
 FIXED: Mapping[str, Any] = {

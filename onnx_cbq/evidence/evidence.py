@@ -6,14 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from onnx_cbq.calibration.samples import Draw
-from onnx_cbq.config import RoundingConfig, ScoringConfig
+from onnx_cbq.calibration.draw import Draw
+from onnx_cbq.evidence.settings import ScoringConfig
+from onnx_cbq.evidence.statistics import Run
+from onnx_cbq.evidence.tables import run_of
+from onnx_cbq.evidence.workload import Workload
 from onnx_cbq.model import Array
-from onnx_cbq.progress import Clock, Progress, silent
+from onnx_cbq.quantize.settings import RoundingConfig
 from onnx_cbq.records import Grouping
-from onnx_cbq.rounding import run_of
-from onnx_cbq.statistics import Run
-from onnx_cbq.workload import Workload
+from onnx_cbq.system.progress import Clock, Progress, silent
 
 _T = TypeVar("_T")
 

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 
 from onnx_cbq.errors import UnsupportedOperatorError
 from onnx_cbq.evidence.evidence import Evidence
-from onnx_cbq.measure import NearestRounder, PlanMeasure, Rounder, TableRounder
+from onnx_cbq.evidence.measure import NearestRounder, PlanMeasure, Rounder, TableRounder
+from onnx_cbq.evidence.scoring import batch_size, fisher_squares, score_channels
+from onnx_cbq.evidence.scoring_graph import ScoringGraph, scoring_graph
+from onnx_cbq.evidence.tables import make_tables
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.table import Table
 from onnx_cbq.records import Scores
-from onnx_cbq.rounding import make_tables
-from onnx_cbq.scoring import ScoringGraph, batch_size, fisher_squares, score_channels, scoring_graph
 
 
 def class_scores(evidence: Evidence) -> Scores:

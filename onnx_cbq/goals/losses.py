@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_cbq.calibration.samples import Draw, draw
-from onnx_cbq.measure import replayable
+from onnx_cbq.calibration.draw import Draw, draw
+from onnx_cbq.evidence.measure import replayable
+from onnx_cbq.evidence.scoring import batch_size
 from onnx_cbq.model import Array, Model
 from onnx_cbq.runtime import Session
-from onnx_cbq.scoring import batch_size
 from onnx_cbq.stages.scene import Scene
 from onnx_cbq.stages.solution import Solution, emit_solution
 

@@ -11,8 +11,8 @@ import math
 import onnx.shape_inference
 from onnx import ModelProto, TypeProto, helper
 
-from onnx_cbq.allowance import advice, allowed
 from onnx_cbq.errors import ModelError
+from onnx_cbq.system.allowance import advice, allowed
 
 # Of a single tensor: at least so many bytes, or so many times those of the model.
 _LEAST_BYTES = 512 << 20

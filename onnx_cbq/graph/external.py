@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
-from onnx_cbq.allowance import advice, allowed
 from onnx_cbq.errors import ModelError
 from onnx_cbq.graph.reading import read_model
 from onnx_cbq.graph.tensors import every_tensor
 from onnx_cbq.model import Array, can_stand_outside
+from onnx_cbq.system.allowance import advice, allowed
 
 # Tensors may share data, but a small file may not stand for many large ones.
 _LEAST_TOTAL = 256 << 20

@@ -8,9 +8,9 @@ import onnx.inliner
 import onnx.shape_inference
 from onnx import FunctionProto, ModelProto, NodeProto
 
-from onnx_cbq.allowance import advice, allowed
 from onnx_cbq.errors import ModelError
 from onnx_cbq.graph.tensors import every_node, with_constant_types
+from onnx_cbq.system.allowance import advice, allowed
 
 # Nodes after inlining: at least so many, or so many times those of the file.
 _LEAST_NODES = 10_000

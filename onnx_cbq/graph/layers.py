@@ -10,7 +10,6 @@ from collections.abc import Mapping
 import numpy as np
 from onnx import NodeProto
 
-from onnx_cbq.captures import is_sealed, nodes_within
 from onnx_cbq.errors import ModelError
 from onnx_cbq.graph.integer_rules import ON_CODES
 from onnx_cbq.graph.leftover import left_float
@@ -18,6 +17,7 @@ from onnx_cbq.graph.load import LAYER_OPERATORS
 from onnx_cbq.graph.shapes import Shapes
 from onnx_cbq.graph.windows import find_windows
 from onnx_cbq.model import Array, FreshNames, Model, attributes, is_generated_name
+from onnx_cbq.model.captures import is_sealed, nodes_within
 from onnx_cbq.records import Layer, Layers, Use, Windows
 
 

@@ -11,8 +11,8 @@ from typing import TypeGuard
 import numpy as np
 from onnx import NodeProto, numpy_helper
 
-from onnx_cbq.captures import is_sealed, nodes_within
 from onnx_cbq.model import Array, Model
+from onnx_cbq.model.captures import is_sealed, nodes_within
 from onnx_cbq.records import Layer, LeftFloat
 
 # Of weights that are no matrix, those are listed that hold this share of all.

@@ -11,7 +11,7 @@ from onnx import ModelProto
 
 from onnx_cbq.errors import ModelError
 
-# What an archive begins with (`emit.coding.container.MAGIC`, which stands above this folder).
+# What an archive begins with (`storage.coding.container.MAGIC`, which stands above this folder).
 _ARCHIVE = b"CBQZ"
 # Protobuf refuses messages of 2 GiB.
 _LARGEST_FILE = (1 << 31) - 1

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import helper
 
-from onnx_cbq.allowance import advice, allowed
 from onnx_cbq.errors import ModelError
 from onnx_cbq.model import Array, InputSpec, Model
 from onnx_cbq.runtime import EndlessRunError, Session, trial_seconds
+from onnx_cbq.system.allowance import advice, allowed
 
 Shape = tuple[int, ...]
 

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from onnx_cbq.calibration.samples import everything
-from onnx_cbq.comparison import compare
-from onnx_cbq.graph.load import load
-from onnx_cbq.jobs.versions import all_versions
-from onnx_cbq.progress import Progress, silent
-from onnx_cbq.result import EvaluationResult
-from onnx_cbq.workload import (
+from onnx_cbq.calibration.draw import everything
+from onnx_cbq.evidence.workload import (
     DataSource,
     ModelSource,
     as_set,
@@ -19,6 +14,11 @@ from onnx_cbq.workload import (
     size_of,
     without_samples,
 )
+from onnx_cbq.graph.load import load
+from onnx_cbq.jobs.result import EvaluationResult
+from onnx_cbq.jobs.versions import all_versions
+from onnx_cbq.system.progress import Progress, silent
+from onnx_cbq.verification.comparison import compare
 
 
 def evaluate(

@@ -8,20 +8,20 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from onnx_cbq.emit.metadata import StoredPlan, read_metadata
 from onnx_cbq.errors import ModelError
+from onnx_cbq.evidence.workload import ModelSource
 from onnx_cbq.graph.layers import find_layers
 from onnx_cbq.graph.load import load
 from onnx_cbq.graph.normalise import normalise
 from onnx_cbq.graph.shapes import Example
+from onnx_cbq.jobs.result import CheckResult
 from onnx_cbq.model import Model
 from onnx_cbq.records import Layers
-from onnx_cbq.result import CheckResult
+from onnx_cbq.storage.metadata import StoredPlan, read_metadata
 from onnx_cbq.targets import CPU, find_target
 from onnx_cbq.targets.lint import lint
 from onnx_cbq.targets.reading import Product, QdqFile
 from onnx_cbq.targets.running import Run
-from onnx_cbq.workload import ModelSource
 
 
 def check(model: ModelSource, target: str = "cpu") -> CheckResult:

@@ -8,31 +8,30 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from onnx_cbq.calibration.samples import Indices, everything
-from onnx_cbq.comparison import compare
-from onnx_cbq.data_free import DataFreeResult, quantize_data_free
-from onnx_cbq.emit.files import write_model
-from onnx_cbq.equalizing import equalize
+from onnx_cbq.calibration.draw import everything
+from onnx_cbq.calibration.samples import Indices
 from onnx_cbq.evidence import class_scores
+from onnx_cbq.evidence.workload import DataSource, ModelSource, Workload, aimed_at, check_moved_labels, prepare
 from onnx_cbq.goals.goal import solve
 from onnx_cbq.jobs.choice import Choice
+from onnx_cbq.jobs.data_free import DataFreeConfig, DataFreeResult, quantize_data_free
+from onnx_cbq.jobs.refine import Refinement, State, check_training, refine
+from onnx_cbq.jobs.result import CurvePoint, Result
 from onnx_cbq.jobs.settings import QuantizeConfig
 from onnx_cbq.jobs.versions import all_versions
 from onnx_cbq.methods import Learning
-from onnx_cbq.processor import processor_kind
-from onnx_cbq.progress import Clock, Progress, silent
-from onnx_cbq.proving import attempt, prove
-from onnx_cbq.refining import Refinement, State, check_training, refine
-from onnx_cbq.result import CurvePoint, Result
+from onnx_cbq.stages.equalize import equalize
 from onnx_cbq.stages.samples import draw_samples, weights_of
 from onnx_cbq.stages.scene import Scene, make_scene
 from onnx_cbq.stages.solution import Solution
+from onnx_cbq.stages.wild import without_wild
 from onnx_cbq.stages.written import file_size, write_solution
-from onnx_cbq.temporary import temporary_folder
-from onnx_cbq.wild import without_wild
-from onnx_cbq.workload import DataSource, ModelSource, Workload, aimed_at, check_moved_labels, prepare
-
-from onnx_cbq.config import DataFreeConfig  # isort: skip
+from onnx_cbq.storage.files import write_model
+from onnx_cbq.system.processor import processor_kind
+from onnx_cbq.system.progress import Clock, Progress, silent
+from onnx_cbq.system.temporary import temporary_folder
+from onnx_cbq.verification.comparison import compare
+from onnx_cbq.verification.prove import Proof, attempt, prove
 
 _LOG = logging.getLogger("onnx_cbq")
 # Scales and biases that were trained may take a little more once compressed.
@@ -87,6 +86,19 @@ def quantize(
         output = write_solution(scene, choice.method.label, solution)
     with clock.stage("verify"):
         proof = prove(scene, solution, output, run_check=choice.run_check)
+    return _result(scene, config, solution, proof, curve, seen)
+
+
+def _result(
+    scene: Scene,
+    config: QuantizeConfig,
+    solution: Solution,
+    proof: Proof,
+    curve: tuple[CurvePoint, ...],
+    seen: tuple[str, ...],
+) -> Result:
+    """Everything that is known in the end."""
+    work, comparison = scene.work, proof.comparison
     notes = (
         *work.notes,
         *scene.drawn.notes,
@@ -99,7 +111,7 @@ def quantize(
     for note in notes:
         _LOG.info("note: %s", note)
     return Result(
-        model=output,
+        model=proof.model,
         dump=proof.dump,
         plan=solution.plan,
         layers=work.layers,
@@ -107,18 +119,18 @@ def quantize(
         report=solution.chosen.report,
         curve=curve,
         groups=scene.evidence.groups,
-        reference=proof.comparison.evaluations[0],
-        quantized=proof.comparison.evaluations[1],
-        agreement=proof.comparison.agreements[1],
-        outputs=proof.comparison.further,
+        reference=comparison.evaluations[0],
+        quantized=comparison.evaluations[1],
+        agreement=comparison.agreements[1],
+        outputs=comparison.further,
         sizes=proof.sizes,
-        fidelity=proof.comparison.fidelity,
+        fidelity=comparison.fidelity,
         left_float=work.left_float,
         processor=processor_kind(),
         removal=solution.removal,
         class_names=work.class_names,
         calibration_samples=len(scene.drawn.indices),
-        seconds=clock.seconds,
+        seconds=scene.clock.seconds,
         notes=notes,
         versions=all_versions(),
         config=config,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from onnx_cbq.calibration.samples import Draw, draw
+from onnx_cbq.calibration.draw import Draw, draw
+from onnx_cbq.evidence.scoring import score_channels
+from onnx_cbq.evidence.scoring_graph import scoring_graph
+from onnx_cbq.evidence.workload import DataSource, ModelSource, Workload, prepare
 from onnx_cbq.jobs.settings import QuantizeConfig
-from onnx_cbq.progress import Progress, silent
 from onnx_cbq.records import Grouping, Layers, Scores
-from onnx_cbq.scoring import score_channels, scoring_graph
-from onnx_cbq.wild import without_wild
-from onnx_cbq.workload import DataSource, ModelSource, Workload, prepare
+from onnx_cbq.stages.wild import without_wild
+from onnx_cbq.system.progress import Progress, silent
 
 
 def score(

@@ -10,23 +10,19 @@ from typing import Literal, TypeVar
 from onnx_cbq import methods as method_room
 from onnx_cbq import storage as storage_room
 from onnx_cbq import targets as target_room
-from onnx_cbq.clusters import read_groups
-from onnx_cbq.config import (
-    CbqConfig,
-    DifferentiableConfig,
-    RateDistortionConfig,
-    RefineConfig,
-    RoundingConfig,
-    ScoringConfig,
-)
-from onnx_cbq.emit.coding.container import CODERS
 from onnx_cbq.errors import ConfigError
 from onnx_cbq.evidence import EvidenceSettings
+from onnx_cbq.evidence.clusters import read_groups
+from onnx_cbq.evidence.settings import ScoringConfig
 from onnx_cbq.goals import Accuracy, Bits, Bytes, Goal
 from onnx_cbq.jobs.choice import UNIFORM, Choice, Given, check_together, make_goal, make_method, make_storage
 from onnx_cbq.methods import Entropy, Method, SharedValues
 from onnx_cbq.quantize.activations import RANGES
+from onnx_cbq.quantize.settings import RoundingConfig
 from onnx_cbq.records.names import split_names
+from onnx_cbq.search.cbq import CbqConfig
+from onnx_cbq.search.rate_distortion import RateDistortionConfig
+from onnx_cbq.search.widths import DifferentiableConfig
 from onnx_cbq.settings import ACTIVATIONS, CHOOSE, CLASSES, FIRST, MOST_BITS, SAMPLES, check, either, option
 from onnx_cbq.stages import rounding as rounding_room
 from onnx_cbq.stages.activations import ActivationSettings
@@ -34,8 +30,10 @@ from onnx_cbq.stages.rounding import find_rounding
 from onnx_cbq.stages.samples import SampleSettings
 from onnx_cbq.stages.scene import SceneSettings
 from onnx_cbq.storage import Archived, Storage
+from onnx_cbq.storage.coding.container import CODERS
 from onnx_cbq.targets import find_target
 from onnx_cbq.targets.target import Target
+from onnx_cbq.training.settings import RefineConfig
 
 # Averages of bits of the trade-off curve.
 CURVE = (1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)

@@ -7,19 +7,17 @@ from dataclasses import fields
 from typing import Any
 
 from onnx_cbq import methods
-from onnx_cbq.config import (
-    CbqConfig,
-    DifferentiableConfig,
-    RateDistortionConfig,
-    RefineConfig,
-    RoundingConfig,
-    ScoringConfig,
-)
 from onnx_cbq.errors import ConfigError
+from onnx_cbq.evidence.settings import ScoringConfig
 from onnx_cbq.jobs.choice import UNIFORM
 from onnx_cbq.jobs.settings import QuantizeConfig
 from onnx_cbq.methods import Entropy, SharedValues
+from onnx_cbq.quantize.settings import RoundingConfig
+from onnx_cbq.search.cbq import CbqConfig
+from onnx_cbq.search.rate_distortion import RateDistortionConfig
+from onnx_cbq.search.widths import DifferentiableConfig
 from onnx_cbq.settings import as_json, changed_options, check, either, settings_of
+from onnx_cbq.training.settings import RefineConfig
 
 # Settings that are no options stand in tables.
 TABLES: Mapping[str, type] = {

@@ -7,13 +7,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnx_cbq.config import MOST_BITS, CbqConfig
 from onnx_cbq.evidence import class_scores
+from onnx_cbq.evidence.workload import Workload
 from onnx_cbq.methods.channels import FreeChannels, kept_layers
 from onnx_cbq.methods.method import PlanMethod, Planned
-from onnx_cbq.search.cbq import search_thresholds
+from onnx_cbq.search.cbq import CbqConfig, search_thresholds
+from onnx_cbq.settings import MOST_BITS
 from onnx_cbq.stages.scene import Scene
-from onnx_cbq.workload import Workload
 
 # The first and the last layer are pinned only where they hold at most this share of the weights.
 LARGEST_PINNED_SHARE = 0.1

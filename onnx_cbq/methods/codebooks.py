@@ -9,12 +9,12 @@ from typing import ClassVar
 import numpy as np
 
 from onnx_cbq.evidence import Evidence, channel_costs
+from onnx_cbq.evidence.tables import chunks_of_moments
 from onnx_cbq.methods.entropy import measured_steps
 from onnx_cbq.methods.method import Fit
 from onnx_cbq.methods.shared_values import Points, Share, SharedValues, ShareEvidence
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.codebook import MOST_VALUES, Codebook, ecsq, kmeans, make_codebook
-from onnx_cbq.rounding import chunks_of_moments
 from onnx_cbq.search.steps import LEAST_SENSITIVITY, find_tau
 from onnx_cbq.stages.scene import Rounding
 from onnx_cbq.storage import Storage

@@ -12,15 +12,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from onnx_cbq.calibration.samples import Indices, draw
-from onnx_cbq.config import MOST_BITS, DifferentiableConfig
+from onnx_cbq.calibration.draw import draw
+from onnx_cbq.calibration.samples import Indices
 from onnx_cbq.evidence import width_tables
 from onnx_cbq.methods.channels import FreeChannels, kept_layers
 from onnx_cbq.methods.method import Learning, PlanMethod, Planned
 from onnx_cbq.model import Array
-from onnx_cbq.progress import Progress
-from onnx_cbq.search.widths import Descent, LayerWidths, Moment, descend, round_widths
+from onnx_cbq.search.widths import Descent, DifferentiableConfig, LayerWidths, Moment, descend, round_widths
+from onnx_cbq.settings import MOST_BITS
 from onnx_cbq.stages.scene import Scene
+from onnx_cbq.system.progress import Progress
 from onnx_cbq.training.records import Levels
 
 # The first steps are slower than the rest, and say nothing about when the time will be over.

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnx_cbq.config import RateDistortionConfig, RoundingConfig
 from onnx_cbq.evidence import Evidence, channel_costs, measure_by_nearest
+from onnx_cbq.evidence.tables import chunks_of_moments
 from onnx_cbq.methods.method import Fit, Method
 from onnx_cbq.methods.rate import meet_rate, rate_note
 from onnx_cbq.methods.rate_distortion import layer_factors
@@ -17,9 +17,11 @@ from onnx_cbq.model import Array
 from onnx_cbq.quantize.entropy import LARGEST, code_bits, fit_entropy
 from onnx_cbq.quantize.grid import Channels
 from onnx_cbq.quantize.problem import Problem, make_problem
+from onnx_cbq.quantize.settings import RoundingConfig
 from onnx_cbq.records import Layer
-from onnx_cbq.rounding import Rounded, chunks_of_moments
+from onnx_cbq.search.rate_distortion import RateDistortionConfig
 from onnx_cbq.search.steps import find_tau, reference_tau, steps_and_prices
+from onnx_cbq.stages.compensation import Rounded
 from onnx_cbq.stages.rounding import Compensate
 from onnx_cbq.stages.scene import Scene
 from onnx_cbq.stages.solution import Chosen, Solution

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from onnx_cbq.records import LayerWeights, Plan
-from onnx_cbq.rounding import round_to_nearest
+from onnx_cbq.stages.compensation import round_to_nearest
 from onnx_cbq.stages.rounding import round_plan
 from onnx_cbq.stages.scene import Scene
 from onnx_cbq.stages.solution import Chosen, MethodReport, NoReport, Solution

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from onnx_cbq.rounding import Rounded
+from onnx_cbq.stages.compensation import Rounded
 
 _S = TypeVar("_S")
 

@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from onnx_cbq.config import MOST_BITS, RateDistortionConfig
 from onnx_cbq.evidence import Evidence, measure_by_tables
 from onnx_cbq.methods.channels import FreeChannels, kept_layers
 from onnx_cbq.methods.criteria import Usable, predicted_losses, usable
 from onnx_cbq.methods.method import Fit, PlanMethod, Planned
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.table import WIDTHS
-from onnx_cbq.search.rate_distortion import search_plan
+from onnx_cbq.search.rate_distortion import RateDistortionConfig, search_plan
+from onnx_cbq.settings import MOST_BITS
 from onnx_cbq.stages.scene import Scene
 from onnx_cbq.storage import Storage
 

@@ -21,8 +21,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnx_cbq.config import RateDistortionConfig
 from onnx_cbq.evidence import Evidence
+from onnx_cbq.evidence.workload import Workload
 from onnx_cbq.methods.method import Fit, Method
 from onnx_cbq.methods.rate import meet_rate, rate_note
 from onnx_cbq.model import Array
@@ -31,12 +31,12 @@ from onnx_cbq.quantize.grid import Channels
 from onnx_cbq.quantize.problem import Problem
 from onnx_cbq.quantize.shared import Charges, fit_shared, nearest_channels
 from onnx_cbq.records import Layer, LayerWeights
-from onnx_cbq.rounding import Rounded
+from onnx_cbq.search.rate_distortion import RateDistortionConfig
 from onnx_cbq.settings import CHOOSE, check, either, option
+from onnx_cbq.stages.compensation import Rounded
 from onnx_cbq.stages.scene import Rounding, Scene
 from onnx_cbq.stages.solution import Chosen
 from onnx_cbq.storage import Storage
-from onnx_cbq.workload import Workload
 
 SCOPES = ("layer", "net")
 # Weights of the whole net that a rate is estimated by, evenly from all layers.

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnx_cbq.model import Array
-from onnx_cbq.ranks import index_bits
+from onnx_cbq.quantize.ranks import index_bits
 from onnx_cbq.records import Lanes
 
 LARGEST = 127

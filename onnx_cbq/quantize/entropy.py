@@ -17,12 +17,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_cbq.config import RoundingConfig
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.compensate import Box
 from onnx_cbq.quantize.fit import Fitted
 from onnx_cbq.quantize.grid import Channels
 from onnx_cbq.quantize.problem import Problem
+from onnx_cbq.quantize.settings import RoundingConfig
 
 LARGEST = 127
 # Rounds of compensation, each with the frequencies that the one before left.

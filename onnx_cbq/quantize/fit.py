@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnx_cbq.config import RoundingConfig
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.compensate import Box
 from onnx_cbq.quantize.grid import Channels, Grid, has_grid, quantize_rows, search_scale
 from onnx_cbq.quantize.problem import Problem
+from onnx_cbq.quantize.settings import RoundingConfig
 from onnx_cbq.records import WeightRules
 
 # Candidate scales as shares of the one that is best without compensation; with it, clipping further often pays.

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_cbq.config import MOST_BITS
 from onnx_cbq.model import Array
 from onnx_cbq.records import FREE, Lanes, WeightRules
+from onnx_cbq.settings import MOST_BITS
 
 # A scale is tried at these shares of the one that just reaches the largest weight; few bits want to clip far.
 _RATIOS = np.linspace(0.15, 1.0, 35)

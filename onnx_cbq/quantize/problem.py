@@ -7,7 +7,6 @@ from functools import cached_property
 
 import numpy as np
 
-from onnx_cbq.config import RoundingConfig
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.compensate import (
     Box,
@@ -22,6 +21,7 @@ from onnx_cbq.quantize.compensate import (
     squared_error,
 )
 from onnx_cbq.quantize.moments import Moments, part_slices
+from onnx_cbq.quantize.settings import RoundingConfig
 from onnx_cbq.records import FREE, Lanes, Layer, WeightRules
 
 

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_cbq.config import RoundingConfig
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.codebook import Codebook, make_codebook, with_counts
 from onnx_cbq.quantize.compensate import Box
 from onnx_cbq.quantize.entropy import widths
 from onnx_cbq.quantize.grid import Channels
 from onnx_cbq.quantize.problem import Problem
-from onnx_cbq.ranks import rank_codes
+from onnx_cbq.quantize.ranks import rank_codes
+from onnx_cbq.quantize.settings import RoundingConfig
 
 # The quadratic is summed over so many of a layer's rows that it takes no more multiplications than that.
 _MOST_PRODUCTS = 1e11

@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnx_cbq.config import MOST_BITS, RoundingConfig
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.fit import fit
 from onnx_cbq.quantize.moments import Moments, mean_shift
 from onnx_cbq.quantize.problem import make_problem
+from onnx_cbq.quantize.settings import RoundingConfig
 from onnx_cbq.records import Layer
+from onnx_cbq.settings import MOST_BITS
 
 WIDTHS = MOST_BITS + 1
 

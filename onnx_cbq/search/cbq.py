@@ -20,10 +20,37 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_cbq.config import MOST_BITS, CbqConfig
 from onnx_cbq.model import Array
+from onnx_cbq.settings import MOST_BITS, check
 
 Measure = Callable[[Array], float]
+
+
+@dataclass(frozen=True)
+class CbqConfig:
+    """Constants of the threshold search that the paper leaves open; `docs/how-it-works.md` gives the reasons.
+
+    Attributes:
+        most_bits: N, the width that every channel starts with; None for one more than the budget, rounded up.
+        step: how far a threshold moves at a time, as a share of the largest importance.
+        first_target: T_1 as a share of the accuracy with N bits everywhere.
+        ratio: R, by which each further threshold's target is lower; also applied to all when all have stopped.
+        pin_ends: keep the first and the last layer at 8 bits, as the paper does. They count in the average.
+        held_back: share of the calibration samples of each class that accuracy is measured on, and nothing else.
+    """
+
+    most_bits: int | None = None
+    step: float = 0.02
+    first_target: float = 0.99
+    ratio: float = 0.98
+    pin_ends: bool = True
+    held_back: float = 0.25
+
+    def __post_init__(self) -> None:
+        check(self.most_bits in (None, *range(1, MOST_BITS + 1)), "most_bits", f"1 to {MOST_BITS}", self.most_bits)
+        for name in ("step", "first_target", "ratio", "held_back"):
+            value = getattr(self, name)
+            check(0 < value < 1, name, "a number between 0 and 1", value)
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,33 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_cbq.config import RateDistortionConfig
 from onnx_cbq.model import Array
+from onnx_cbq.settings import check
 
 _BISECTIONS = 60
+
+
+@dataclass(frozen=True)
+class RateDistortionConfig:
+    """How much the rate-distortion search measures.
+
+    Attributes:
+        held_back: share of the calibration samples of each class that plans are measured on, and nothing else.
+        exchanges: at most so many plans are measured while layers trade bits.
+        certainty: standard errors by which a trade must lower the measured loss.
+        strengths: a trade multiplies the predicted losses of one layer by this, or divides them; one round for each.
+    """
+
+    held_back: float = 0.25
+    exchanges: int = 60
+    strengths: tuple[float, ...] = (2.0, 1.4)
+    certainty: float = 2.0
+
+    def __post_init__(self) -> None:
+        check(0 < self.held_back < 1, "held_back", "a number between 0 and 1", self.held_back)
+        check(self.exchanges >= 0, "exchanges", "a number of at least 0", self.exchanges)
+        check(self.certainty >= 0, "certainty", "a number of at least 0", self.certainty)
+        check(all(s > 1 for s in self.strengths), "strengths", "numbers above 1", self.strengths)
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_cbq.config import MOST_BITS, DifferentiableConfig
 from onnx_cbq.model import Array
+from onnx_cbq.records.augmentation import AUGMENTATIONS, check_augmentation
 from onnx_cbq.search.rate_distortion import allocate
+from onnx_cbq.settings import CHOOSE, MOST_BITS, TRAINING, check, either, option
 
 _MEAN_DECAY, _SQUARE_DECAY = 0.9, 0.98
 # No width moves further in a step than so many times the rate, whatever the price, or so many times what the average
@@ -31,6 +32,49 @@ _WARM_UP = 10
 _BISECTIONS = 60
 _HIGHEST_PRICE = 1e12
 _TRACED = 10
+
+
+GRANULARITIES = ("channel", "layer")
+
+
+@dataclass(frozen=True)
+class DifferentiableConfig:
+    """How real-valued widths descend; they take the samples of the whole card.
+
+    Attributes:
+        granularity: a width for every "channel", or for every "layer".
+        steps: so many steps of the descent at most.
+        minutes: so long at most; where they run out first, a repeated run may give another file.
+        rate: bits that a width moves in a step, about.
+        headroom: bits above the budget that all widths start at.
+        falling: share of the descent over which the average allowed falls to the budget.
+        batch: samples per step.
+        alpha: share of the cross-entropy with the labels in the loss; the rest is the divergence from the float model.
+        augment: train on changed images too: "flip", "shift", "mix" and "cut"; repeatable.
+        bfloat16: compute gradients in bfloat16 where the processor has it.
+    """
+
+    granularity: str = option("channel", CHOOSE, "|".join(GRANULARITIES))
+    steps: int = option(200, CHOOSE, "N", flag="width-steps")
+    minutes: float = option(15.0, CHOOSE, "M", flag="width-minutes")
+    rate: float = 0.03
+    headroom: float = 1.0
+    falling: float = 0.6
+    batch: int = 128
+    alpha: float = 0.0
+    augment: tuple[str, ...] = option((), TRAINING, "|".join(AUGMENTATIONS))
+    bfloat16: bool = True
+
+    def __post_init__(self) -> None:
+        check(self.granularity in GRANULARITIES, "--granularity", either(GRANULARITIES), self.granularity)
+        check(self.steps > 0, "--width-steps", "a number above 0", self.steps)
+        check(0 < self.minutes < float("inf"), "--width-minutes", "a number above 0", self.minutes)
+        check(self.batch > 0, "batch", "a number above 0", self.batch)
+        check(0 <= self.headroom <= MOST_BITS, "headroom", f"0 to {MOST_BITS} bits", self.headroom)
+        for name in ("rate", "falling"):
+            check(0 < getattr(self, name) < 1, name, "a number between 0 and 1", getattr(self, name))
+        check(0 <= self.alpha <= 1, "alpha", "a number from 0 to 1", self.alpha)
+        check_augmentation(self.augment, 1)
 
 
 @dataclass(frozen=True)

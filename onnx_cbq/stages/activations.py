@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from onnx_cbq.calibration.samples import Draw
-from onnx_cbq.progress import Progress, silent
+from onnx_cbq.calibration.draw import Draw
+from onnx_cbq.evidence.scoring import batch_size
+from onnx_cbq.evidence.statistics import collect_histograms
+from onnx_cbq.evidence.workload import Workload
 from onnx_cbq.quantize.activations import RANGES, choose_grid, join_grids
 from onnx_cbq.records import ActivationGrid, ActivationRules
-from onnx_cbq.scoring import batch_size
 from onnx_cbq.settings import MOST_BITS, check, either
-from onnx_cbq.statistics import collect_histograms
-from onnx_cbq.workload import Workload
+from onnx_cbq.system.progress import Progress, silent
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnx_cbq.evidence import Evidence, measure_by_nearest, measure_by_tables
-from onnx_cbq.measure import PlanMeasure
+from onnx_cbq.evidence.measure import PlanMeasure
+from onnx_cbq.evidence.tables import run_of
 from onnx_cbq.quantize.grid import Channels
 from onnx_cbq.quantize.problem import Problem
 from onnx_cbq.quantize.weights import quantize_layer
 from onnx_cbq.records import Layer, LayerWeights, Plan
-from onnx_cbq.rounding import Rounded, fitting_plan, round_in_order, run_of
 from onnx_cbq.settings import check, either
+from onnx_cbq.stages.compensation import Rounded, fitting_plan, round_in_order
 from onnx_cbq.stages.scene import Rounding, Scene
 
 

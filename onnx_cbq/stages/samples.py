@@ -8,12 +8,12 @@ from typing import Literal
 
 import numpy as np
 
-from onnx_cbq.calibration.samples import Draw, draw
-from onnx_cbq.config import check
+from onnx_cbq.calibration.draw import Draw, draw
 from onnx_cbq.errors import CalibrationError, ConfigError
+from onnx_cbq.evidence.workload import Workload
 from onnx_cbq.model import Array
 from onnx_cbq.records.names import class_indices
-from onnx_cbq.workload import Workload
+from onnx_cbq.settings import check
 
 
 @dataclass(frozen=True)

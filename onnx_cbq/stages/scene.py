@@ -6,22 +6,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
-from onnx_cbq.calibration.samples import Draw
-from onnx_cbq.clusters import find_groups
-from onnx_cbq.config import RoundingConfig
-from onnx_cbq.emit.qdq import simulate_activations
+from onnx_cbq.calibration.draw import Draw
 from onnx_cbq.evidence import Evidence, EvidenceSettings
-from onnx_cbq.measure import PlanMeasure
+from onnx_cbq.evidence.clusters import find_groups
+from onnx_cbq.evidence.measure import PlanMeasure
+from onnx_cbq.evidence.workload import Workload
 from onnx_cbq.model import Array
-from onnx_cbq.progress import Clock, Progress, silent
 from onnx_cbq.quantize.grid import Channels
 from onnx_cbq.quantize.problem import Problem
+from onnx_cbq.quantize.settings import RoundingConfig
 from onnx_cbq.records import ActivationGrid, Layer, LayerWeights, Seen
-from onnx_cbq.rounding import Rounded
 from onnx_cbq.stages.activations import ActivationSettings, choose_grids
+from onnx_cbq.stages.compensation import Rounded
 from onnx_cbq.stages.samples import SampleSettings, draw_samples, weights_of
+from onnx_cbq.storage.qdq import simulate_activations
 from onnx_cbq.storage.storage import Storage
-from onnx_cbq.workload import Workload
+from onnx_cbq.system.progress import Clock, Progress, silent
 
 
 class Rounding(Protocol):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from onnx_cbq.emit.qdq import emit_qdq
 from onnx_cbq.model import Model
 from onnx_cbq.quantize.weights import leave_room_for_bias
 from onnx_cbq.records import Plan, Removal, Written
-from onnx_cbq.removal import Run, remove_channels
-from onnx_cbq.rounding import Rounded
+from onnx_cbq.stages.compensation import Rounded
+from onnx_cbq.stages.removal import Run, remove_channels
 from onnx_cbq.stages.scene import Scene
+from onnx_cbq.storage.qdq import emit_qdq
 from onnx_cbq.storage.storage import Storage
 
 

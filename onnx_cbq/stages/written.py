@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from onnx_cbq.emit.fixing import fix_sizes
-from onnx_cbq.emit.metadata import with_metadata
 from onnx_cbq.model import Model
 from onnx_cbq.stages.scene import Scene
 from onnx_cbq.stages.solution import Solution, emit_solution
+from onnx_cbq.storage.fixing import fix_sizes
+from onnx_cbq.storage.metadata import with_metadata
 
 
 def write_solution(scene: Scene, label: str, solution: Solution) -> Model:

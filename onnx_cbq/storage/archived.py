@@ -9,14 +9,14 @@ from typing import ClassVar
 
 from onnx import ModelProto
 
-from onnx_cbq.emit.archive import Archive, archive, coded_bits, restore
-from onnx_cbq.emit.codes import PlainCodes
-from onnx_cbq.emit.coding.container import CODERS
 from onnx_cbq.errors import VerificationError
 from onnx_cbq.model import Model
-from onnx_cbq.ranks import rank_codes
+from onnx_cbq.quantize.ranks import rank_codes
 from onnx_cbq.records import LayerWeights
 from onnx_cbq.settings import STORING, check, either, option
+from onnx_cbq.storage.archive import Archive, archive, coded_bits, restore
+from onnx_cbq.storage.codes import PlainCodes
+from onnx_cbq.storage.coding.container import CODERS
 from onnx_cbq.storage.storage import Storage
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnx_cbq.emit.codes import PackedCodes
-from onnx_cbq.emit.shorten import shorten
 from onnx_cbq.model import Model
+from onnx_cbq.storage.codes import PackedCodes
+from onnx_cbq.storage.shorten import shorten
 from onnx_cbq.storage.storage import Storage
 
 
 @dataclass(frozen=True)
 class Packed(Storage):
-    """Codes as `emit.packed` lays them out, in a graph with short names."""
+    """Codes as `fields` lays them out, in a graph with short names."""
 
     name: ClassVar[str] = "packed"
     about: ClassVar[str] = "each takes its bits, unpacked when a session is opened"

@@ -10,10 +10,10 @@ from typing import ClassVar, Protocol
 
 from onnx import ModelProto
 
-from onnx_cbq.emit.codes import CodeWriter, PlainCodes
-from onnx_cbq.emit.files import write_model
 from onnx_cbq.model import Model
 from onnx_cbq.records import LayerWeights
+from onnx_cbq.storage.codes import CodeWriter, PlainCodes
+from onnx_cbq.storage.files import write_model
 
 
 class Dump(Protocol):

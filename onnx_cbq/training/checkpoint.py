@@ -13,9 +13,9 @@ from cattrs import structure
 from cattrs.errors import ClassValidationError
 from torch import Tensor, nn
 
-from onnx_cbq.emit.files import write_arrays
 from onnx_cbq.errors import ModelError
 from onnx_cbq.model import Array
+from onnx_cbq.storage.files import write_arrays
 from onnx_cbq.training.records import STATE_HEADER, Course
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")

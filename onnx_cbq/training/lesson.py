@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from onnx_cbq.calibration.samples import Indices
+from onnx_cbq.evidence.scoring import batch_size, deviations
+from onnx_cbq.evidence.workload import Workload
 from onnx_cbq.graph.logits import Logits
 from onnx_cbq.records.answers import Reading
-from onnx_cbq.scoring import batch_size, deviations
-from onnx_cbq.workload import Workload
 
 # Samples that say how much a further output varies, and elements of each that are learned.
 _SEEN, _MOST_ELEMENTS = 200, 4096

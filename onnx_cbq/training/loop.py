@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from onnx_cbq import stopping
-from onnx_cbq.progress import Progress, silent
 from onnx_cbq.records import Grouping
 from onnx_cbq.records.answers import IGNORED, Kind
+from onnx_cbq.system import stopping
+from onnx_cbq.system.progress import Progress, silent
 from onnx_cbq.training.batches import Batches, TrainingBatch
 from onnx_cbq.training.checkpoint import Checkpoint
 from onnx_cbq.training.coded import REFRESH, Charge

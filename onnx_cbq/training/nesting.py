@@ -10,20 +10,20 @@ from itertools import islice
 import numpy as np
 import torch
 
-from onnx_cbq import stopping
 from onnx_cbq.calibration.samples import Indices, Samples
-from onnx_cbq.config import StepConfig
 from onnx_cbq.model import Array, Model
-from onnx_cbq.progress import Progress, silent
 from onnx_cbq.records import Grouping
 from onnx_cbq.stepping.assignment import move_units
 from onnx_cbq.stepping.masks import Nested
 from onnx_cbq.stepping.units import Units
+from onnx_cbq.system import stopping
+from onnx_cbq.system.progress import Progress, silent
 from onnx_cbq.torch_graph import choose_device, has_bfloat16
 from onnx_cbq.training.batches import Batches
 from onnx_cbq.training.loop import step, train
 from onnx_cbq.training.nested import NestedNet, NestedObjective, importance
 from onnx_cbq.training.records import Course, Schedule
+from onnx_cbq.training.settings import StepConfig
 
 # Batches that statistics are taken from once all units were moved.
 _SETTLING = 20

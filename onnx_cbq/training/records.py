@@ -11,12 +11,12 @@ from typing import ClassVar
 import numpy as np
 
 from onnx_cbq.calibration.samples import Indices
+from onnx_cbq.evidence.workload import Workload
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.grid import quantize_rows
 from onnx_cbq.quantize.table import WIDTHS, Table
 from onnx_cbq.records import FREE, ActivationGrid, Grouping, Layer, LayerWeights
-from onnx_cbq.rounding import Rounded
-from onnx_cbq.workload import Workload
+from onnx_cbq.stages.compensation import Rounded
 
 # What a file with the state of a training begins with.
 STATE_HEADER = "course"

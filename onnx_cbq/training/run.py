@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from onnx_cbq.config import RefineConfig
-from onnx_cbq.progress import Progress, silent
+from onnx_cbq.system.progress import Progress, silent
 from onnx_cbq.torch_graph import choose_device, has_bfloat16
 from onnx_cbq.training.batches import Batches
 from onnx_cbq.training.checkpoint import Checkpoint
 from onnx_cbq.training.lesson import Lesson
 from onnx_cbq.training.loop import Objective, train
 from onnx_cbq.training.records import Course, Quantized, Schedule, Task
+from onnx_cbq.training.settings import RefineConfig
 from onnx_cbq.training.student import Student
 
 # In nats: what about 2 bits a weight cost a net before it is trained.

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.codebook import LARGEST, make_codebook
+from onnx_cbq.quantize.ranks import index_bits
 from onnx_cbq.quantize.shared import as_channels
-from onnx_cbq.ranks import index_bits
 from onnx_cbq.records import Layer, LayerWeights
 
 

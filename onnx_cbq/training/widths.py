@@ -17,16 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from onnx_cbq.calibration.samples import Indices
-from onnx_cbq.config import MOST_BITS, DifferentiableConfig
+from onnx_cbq.evidence.workload import Workload
 from onnx_cbq.model import Array, Model
 from onnx_cbq.records import Grouping, Layer, Layers
+from onnx_cbq.search.widths import DifferentiableConfig
+from onnx_cbq.settings import MOST_BITS
 from onnx_cbq.torch_graph import TorchGraph, choose_device, has_bfloat16
 from onnx_cbq.training.batches import Batches, TrainingBatch
 from onnx_cbq.training.lesson import Lesson
 from onnx_cbq.training.loop import Objective
 from onnx_cbq.training.records import Levels
 from onnx_cbq.training.student import Pupil
-from onnx_cbq.workload import Workload
 
 
 class BetweenWidths(nn.Module):

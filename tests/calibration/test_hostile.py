@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnx_cbq import comparison
+from onnx_cbq.verification import comparison
 from tests.calibration import mutations
 from tests.calibration.trials import Trials
 

@@ -13,7 +13,8 @@ import pytest
 
 from onnx_cbq.calibration import CalibrationSet, Samples
 from onnx_cbq.calibration.card import Card
-from onnx_cbq.calibration.samples import Draw, _ahead, draw
+from onnx_cbq.calibration.draw import Draw, draw
+from onnx_cbq.calibration.samples import _ahead
 from onnx_cbq.calibration.sources import Source
 from onnx_cbq.errors import CalibrationError
 from onnx_cbq.model import Array, InputSpec

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from onnx_cbq import comparison
 from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.errors import OnnxCbqError
 from onnx_cbq.jobs.evaluate import evaluate
+from onnx_cbq.verification import comparison
 from tests.conftest import ROOT
 
 LONGEST = 10.0  # seconds

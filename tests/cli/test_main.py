@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from onnx_cbq.cli.main import COMMANDS, load
-from onnx_cbq.processor import processor_kind
+from onnx_cbq.system.processor import processor_kind
 from tests.command import Command
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from onnx_cbq import QuantizeConfig, RateDistortionConfig, RoundingConfig
-from onnx_cbq.calibration.samples import draw
-from onnx_cbq.config import DifferentiableConfig
+from onnx_cbq.calibration.draw import draw
 from onnx_cbq.errors import UnsupportedOperatorError
 from onnx_cbq.evidence import (
     Evidence,
@@ -22,11 +21,12 @@ from onnx_cbq.evidence import (
     sensitivity,
     width_tables,
 )
+from onnx_cbq.evidence.workload import Workload, prepare
 from onnx_cbq.methods import PlanMethod
 from onnx_cbq.methods.entropy import measured_steps
 from onnx_cbq.records import Grouping
+from onnx_cbq.search.widths import DifferentiableConfig
 from onnx_cbq.stages.scene import Scene
-from onnx_cbq.workload import Workload, prepare
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL, random_set
 from tests.graphs import make_model, node
 from tests.scenes import scene_of

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from onnx_cbq.evidence.workload import Workload
 from onnx_cbq.model import Array
 from onnx_cbq.runtime import Session
-from onnx_cbq.workload import Workload
 
 
 def hits(model: Any, work: Workload, indices: Array) -> Array:

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from onnx_cbq import QuantizeConfig, RateDistortionConfig, RoundingConfig, VerificationError, quantize
+from onnx_cbq.evidence.workload import Workload, prepare
 from onnx_cbq.goals import Accuracy, accuracy, losses
 from onnx_cbq.goals.goal import Met, solve
 from onnx_cbq.goals.losses import Losses
 from onnx_cbq.methods import Method, RateDistortion
 from onnx_cbq.model import Array
 from onnx_cbq.stages.scene import Scene
-from onnx_cbq.workload import Workload, prepare
 from tests.command import Command
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 from tests.goals.hits import hits

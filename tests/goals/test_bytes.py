@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from onnx_cbq import ConfigError, QuantizeConfig, RateDistortionConfig, RoundingConfig, VerificationError, quantize
-from onnx_cbq.result import Result
+from onnx_cbq.jobs.result import Result
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 
 

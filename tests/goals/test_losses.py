@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from onnx_cbq import QuantizeConfig
-from onnx_cbq.calibration.samples import Draw
+from onnx_cbq.calibration.draw import Draw
+from onnx_cbq.evidence.workload import Workload, prepare
 from onnx_cbq.goals import Accuracy, losses
 from onnx_cbq.goals.losses import LimitCheck, limit_samples
 from onnx_cbq.stages.solution import emit_solution
-from onnx_cbq.workload import Workload, prepare
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 from tests.goals.hits import hits
 from tests.scenes import scene_of, solved

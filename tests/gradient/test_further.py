@@ -10,14 +10,15 @@ import pytest
 from onnx import TensorProto
 
 from onnx_cbq import CalibrationSet, QuantizeConfig, quantize
-from onnx_cbq.config import RateDistortionConfig, RoundingConfig
 from onnx_cbq.errors import ConfigError
 from onnx_cbq.evidence import measure_by_tables
+from onnx_cbq.evidence.workload import prepare
 from onnx_cbq.gradient.further import FurtherOutputs
 from onnx_cbq.model import Array
+from onnx_cbq.quantize.settings import RoundingConfig
 from onnx_cbq.records import Plan
 from onnx_cbq.runtime import Session
-from onnx_cbq.workload import prepare
+from onnx_cbq.search.rate_distortion import RateDistortionConfig
 from tests.graphs import make_model, node
 from tests.scenes import scene_of
 

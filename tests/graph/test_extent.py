@@ -10,11 +10,11 @@ import onnx
 import pytest
 from onnx import helper
 
-from onnx_cbq.allowance import FACTOR, advice
 from onnx_cbq.errors import ModelError
 from onnx_cbq.graph.load import load
 from onnx_cbq.graph.normalise import outputs_of
 from onnx_cbq.graph.shapes import Example
+from onnx_cbq.system.allowance import FACTOR, advice
 from tests.graphs import make_model, node
 
 HUGE = np.array([100_000, 100_000], np.int64)

@@ -15,10 +15,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import set_external_data
 
 from onnx_cbq.errors import ModelError
+from onnx_cbq.evidence.workload import size_of
 from onnx_cbq.graph.load import data_files, load
 from onnx_cbq.model import Array
 from onnx_cbq.runtime import Session
-from onnx_cbq.workload import size_of
 from tests.graphs import make_model, node
 
 WEIGHT = np.random.default_rng(0).standard_normal((16, 4)).astype(np.float32)

@@ -9,10 +9,10 @@ import onnx
 import pytest
 from onnx import helper
 
-from onnx_cbq.allowance import FACTOR
 from onnx_cbq.errors import ConfigError, ModelError
 from onnx_cbq.graph.load import load
 from onnx_cbq.runtime import Session
+from onnx_cbq.system.allowance import FACTOR
 from tests.graphs import make_model, node
 
 IDS = [helper.make_opsetid("", 18), helper.make_opsetid("l", 1)]

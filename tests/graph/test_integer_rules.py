@@ -16,7 +16,6 @@ import onnx
 import pytest
 from onnx import defs
 
-from onnx_cbq.emit.qdq import simulate_activations
 from onnx_cbq.graph.integer_rules import ARITHMETIC, MOVEMENT, SATURATION
 from onnx_cbq.graph.layers import find_layers
 from onnx_cbq.graph.load import load
@@ -25,6 +24,7 @@ from onnx_cbq.graph.shapes import Example
 from onnx_cbq.model import Array, Model
 from onnx_cbq.records import ActivationGrid
 from onnx_cbq.runtime import Optimization, Session
+from onnx_cbq.storage.qdq import simulate_activations
 from tests.graphs import make_model, node
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto
 
-from onnx_cbq.emit.archive import archive
-from onnx_cbq.emit.coding.container import Cursor, pack, unpack, write_varints
-from onnx_cbq.emit.coding.damage import Damaged
-from onnx_cbq.emit.coding.wire import dissect
+from onnx_cbq.storage.archive import archive
+from onnx_cbq.storage.coding.container import Cursor, pack, unpack, write_varints
+from onnx_cbq.storage.coding.damage import Damaged
+from onnx_cbq.storage.coding.wire import dissect
 from tests.hostile.messages import INTEGERS, mutated
 
 _HEAD = 6  # bytes before the sizes

@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_cbq import CalibrationSet, QuantizeConfig, quantize
-from onnx_cbq.data_free import quantize_data_free
+from onnx_cbq.jobs.data_free import quantize_data_free
 from onnx_cbq.model import Array
 from tests.graphs import make_model, node
 

@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_cbq.emit.archive import archive, restore
 from onnx_cbq.errors import ArchiveError, OnnxCbqError
 from onnx_cbq.jobs.inspect import check, inspect
+from onnx_cbq.storage.archive import archive, restore
 from tests.hostile import bases
 from tests.hostile.archives import archives_of, damaged
 from tests.hostile.judge import Verdict, judge

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from onnx_cbq import ConfigError, QuantizeConfig, RateDistortionConfig, RefineConfig
-from onnx_cbq.config import CbqConfig, DifferentiableConfig
 from onnx_cbq.goals import GOALS, Accuracy, Bits, Bytes, Goal
 from onnx_cbq.methods import CODEBOOKS, METHODS, Entropy, Method, RateDistortion
 from onnx_cbq.methods.cbq import Cbq
 from onnx_cbq.methods.codebooks import Ecsq, HessianKMeans, KMeans
 from onnx_cbq.methods.differentiable import Differentiable
 from onnx_cbq.methods.uniform import Uniform
+from onnx_cbq.search.cbq import CbqConfig
+from onnx_cbq.search.widths import DifferentiableConfig
 from onnx_cbq.stages.rounding import ROUNDINGS, Compensate, Nearest
 from onnx_cbq.storage import STORAGES, Archived, Int8, Packed, Storage
 from onnx_cbq.targets import CPU, find_target

@@ -18,11 +18,11 @@ from onnx_cbq.graph.load import load
 from onnx_cbq.methods.rate_distortion import SearchReport
 from onnx_cbq.model import Array
 from onnx_cbq.runtime import Session, fused_operators
-from onnx_cbq.verify import check_codes
+from onnx_cbq.verification.verify import check_codes
 from tests.conftest import random_set
-from tests.emit.emitted import distance
 from tests.exports import CLASSES, NETS, export, make_net, sklearn_classifier
 from tests.graphs import make_model, node
+from tests.storage.emitted import distance
 
 UNIFORM = QuantizeConfig(bits=8, method="uniform")
 CBQ = QuantizeConfig(bits=4, method="cbq")

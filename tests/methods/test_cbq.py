@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from onnx_cbq import QuantizeConfig
-from onnx_cbq.config import CbqConfig
 from onnx_cbq.methods.cbq import Cbq
+from onnx_cbq.search.cbq import CbqConfig
 from onnx_cbq.stages.scene import Scene
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 from tests.scenes import gather

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from onnx_cbq import ConfigError
+from onnx_cbq.evidence.workload import Workload, prepare
 from onnx_cbq.methods.channels import FreeChannels, kept_layers
 from onnx_cbq.records import Layers
-from onnx_cbq.workload import Workload, prepare
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 
 NAMES = ["/0/Conv", "/3/Conv", "/7/Conv", "12"]

@@ -10,11 +10,11 @@ from onnx import numpy_helper
 
 from onnx_cbq import ConfigError, QuantizeConfig, RoundingConfig, archive, quantize, restore
 from onnx_cbq.errors import VerificationError
+from onnx_cbq.jobs.result import Result
 from onnx_cbq.methods import CODEBOOKS
 from onnx_cbq.model import Model
-from onnx_cbq.result import Result
 from onnx_cbq.runtime import Session
-from onnx_cbq.verify import check_codes
+from onnx_cbq.verification.verify import check_codes
 from tests.command import Command
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 

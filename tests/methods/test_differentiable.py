@@ -19,11 +19,11 @@ from onnx_cbq import (
     RefineConfig,
     quantize,
 )
+from onnx_cbq.evidence.workload import Workload, prepare
 from onnx_cbq.methods.differentiable import Differentiable, WidthReport
 from onnx_cbq.methods.method import Planned
 from onnx_cbq.model import Array
 from onnx_cbq.search.widths import LayerWidths, Moment
-from onnx_cbq.workload import Workload, prepare
 from tests.command import Command, refused_without_torch
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 from tests.graphs import make_model, node

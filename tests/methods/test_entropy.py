@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from onnx_cbq import ConfigError, QuantizeConfig, RoundingConfig, archive, quantize, restore
+from onnx_cbq.jobs.result import Result
 from onnx_cbq.methods.entropy import _spread
 from onnx_cbq.methods.rate import TOLERANCE
 from onnx_cbq.model import Array, Model
-from onnx_cbq.result import Result
 from onnx_cbq.runtime import Session
 from tests.command import Command
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL

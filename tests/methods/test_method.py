@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 
 from onnx_cbq import CalibrationSet, ConfigError, QuantizeConfig, quantize
-from onnx_cbq.config import DifferentiableConfig, RateDistortionConfig, RoundingConfig
+from onnx_cbq.evidence.workload import Workload, prepare
 from onnx_cbq.methods import CODEBOOKS, METHODS, Entropy, Method, PlanMethod
 from onnx_cbq.methods.cbq import Cbq
 from onnx_cbq.methods.rate_distortion import RateDistortion
 from onnx_cbq.methods.uniform import Uniform
+from onnx_cbq.quantize.settings import RoundingConfig
+from onnx_cbq.search.rate_distortion import RateDistortionConfig
+from onnx_cbq.search.widths import DifferentiableConfig
 from onnx_cbq.storage import STORAGES
-from onnx_cbq.workload import Workload, prepare
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 from tests.scenes import scene_of
 

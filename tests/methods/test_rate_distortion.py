@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from onnx_cbq import QuantizeConfig
-from onnx_cbq.config import RateDistortionConfig
 from onnx_cbq.evidence import measure_by_tables
+from onnx_cbq.evidence.workload import prepare
 from onnx_cbq.methods.method import Planned
 from onnx_cbq.methods.rate_distortion import RateDistortion, SearchReport
 from onnx_cbq.records import Layers, Plan
+from onnx_cbq.search.rate_distortion import RateDistortionConfig
 from onnx_cbq.stages.scene import Scene
-from onnx_cbq.workload import prepare
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 from tests.scenes import gather, scene_of
 

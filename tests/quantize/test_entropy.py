@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnx_cbq.config import RoundingConfig
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.entropy import LARGEST, code_bits, code_lengths, fit_entropy, widths
 from onnx_cbq.quantize.moments import Moments
 from onnx_cbq.quantize.problem import Problem, make_problem
+from onnx_cbq.quantize.settings import RoundingConfig
 
 CONFIG = RoundingConfig(damping=0.01)
 SIZE = 72

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_cbq.config import RoundingConfig
 from onnx_cbq.model import Array
 from onnx_cbq.quantize import fit as module
 from onnx_cbq.quantize import moments
@@ -18,6 +17,7 @@ from onnx_cbq.quantize.fit import fit
 from onnx_cbq.quantize.grid import fits_bits, largest_code, quantize_rows
 from onnx_cbq.quantize.moments import Moments
 from onnx_cbq.quantize.problem import Problem, make_problem
+from onnx_cbq.quantize.settings import RoundingConfig
 
 CONFIG = RoundingConfig()
 SIZE = 24

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from onnx_cbq.config import RoundingConfig
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.codebook import kmeans, largest_number, make_codebook
 from onnx_cbq.quantize.entropy import fit_entropy
@@ -15,6 +14,7 @@ from onnx_cbq.quantize.fit import fit
 from onnx_cbq.quantize.grid import Channels, quantize_rows
 from onnx_cbq.quantize.moments import Moments
 from onnx_cbq.quantize.problem import Problem, make_problem
+from onnx_cbq.quantize.settings import RoundingConfig
 from onnx_cbq.quantize.shared import Charges, fit_shared
 from onnx_cbq.quantize.table import make_table
 from onnx_cbq.quantize.weights import make_coarser

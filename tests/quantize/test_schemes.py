@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from onnx_cbq.config import DataFreeConfig
+from onnx_cbq.jobs.data_free import DataFreeConfig
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.grid import quantize_rows
 from onnx_cbq.quantize.schemes import (

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnx_cbq.config import RoundingConfig
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.codebook import Codebook, kmeans, make_codebook
 from onnx_cbq.quantize.moments import Moments
 from onnx_cbq.quantize.problem import Problem, make_problem
+from onnx_cbq.quantize.ranks import ranks_fit
+from onnx_cbq.quantize.settings import RoundingConfig
 from onnx_cbq.quantize.shared import Charges, fit_shared, nearest_channels
-from onnx_cbq.ranks import ranks_fit
 
 CONFIG = RoundingConfig(damping=0.01)
 SIZE, ROWS = 48, 20

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from onnx_cbq.config import RoundingConfig
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.fit import fit
 from onnx_cbq.quantize.grid import fits_bits
 from onnx_cbq.quantize.moments import Moments, MomentSums, mean_shift
 from onnx_cbq.quantize.problem import make_problem
+from onnx_cbq.quantize.settings import RoundingConfig
 from onnx_cbq.quantize.table import WIDTHS, Table, make_table
 
 CONFIG = RoundingConfig()

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from onnx_cbq.config import CbqConfig
 from onnx_cbq.model import Array
-from onnx_cbq.search.cbq import ThresholdSearch, search_thresholds, widths
+from onnx_cbq.search.cbq import CbqConfig, ThresholdSearch, search_thresholds, widths
 
 
 def search(

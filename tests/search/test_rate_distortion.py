@@ -10,9 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from onnx_cbq.config import RateDistortionConfig
 from onnx_cbq.model import Array
-from onnx_cbq.search.rate_distortion import RatePlan, allocate, saves, search_plan
+from onnx_cbq.search.rate_distortion import RateDistortionConfig, RatePlan, allocate, saves, search_plan
 
 WIDTHS = 9
 

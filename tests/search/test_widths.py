@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 
-from onnx_cbq.config import DifferentiableConfig
 from onnx_cbq.model import Array
-from onnx_cbq.search.widths import descend, round_widths, scheduled
+from onnx_cbq.search.widths import DifferentiableConfig, descend, round_widths, scheduled
 
 CONFIG = DifferentiableConfig(steps=600)
 Slope = Callable[[Array], tuple[float, Array]]

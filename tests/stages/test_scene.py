@@ -8,10 +8,10 @@ import numpy as np
 
 from onnx_cbq import QuantizeConfig, RateDistortionConfig, RoundingConfig
 from onnx_cbq.evidence import class_scores, measure_by_tables, sensitivity, width_tables
+from onnx_cbq.evidence.workload import prepare
 from onnx_cbq.goals.goal import solve
-from onnx_cbq.progress import Clock
 from onnx_cbq.stages.scene import make_scene
-from onnx_cbq.workload import prepare
+from onnx_cbq.system.progress import Clock
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 from tests.scenes import aim, gather
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from onnx_cbq import QuantizeConfig, quantize
+from onnx_cbq.evidence.workload import prepare
 from onnx_cbq.model import Array
 from onnx_cbq.runtime import Session
-from onnx_cbq.workload import prepare
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 
 openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")

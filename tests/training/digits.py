@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnx_cbq.calibration.samples import draw
-from onnx_cbq.config import RefineConfig
+from onnx_cbq.calibration.draw import draw
+from onnx_cbq.jobs.refine import quantized_by
 from onnx_cbq.jobs.settings import QuantizeConfig
 from onnx_cbq.model import Array
-from onnx_cbq.refining import quantized_by
 from onnx_cbq.stages.scene import Scene
 from onnx_cbq.stages.solution import Solution
 from onnx_cbq.training.records import Quantized, Rate, Task
+from onnx_cbq.training.settings import RefineConfig
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 from tests.scenes import gather, solved
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from onnx_cbq.emit.archive import coded_bits
 from onnx_cbq.jobs.settings import QuantizeConfig
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.entropy import LARGEST, code_bits, widths
@@ -16,6 +15,7 @@ from onnx_cbq.records import Layer, LayerWeights, Use
 from onnx_cbq.stages.scene import Scene
 from onnx_cbq.stages.solution import Solution
 from onnx_cbq.storage import Archived
+from onnx_cbq.storage.archive import coded_bits
 from onnx_cbq.training.coded import Charge, CodedGrid
 from onnx_cbq.training.records import Quantized, Rate
 from onnx_cbq.training.run import run_training

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from onnx_cbq.config import AUGMENTATIONS, most_views
 from onnx_cbq.model import Array
+from onnx_cbq.records.augmentation import AUGMENTATIONS, most_views
 from onnx_cbq.training.images import View, augmented, draw_views, views_of
 
 IMAGES = np.random.default_rng(0).normal(size=(10, 2, 16, 8)).astype(np.float32)

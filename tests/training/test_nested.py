@@ -12,8 +12,7 @@ from onnx import ModelProto
 from torch.nn import functional
 
 from onnx_cbq.calibration import CalibrationSet
-from onnx_cbq.calibration.samples import draw
-from onnx_cbq.config import StepConfig
+from onnx_cbq.calibration.draw import draw
 from onnx_cbq.model import Array
 from onnx_cbq.records import Grouping
 from onnx_cbq.runtime import Session
@@ -24,6 +23,7 @@ from onnx_cbq.training import nesting
 from onnx_cbq.training.batches import TrainingBatch
 from onnx_cbq.training.nested import NestedNet, NestedObjective, importance
 from onnx_cbq.training.nesting import NestingTask, run_nesting
+from onnx_cbq.training.settings import StepConfig
 from tests.stepping.nets import CLASSES, joined_net, padded_net, random_nested, units_of
 
 STEPS = 3

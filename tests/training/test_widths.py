@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from onnx_cbq.config import DifferentiableConfig
+from onnx_cbq.evidence.workload import Workload, prepare
 from onnx_cbq.model import Array
 from onnx_cbq.records import Grouping, Layer, Use
 from onnx_cbq.runtime import Session
+from onnx_cbq.search.widths import DifferentiableConfig
 from onnx_cbq.training.lesson import Lesson
 from onnx_cbq.training.records import Levels
 from onnx_cbq.training.widths import BetweenWidths, WidthLoss, WidthNet
-from onnx_cbq.workload import Workload, prepare
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 
 CPU = torch.device("cpu")

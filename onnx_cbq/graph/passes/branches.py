@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 import onnx
 from onnx import GraphProto, NodeProto
 
-from onnx_cbq.captures import is_sealed, seal, unsealed
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.model import FreshNames, Model
+from onnx_cbq.model.captures import is_sealed, seal, unsealed
 
 
 def take_branches(model: Model, example: Example) -> Model:

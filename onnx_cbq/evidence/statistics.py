@@ -1,0 +1,186 @@
+"""Run the float model over the samples and keep what quantization needs to know about its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_cbq.calibration.draw import Draw
+from onnx_cbq.calibration.samples import Indices, Samples
+from onnx_cbq.errors import ModelError
+from onnx_cbq.model import Array, Model
+from onnx_cbq.quantize.activations import Histogram
+from onnx_cbq.quantize.moments import Moments, MomentSums, combine, white
+from onnx_cbq.quantize.patches import has_rows, input_rows
+from onnx_cbq.records import Layer, Layers, Seen, Use
+from onnx_cbq.runtime import Feeds, Session
+from onnx_cbq.system.progress import Progress, silent
+
+
+def collect_histograms(
+    model: Model, tensors: Sequence[str], samples: Samples, drawn: Draw, size: int, progress: Progress = silent
+) -> Mapping[str, Histogram]:
+    """A histogram of the values of each tensor over the samples drawn, `size` samples at a time.
+
+    Memory does not grow with the number of samples.
+
+    Raises:
+        ModelError: a tensor is not finite.
+    """
+    tensors_of = _Tensors(model, tensors)
+    histograms = dict.fromkeys(tensors, Histogram.empty())
+    done, indices = 0, drawn.indices
+    for batch in samples.batches(indices, size):
+        values = tensors_of.run(batch.feeds)
+        histograms = {name: seen.add(values[name]) for name, seen in histograms.items()}
+        done += batch.count
+        progress("activations", done, len(indices))
+    return histograms
+
+
+def collect_ranges(
+    model: Model, channel_axes: Mapping[str, int], samples: Samples, indices: Indices, size: int
+) -> Mapping[str, Array]:
+    """The largest magnitude in each channel of some tensors: name -> axis of its channels gives name -> [channels].
+
+    Raises:
+        ModelError: a tensor is not finite.
+    """
+    tensors = _Tensors(model, list(channel_axes))
+    ranges: dict[str, Array] = {}
+    for batch in samples.batches(indices, size):
+        for name, value in tensors.run(batch.feeds).items():
+            channels = np.moveaxis(value, channel_axes[name], 0)
+            largest = np.abs(channels.reshape(len(channels), -1)).max(axis=1)
+            ranges[name] = np.maximum(ranges[name], largest) if name in ranges else largest
+    return ranges
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large the values of each sample are in one tensor, float64 [samples]: mean square, and largest magnitude."""
+
+    energies: Array
+    peaks: Array
+
+
+def collect_sizes(
+    model: Model, layers: Layers, samples: Samples, indices: Indices, size: int, progress: Progress = silent
+) -> Mapping[str, Sizes]:
+    """How large each of the samples `indices` is in each tensor of real numbers that a layer reads.
+
+    Raises:
+        ModelError: a tensor is not finite.
+    """
+    axes = {use.activation: use.batch_axis for layer in layers for use in layer.uses}
+    tensors = _Tensors(model, list(axes))
+    parts: dict[str, list[Array]] = {name: [] for name in axes}
+    done = 0
+    for batch in samples.batches(indices, size):
+        fed = len(next(iter(batch.feeds.values())))
+        for name, value in tensors.run(batch.feeds).items():
+            by_sample = _by_sample(value, axes[name], fed)
+            if by_sample is not None:
+                real = by_sample[: batch.count].astype(np.float64)
+                parts[name].append(np.stack([np.square(real).mean(axis=1), np.abs(real).max(axis=1)]))
+        done += batch.count
+        progress("samples", done, len(indices))
+    return {name: Sizes(*np.concatenate(part, axis=1)) for name, part in parts.items() if part}
+
+
+def _by_sample(value: Array, axis: int, count: int) -> Array | None:
+    """[..., count or a multiple of it at the axis, ...] -> [count, values]; None if the tensor has no such axis."""
+    known = np.issubdtype(value.dtype, np.floating) and value.size and axis < value.ndim
+    if not known or value.shape[axis] % count:
+        return None
+    return np.moveaxis(value, axis, 0).reshape(count, -1)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Samples to run.
+
+    Attributes:
+        samples, indices: which.
+        size: how many at a time.
+        rows: how many layer inputs to take from them, at least one of each sample.
+        class_weights: what a sample counts, by its class.
+    """
+
+    samples: Samples
+    indices: Indices
+    size: int
+    rows: int
+    class_weights: Array
+
+
+def collect_moments(model: Model, seen: Seen | None, layers: Sequence[Layer], run: Run) -> Mapping[str, Moments]:
+    """Moments of the inputs of `layers` in the float `model`, by layer name.
+
+    `seen` is what they see instead of the model's tensors, None if the same. Memory: the moments, and the tensors of
+    one batch.
+
+    Raises:
+        ModelError: an input, or its square, is not finite.
+    """
+    positions = -(-run.rows // len(run.indices))
+    aimed = _Tensors(model, [use.activation for layer in layers for use in layer.uses])
+    changed = seen and _Tensors(seen.model, [seen.name(use.activation) for layer in layers for use in layer.uses])
+    sums = {layer.name: [MomentSums(centred=use.bias is not None) for use in layer.uses] for layer in layers}
+    squares = dict.fromkeys((layer.name for layer in layers), 0.0)
+    for number, batch in enumerate(run.samples.batches(run.indices, run.size)):
+        values = aimed.run(batch.feeds)
+        others = changed.run(batch.feeds) if changed else values
+        # Samples that only fill up a fixed batch count nothing.
+        weights = np.zeros(len(next(iter(batch.feeds.values()))), np.float32)
+        weights[: batch.count] = run.samples.weights(batch.labels, run.class_weights)
+        for layer in layers:
+            for use, total in zip(layer.uses, sums[layer.name], strict=True):
+                x, y = values[use.activation], others[seen.name(use.activation) if seen else use.activation]
+                if has_rows(layer):
+                    _add_rows(total, (layer, use, positions, number), x, y, weights)
+                else:
+                    squares[layer.name] += float(np.square(y, dtype=np.float64).mean()) * batch.count / len(run.indices)
+    found = {
+        layer.name: combine([total.moments() for total in sums[layer.name]])
+        if has_rows(layer)
+        else white(layer, squares[layer.name] / len(layer.uses))
+        for layer in layers
+    }
+    for layer in layers:
+        if not all(np.isfinite(part).all() for part in (*found[layer.name].second, *found[layer.name].cross)):
+            raise ModelError(
+                f"tensor {layer.uses[0].activation!r}, the input of layer {layer.name!r}, holds values too large to be "
+                f"squared in float32; use --rounding nearest --method uniform, or scale the samples"
+            )
+    return found
+
+
+def _add_rows(total: MomentSums, where: tuple[Layer, Use, int, int], x: Array, y: Array, weights: Array) -> None:
+    layer, use, positions, number = where
+    # Both see the same positions; every batch has its own.
+    aimed = input_rows(layer, use, x, positions, np.random.default_rng(number))
+    seen = aimed if y is x else input_rows(layer, use, y, positions, np.random.default_rng(number))
+    with np.errstate(over="ignore", invalid="ignore"):
+        total.add(aimed, seen, np.repeat(weights, aimed.shape[1] // len(weights)))
+
+
+class _Tensors:
+    """Tensors of a model, graph inputs among them, for the real samples of each batch."""
+
+    def __init__(self, model: Model, names: Sequence[str]) -> None:
+        inputs = {spec.name for spec in model.inputs}
+        self._names = list(dict.fromkeys(names))
+        self._session = Session(model.with_graph(outputs=[n for n in self._names if n not in inputs] or model.outputs))
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        values = {**self._session.run(feeds), **feeds}
+        for name in self._names:
+            if not np.isfinite(values[name]).all():
+                raise ModelError(
+                    f"tensor {name!r} holds NaN or infinity on the calibration samples; expected finite numbers; "
+                    f"check that the samples are prepared as the model was trained"
+                )
+        return {name: values[name] for name in self._names}

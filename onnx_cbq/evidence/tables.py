@@ -1,0 +1,53 @@
+"""Every layer at every width, by the moments of what it reads in the float model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from onnx_cbq.calibration.draw import Draw
+from onnx_cbq.evidence.scoring import batch_size
+from onnx_cbq.evidence.statistics import Run, collect_moments
+from onnx_cbq.evidence.workload import Workload
+from onnx_cbq.model import Array
+from onnx_cbq.quantize.moments import Moments, part_slices
+from onnx_cbq.quantize.patches import has_rows
+from onnx_cbq.quantize.settings import RoundingConfig
+from onnx_cbq.quantize.table import Table, make_table
+from onnx_cbq.records import Layer
+from onnx_cbq.system.progress import Progress, silent
+
+# Moments that are held at once.
+MOMENT_BYTES = 512 << 20
+
+
+def run_of(work: Workload, drawn: Draw, config: RoundingConfig, class_weights: Array) -> Run:
+    """The samples drawn, in batches that fit, for moments."""
+    return Run(work.samples, drawn.indices, batch_size(work.layers), config.rows, class_weights)
+
+
+def make_tables(work: Workload, run: Run, config: RoundingConfig, progress: Progress = silent) -> dict[str, Table]:
+    """Every layer at every width, by the moments of the float model; as many layers at once as `MOMENT_BYTES` allow."""
+    tables: dict[str, Table] = {}
+    for moments in chunks_of_moments(work, run):
+        for name, found in moments.items():
+            layer = work.layers.by_name[name]
+            tables[name] = make_table(layer.rows(work.model.weight(layer.weight)), found, config, layer)
+            progress("tables", len(tables), len(work.layers))
+    return tables
+
+
+def chunks_of_moments(work: Workload, run: Run) -> Iterator[Mapping[str, Moments]]:
+    """The moments of the float model by layer, as many layers at once as `MOMENT_BYTES` allow."""
+    pending = list(work.layers)
+    while pending:
+        sizes = np.cumsum([_moment_bytes(layer) for layer in pending])
+        count = max(int(np.searchsorted(sizes, MOMENT_BYTES, side="right")), 1)
+        yield collect_moments(work.model, None, pending[:count], run)
+        pending = pending[count:]
+
+
+def _moment_bytes(layer: Layer) -> int:
+    groups = layer.groups if has_rows(layer) else 1
+    return 8 * groups * int(sum((s.stop - s.start) ** 2 for s in part_slices(layer.weights_per_channel)))

@@ -1,0 +1,146 @@
+"""Training once the plan is fixed: weights, scales, biases and coarse activation grids get better.
+
+It is the third step of CBQ (Sun et al., DATE 2023, arXiv 2211.14928), and works behind any method.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from onnx_cbq.calibration.draw import draw
+from onnx_cbq.errors import OutputError
+from onnx_cbq.methods import Learning, Method
+from onnx_cbq.stages.scene import Scene
+from onnx_cbq.stages.solution import Solution, make_solution
+from onnx_cbq.training import check_torch
+from onnx_cbq.training.records import STATE_HEADER, Course, Quantized, Rate, Task
+from onnx_cbq.training.settings import RefineConfig
+
+
+@dataclass(frozen=True)
+class State:
+    """The file that a training keeps its state in, and whether to go on from it."""
+
+    path: Path
+    resume: bool
+
+    def is_ours(self) -> bool:
+        """Whether what is at the path is the state of a training, of this run or another."""
+        try:
+            with zipfile.ZipFile(self.path) as file:
+                return f"{STATE_HEADER}.npy" in file.namelist()
+        except (OSError, zipfile.BadZipFile):
+            return False
+
+    def remove(self) -> None:
+        """The result is safe: nobody needs to go on."""
+        self.path.unlink(missing_ok=True)
+
+
+def check_training(state: State | None) -> None:
+    """Find out before the work begins whether training is possible.
+
+    Raises:
+        ConfigError: torch is not installed.
+        OutputError: there is nothing to go on from, or something else in its place.
+    """
+    check_torch()
+    if state is None:
+        return
+    if state.resume and not state.path.is_file():
+        raise OutputError(f"{state.path}: no such file to go on from; leave out --resume to start anew")
+    if state.path.exists() and not state.is_ours():
+        raise OutputError(
+            f"{state.path}: is not the state of a training, whose place it has; move it away, or give another --output"
+        )
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What a training is set by.
+
+    Attributes:
+        config: the settings.
+        settings: stands for all settings of the run, on which the state on disk depends.
+        state: the file that the state is kept in; None for none.
+    """
+
+    config: RefineConfig
+    settings: str = ""
+    state: State | None = None
+
+    @property
+    def learning(self) -> Learning:
+        """From all samples of the card."""
+        return Learning(self.config.augment, self.config.alpha)
+
+
+def refine(
+    scene: Scene, method: Method, solution: Solution, refinement: Refinement, room: int = 0
+) -> tuple[Scene, Solution, tuple[str, ...]]:
+    """Train what a solution rounded, on all samples of the card; a tenth of them decides what is kept.
+
+    Codes of an archive may take `room` bytes more than before. Returns the scene with the activation grids as they are
+    now, the solution, and what a user should know.
+
+    Raises:
+        ConfigError: torch is not installed.
+        OnnxCbqError: an operator cannot be trained, or the state belongs to another run.
+    """
+    # Only here, so that everything else works without torch.
+    from onnx_cbq.training.run import run_training  # noqa: PLC0415
+
+    config, work, seed, state = refinement.config, scene.work, scene.settings.samples.seed, refinement.state
+    learned, held = draw(work.samples, work.class_names, None, seed).split(config.held_back)
+    task = Task(
+        work=work,
+        learned=learned.indices,
+        held=held.indices,
+        class_weights=scene.class_weights,
+        groups=scene.evidence.groups,
+        seed=seed,
+    )
+    if state is not None:
+        task = replace(task, state=state.path, key=_key(refinement, solution), resume=state.resume)
+    start = quantized_by(scene, solution, method.coded_rate(scene, solution, room))
+    found, course = run_training(task, start, config, scene.progress)
+    if course.best_step:
+        scene = replace(scene, grids=found.grids)
+        solution = make_solution(scene, replace(solution.chosen, rounded=found.rounded))
+    return scene, solution, (_note(course, config),)
+
+
+def quantized_by(scene: Scene, solution: Solution, rate: Rate | None = None) -> Quantized:
+    """What a solution has as integers, which may be coded at a rate."""
+    found = {}
+    for layer in scene.work.layers:
+        for use in layer.uses:
+            grid = scene.work.placement.grid_of(use.activation)
+            if scene.work.target.file.bias == "int32" and use.bias is not None and grid in scene.grids:
+                found[use.bias] = layer.name, grid
+    return Quantized(solution.rounded, scene.grids, found, rate)
+
+
+def _key(refinement: Refinement, solution: Solution) -> str:
+    """A digest of everything that decides what training does."""
+    digest = hashlib.sha256(refinement.settings.encode())
+    for name, weights in solution.rounded.weights.items():
+        for part in (name.encode(), weights.codes.tobytes(), weights.scale.tobytes()):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _note(course: Course, config: RefineConfig) -> str:
+    """What training did, in a line."""
+    why = {"steps": "all", "time": f"until {config.minutes:g} minutes were over,", "Ctrl-C": "until Ctrl-C,"}
+    spent = f"--refine: {why[course.stopped]} {course.steps} steps in {course.seconds:.0f} s"
+    changed = f" and changed by {', '.join(config.augment)}" if config.augment else ""
+    held = f"the samples held back{changed}"
+    before = f"{course.start.loss:.4f}, {course.start.top1:.2f} %"
+    if not course.best_step:
+        return f"{spent}; nothing was better on {held} ({before}) than the start, which is kept"
+    after = f"{course.best.loss:.4f}, {course.best.top1:.2f} %"
+    return f"{spent}; loss and accuracy on {held}: {before} before, {after} kept (step {course.best_step})"

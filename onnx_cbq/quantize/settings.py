@@ -1,0 +1,38 @@
+"""How rounding compensates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnx_cbq.settings import check
+
+
+@dataclass(frozen=True)
+class RoundingConfig:
+    """How rounding compensates for its errors.
+
+    Attributes:
+        damping: what is added to the diagonal of the inputs' second moment, as a share of its mean; more where it
+            cannot be factorised otherwise.
+        order: columns by "falling" second moment, or in the order of the "file".
+        refits: how often scales are fitted to the codes and the codes to the scales after compensation.
+        sweeps: passes of coordinate descent per refit.
+        rows: layer inputs that moments are taken over; with fewer samples than that, several positions of each.
+        passes: at most so many times the float and the quantized model are run side by side, so that layers see what
+            the quantized layers in front of them give; deeper models share passes.
+    """
+
+    damping: float = 0.005
+    order: str = "falling"
+    refits: int = 3
+    sweeps: int = 3
+    rows: int = 24_000
+    passes: int = 32
+
+    def __post_init__(self) -> None:
+        check(0 < self.damping < 1, "damping", "a number between 0 and 1", self.damping)
+        check(self.order in ("falling", "file"), "order", '"falling" or "file"', self.order)
+        for name in ("refits", "sweeps"):
+            check(getattr(self, name) >= 0, name, "a number of at least 0", getattr(self, name))
+        for name in ("rows", "passes"):
+            check(getattr(self, name) > 0, name, "a number above 0", getattr(self, name))

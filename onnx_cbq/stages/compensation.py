@@ -1,0 +1,105 @@
+"""From a plan to integer weights: layer after layer, each towards what repairs the layers in front of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+
+from onnx_cbq.evidence.statistics import Run, collect_moments
+from onnx_cbq.model import Array, Model
+from onnx_cbq.quantize.fit import fit
+from onnx_cbq.quantize.grid import Channels
+from onnx_cbq.quantize.moments import mean_shift
+from onnx_cbq.quantize.problem import Problem, make_problem
+from onnx_cbq.quantize.settings import RoundingConfig
+from onnx_cbq.quantize.weights import quantize_layer
+from onnx_cbq.records import Layer, Layers, LayerWeights, Plan, Seen
+from onnx_cbq.system.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Integer weights by layer, corrected biases by name, and what a user should know."""
+
+    weights: Mapping[str, LayerWeights]
+    biases: Mapping[str, Array]
+    notes: tuple[str, ...]
+
+    def constants(self, layers: Layers) -> dict[str, Array]:
+        """The float model's constants with these weights and biases in place of its own."""
+        weights = {
+            layer.weight: layer.unrows(
+                layer.rows(self.weights[layer.name].codes) * self.weights[layer.name].scale[:, None]
+            )
+            for layer in layers
+        }
+        return {**weights, **self.biases}
+
+
+def round_in_order(
+    model: Model,
+    simulated: Seen | None,
+    layers: Layers,
+    fitting: Callable[[Layer, Problem], Channels],
+    run: Run,
+    config: RoundingConfig,
+    progress: Progress = silent,
+) -> Rounded:
+    """Round every layer of `model` by `fitting`, with the moments that the already quantized layers leave it.
+
+    `simulated` is the model with its activations on their grids, None if they stay float. Cost: a forward pass of both
+    models for each of `config.passes` groups of layers, and the solver's.
+    """
+    start = simulated or Seen(model, {})
+    weights: dict[str, LayerWeights] = {}
+    constants: dict[str, Array] = {}
+    biases: dict[str, Array] = {}
+    damped: list[str] = []
+    for group in _groups(layers, config.passes):
+        seen = Seen(start.model.with_constants(constants), start.names) if constants or simulated else None
+        moments = collect_moments(model, seen, group, run)
+        for layer in group:
+            rows = layer.rows(model.weight(layer.weight))
+            problem = make_problem(rows, moments[layer.name], config, layer)
+            channels = fitting(layer, problem)
+            if problem.damping > config.damping:
+                damped.append(f"{layer.name} ({problem.damping:g})")
+            weights[layer.name] = LayerWeights(
+                layer.unrows(channels.codes), channels.scale, channels.bits, table=channels.table
+            )
+            constants[layer.weight] = layer.unrows(channels.values)
+            shifts = mean_shift(moments[layer.name], rows, channels.values)
+            for use, shift in zip(layer.uses, shifts, strict=False):
+                if use.bias is not None:
+                    biases[use.bias] = np.asarray(model.weight(use.bias) + shift, np.float32)
+        constants |= biases
+        progress("rounding", len(weights), len(layers))
+    notes = [f"more damping than {config.damping:g} was needed for: {', '.join(damped)}"] if damped else []
+    return Rounded(weights, biases, tuple(notes))
+
+
+def fitting_plan(plan: Plan, config: RoundingConfig) -> Callable[[Layer, Problem], Channels]:
+    """Channels on the grids of their planned bits."""
+    return lambda layer, problem: fit(problem, plan.bits[layer.name], config).channels
+
+
+def round_to_nearest(model: Model, layers: Layers, plan: Plan) -> Rounded:
+    """Round every layer to the nearest levels; biases stay."""
+    weights = {layer.name: quantize_layer(layer, model.weight(layer.weight), plan.bits[layer.name]) for layer in layers}
+    return Rounded(weights, {}, ())
+
+
+def _groups(layers: Layers, most: int) -> list[Sequence[Layer]]:
+    """The layers in order, those that read the same tensor together, in at most `most` groups."""
+    groups: list[list[Layer]] = []
+    for layer in layers:
+        sources = {use.activation for use in layer.uses}
+        if groups and sources == {use.activation for use in groups[-1][0].uses}:
+            groups[-1].append(layer)
+        else:
+            groups.append([layer])
+    per_group = -(-len(groups) // most)
+    return [list(chain(*groups[start : start + per_group])) for start in range(0, len(groups), per_group)]

@@ -1,0 +1,235 @@
+"""Equalize the channels between layers where that lowers the divergence from the float model, measured.
+
+An activation has one scale for all its channels, so a small channel gets few of its levels. Making the channels alike
+(see `graph.equalize`) helps there, but the weights behind it must follow, and a row of weights of unlike size rounds
+worse. Which of the two counts for more is measured: the model with its activations on their grids, and every second
+layer of a pair rounded to the width asked for, runs over held-back samples with and without.
+
+First all pairs together, at each of a few strengths. If the best lowers the divergence beyond chance, each pair is left
+out in turn, the least promising first, and stays out unless that raises the divergence beyond chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from onnx_cbq.calibration.draw import Draw
+from onnx_cbq.evidence.measure import PlanMeasure
+from onnx_cbq.evidence.scoring import batch_size
+from onnx_cbq.evidence.statistics import collect_ranges
+from onnx_cbq.evidence.tables import run_of
+from onnx_cbq.evidence.workload import Workload
+from onnx_cbq.graph.equalize import Pair, equalized, factors, find_pairs, scale_columns
+from onnx_cbq.graph.normalise import normalise
+from onnx_cbq.graph.shapes import Example
+from onnx_cbq.model import Array, Model
+from onnx_cbq.records import ActivationGrid, Grouping, Layer, Layers, Plan
+from onnx_cbq.search.rate_distortion import saves
+from onnx_cbq.settings import MOST_BITS
+from onnx_cbq.stages.activations import choose_grids
+from onnx_cbq.stages.compensation import fitting_plan, round_in_order, round_to_nearest
+from onnx_cbq.stages.samples import draw_samples, weights_of
+from onnx_cbq.stages.scene import SceneSettings
+from onnx_cbq.storage.qdq import simulate_activations
+from onnx_cbq.system.progress import Progress, silent
+
+# Exponents of the ranges: 1 makes all channels alike, 1/2 makes up for half of the difference on a log scale.
+STRENGTHS = (0.5, 1.0)
+# Pairs are looked at where the noise that the activation's grid causes behind the second layer falls below this share.
+_LARGEST_NOISE = 0.7
+_HELD_BACK = 0.25
+# Standard errors by which the divergence must fall.
+_CERTAINTY = 2.0
+# Below so many held-back samples nothing can be told from chance.
+_FEWEST_HELD = 20
+# Ranges, grids and moments are gathered from about so many samples.
+_SAMPLES = 200
+_ROWS = 4000
+_WIDEST_COMPENSATED = 1280
+
+Chosen = Mapping[Pair, float]
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What the pairs' tensors and second layers become at one strength.
+
+    Attributes:
+        grids: of the tensors between the layers of each pair.
+        constants: rounded weights and corrected biases of each pair's second layer, scaled back.
+    """
+
+    grids: Mapping[Pair, Mapping[str, ActivationGrid]]
+    constants: Mapping[Pair, Mapping[str, Array]]
+
+
+def equalize(work: Workload, settings: SceneSettings, bits: float, progress: Progress = silent) -> Workload:
+    """`work`, aimed at its target, with pairs of layers equalized that gain by it, and a note that says which.
+
+    What they gain is measured with weights of about `bits`.
+
+    Cost: some runs over a few of the samples, and one over the held-back ones for each pair if there is anything to
+    gain; next to nothing without pairs whose channels are unlike.
+
+    Raises:
+        OnnxCbqError: the samples are too few, or a class is unknown.
+    """
+    weights = weights_of(work, settings.samples)
+    train, held = draw_samples(work, settings.samples, weights).split(_HELD_BACK)
+    pairs = find_pairs(work.model, work.layers, work.example.shapes(work.model))
+    if not pairs or len(held.indices) < _FEWEST_HELD:
+        return work
+    few = Draw((train.indices[:: -(-len(train.indices) // _SAMPLES)],))
+    # The outputs are checked on the example; what a Clip lets through there must be known, too.
+    seen = np.union1d(few.indices, np.arange(work.example.batch) % len(work.samples.labels))
+    axes = {pair.tensor: pair.channel_axis for pair in pairs}
+    found = collect_ranges(work.model, axes, work.samples, seen, batch_size(work.layers))
+    ranges = {pair: found[pair.tensor] for pair in pairs}
+    noise = {pair: _noise(work.model, pair, ranges[pair]) for pair in pairs}
+    promising = sorted((pair for pair in pairs if noise[pair] < _LARGEST_NOISE), key=lambda pair: noise[pair])
+    if not promising:
+        return work
+    width = max(round(bits), 1)
+    trials = _Trials(work, settings, width, ranges, (few, held), promising)
+    before, after, chosen = _search(trials, promising, weights, progress)
+    if not chosen:
+        return work
+
+    def equalize_channels(model: Model, example: Example) -> Model:  # noqa: ARG001
+        return equalized(model, _scales(ranges, chosen))
+
+    checked = normalise(work.model, work.example, (equalize_channels,))
+    names = ", ".join(pair.name for pair in pairs if pair in chosen)
+    note = f"channels equalized between {names}: measured divergence {before:.4g} -> {after:.4g}"
+    return replace(work, model=checked.model, notes=(*work.notes, *(checked.notes or (note,))))
+
+
+def _search(trials: _Trials, pairs: Sequence[Pair], weights: Array, progress: Progress) -> tuple[float, float, Chosen]:
+    """Measured loss before and after, and the strength of every pair that is equalized."""
+    total, done = 1 + len(STRENGTHS) + len(pairs), 0
+
+    def losses(chosen: Chosen) -> Array:
+        nonlocal done
+        done += 1
+        progress("equalize", done, total)
+        return trials.losses(chosen, weights)
+
+    base = losses({})
+    together = {strength: losses(dict.fromkeys(pairs, strength)) for strength in STRENGTHS}
+    best = min(STRENGTHS, key=lambda strength: float(together[strength].mean()))
+    chosen, loss = dict.fromkeys(pairs, best), together[best]
+    if not saves(base - loss, _CERTAINTY):
+        progress("equalize", total, total)
+        return float(base.mean()), float(base.mean()), {}
+    for pair in reversed(pairs):
+        others = {p: s for p, s in chosen.items() if p != pair}
+        without = losses(others)
+        if not saves(without - loss, _CERTAINTY):
+            chosen, loss = others, without
+    return float(base.mean()), float(loss.mean()), chosen
+
+
+class _Trials:
+    """Runs the model with any pairs equalized; what a pair becomes at each strength is found once."""
+
+    def __init__(
+        self,
+        work: Workload,
+        settings: SceneSettings,
+        width: int,
+        ranges: Mapping[Pair, Array],
+        split: tuple[Draw, Draw],
+        pairs: Sequence[Pair],
+    ) -> None:
+        few, held = split
+        self._model, self._ranges, self._pairs = work.model, ranges, pairs
+        self._placement = work.placement
+        between = {name for pair in pairs for name in pair.path}
+        rest = [name for name in self._placement.measured if name not in between]
+        self._grids = choose_grids(work, rest, few, settings.activations)
+        self._trials = {
+            s: _trial(work, settings, width, ranges, few, dict.fromkeys(pairs, s)) for s in (0.0, *STRENGTHS)
+        }
+        groups = Grouping.single(work.class_names)
+        samples = (work.samples, held.indices, batch_size(work.layers))
+        outputs = work.logits, groups
+        self._measure = PlanMeasure(work.model, work.layers, samples, outputs, None, work.further.counted)
+
+    def losses(self, chosen: Chosen, weights: Array) -> Array:
+        """What each held-back sample adds to the loss, a sample counting as its class does, [samples]."""
+        grids = dict(self._grids)
+        constants: dict[str, Array] = {}
+        for pair in self._pairs:
+            trial = self._trials[chosen.get(pair, 0.0)]
+            grids |= trial.grids[pair]
+            constants |= trial.constants[pair]
+        model = equalized(self._model.with_constants(constants), _scales(self._ranges, chosen))
+        return self._measure.run_instead(simulate_activations(model, self._placement, grids)).losses(weights)
+
+
+def _trial(
+    work: Workload,
+    settings: SceneSettings,
+    width: int,
+    ranges: Mapping[Pair, Array],
+    drawn: Draw,
+    strengths: Chosen,
+) -> _Trial:
+    scales = _scales(ranges, strengths)
+    model = equalized(work.model, scales)
+    changed = replace(work, model=model)
+    paths = {pair: [name for name in pair.path if name in work.placement.measured] for pair in strengths}
+    tensors = list(dict.fromkeys(name for path in paths.values() for name in path))
+    grids = choose_grids(changed, tensors, drawn, settings.activations)
+    constants = _rounded(changed, settings, width, drawn, list(strengths))
+    rounded = equalized(model.with_constants(constants), _inverse(scales))
+    return _Trial(
+        {pair: {name: grids[name] for name in path} for pair, path in paths.items()},
+        {pair: {name: rounded.weight(name) for name in _constants(pair)} for pair in strengths},
+    )
+
+
+def _rounded(
+    work: Workload, settings: SceneSettings, width: int, drawn: Draw, pairs: Sequence[Pair]
+) -> dict[str, Array]:
+    """Weights and biases of the second layers, rounded to `width` bits as the settings say, in a single pass.
+
+    Wide layers would take minutes to compensate; there it is rounding to nearest with one bit more.
+    """
+    compensates = settings.rounding.compensates
+    wide = [p.second for p in pairs if not compensates or p.second.weights_per_channel > _WIDEST_COMPENSATED]
+    rest = [p.second for p in pairs if p.second not in wide]
+    nearest, quick = _plan(wide, min(width + compensates, MOST_BITS)), _plan(rest, width)
+    constants = round_to_nearest(work.model, Layers(tuple(wide)), nearest).constants(Layers(tuple(wide)))
+    if rest:
+        quickly = replace(settings.compensation, refits=0, sweeps=0, rows=_ROWS, passes=1)
+        run = run_of(work, drawn, quickly, weights_of(work, settings.samples))
+        layers, fitting = Layers(tuple(rest)), fitting_plan(quick, quickly)
+        constants |= round_in_order(work.model, None, layers, fitting, run, quickly).constants(layers)
+    return constants
+
+
+def _plan(layers: Sequence[Layer], width: int) -> Plan:
+    return Plan({layer.name: np.full(layer.channels, width, np.int8) for layer in layers})
+
+
+def _scales(ranges: Mapping[Pair, Array], strengths: Chosen) -> dict[Pair, Array]:
+    return {pair: factors(ranges[pair], strength, pair.bound) for pair, strength in strengths.items()}
+
+
+def _inverse(scales: Mapping[Pair, Array]) -> dict[Pair, Array]:
+    return {pair: 1 / scale for pair, scale in scales.items()}
+
+
+def _constants(pair: Pair) -> list[str]:
+    return [name for name in (pair.second.weight, pair.second.uses[0].bias) if name is not None]
+
+
+def _noise(model: Model, pair: Pair, ranges: Array) -> float:
+    """Power of the noise behind the second layer, relative to that without equalization: |W2 S|^2 / |W2|^2."""
+    weight = model.weight(pair.second.weight).astype(np.float64)
+    scaled = scale_columns(pair, weight, factors(ranges, 1.0, pair.bound))
+    return float(np.square(scaled).sum() / max(float(np.square(weight).sum()), np.finfo(np.float32).tiny))

@@ -1,0 +1,47 @@
+"""Leave samples out of the calibration that would decide everything by themselves; see `quantize.wild`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from onnx_cbq.calibration.samples import Indices
+from onnx_cbq.evidence.scoring import batch_size
+from onnx_cbq.evidence.statistics import collect_sizes
+from onnx_cbq.evidence.workload import Workload
+from onnx_cbq.quantize.wild import wild
+from onnx_cbq.system.progress import Progress, silent
+
+# So many are named.
+_NAMED = 3
+
+
+def without_wild(work: Workload, indices: Indices, progress: Progress = silent) -> Workload:
+    """`work` with the wild ones among the samples `indices` set aside, and a note that names them.
+
+    They are looked for in what layers read. Models are still evaluated on them. Cost: a forward pass.
+
+    Raises:
+        ModelError: what a layer reads is not finite.
+    """
+    sizes = collect_sizes(work.model, work.layers, work.samples, indices, batch_size(work.layers), progress)
+    worst: dict[int, tuple[float, str]] = {}
+    for name, size in sizes.items():
+        usual = float(np.median(size.peaks))
+        for position in wild(size.energies).tolist():
+            times = float(size.peaks[position]) / max(usual, float(np.finfo(np.float32).tiny))
+            worst[position] = max(worst.get(position, (0.0, "")), (times, name))
+    if not worst:
+        return work
+    found = sorted(worst.items(), key=lambda entry: -entry[1][0])
+    describe = work.samples.data.source.describe
+    named = [
+        f"{describe(int(indices[position]))} ({times:,.4g} times as large as usual in {name!r})"
+        for position, (times, name) in found[:_NAMED]
+    ]
+    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    aside = frozenset(int(indices[position]) for position in worst)
+    samples = replace(work.samples, set_aside=work.samples.set_aside | aside)
+    note = f"left out of the calibration, because they outweigh all other samples: {', '.join(named)}{more}"
+    return replace(work, samples=samples, notes=(*work.notes, note))

@@ -1,0 +1,1 @@
+"""The process and the machine: signals, temporary files, threads, the processor, time."""

@@ -1,0 +1,243 @@
+"""From a solution to a file that is proved: written, held against what it was made from and what it is for, and run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from onnx_cbq.calibration.draw import Draw, everything
+from onnx_cbq.errors import VerificationError
+from onnx_cbq.evidence import Evidence
+from onnx_cbq.evidence.workload import Workload
+from onnx_cbq.graph.load import load
+from onnx_cbq.methods import Method
+from onnx_cbq.model import Model
+from onnx_cbq.records import Grouping, Layer, LayerWeights
+from onnx_cbq.records.lanes import lanes
+from onnx_cbq.runtime import Feeds, Session, saturates
+from onnx_cbq.stages.activations import choose_grids
+from onnx_cbq.stages.compensation import Rounded
+from onnx_cbq.stages.scene import Scene, SceneSettings
+from onnx_cbq.stages.solution import Chosen, Solution, emit_solution, make_solution
+from onnx_cbq.stages.written import write_solution
+from onnx_cbq.storage import Dump, Int8
+from onnx_cbq.storage.files import compressed_size, write_model
+from onnx_cbq.system.processor import architecture, processor_kind
+from onnx_cbq.system.temporary import temporary_folder
+from onnx_cbq.targets.lint import Violation, lint
+from onnx_cbq.targets.reading import QdqFile
+from onnx_cbq.targets.running import Run
+from onnx_cbq.targets.target import Target
+from onnx_cbq.verification.comparison import Comparison, Fidelity, compare
+from onnx_cbq.verification.kernels import check_kernels, deviations
+from onnx_cbq.verification.verify import check_equal, check_file, check_sizes
+
+# Samples that the whole path is tried on, and that kernels are looked at on.
+_TRIED, _LOOKED_AT = 3, 16
+_LOOKED_AT_BYTES = 4 << 20
+# The width of the trial: its codes, up to 63, fit everywhere.
+_TRIAL_BITS = 7
+# A latency this many times that of the float model is slower.
+_SLOWER = 1.05
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of a quantized model.
+
+    Attributes:
+        ideal: what the weights' bits alone would take.
+        file: the file.
+        zstd: the file once compressed with zstandard.
+        archive: the archive of it, and `coded_bits` what a weight takes there; None where none was asked for.
+    """
+
+    ideal: int
+    file: int
+    zstd: int
+    archive: int | None = None
+    coded_bits: float | None = None
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was found out about a file.
+
+    Attributes:
+        model: as it is written.
+        comparison: evaluations of the float model and of the file on all samples of the card.
+        sizes: in bytes.
+        dump: what is saved.
+        notes: what a user should know.
+    """
+
+    model: Model
+    comparison: Comparison
+    sizes: Sizes
+    dump: Dump
+    notes: tuple[str, ...]
+
+
+def attempt(work: Workload, method: Method, settings: SceneSettings, *, run_check: bool = True) -> None:
+    """Go the whole way once with a handful of samples and weights rounded without care, before the long stages.
+
+    Cost: a few runs, and a pass over the weights.
+
+    Raises:
+        VerificationError: what would be written cannot be loaded, or is not what it should be; or this processor
+            cannot run what is for the target.
+    """
+    integers = settings.activations.bits * bool(work.placement.measured)
+    meets = lanes((2,), (1 << integers) - 1) is not None
+    if run_check and work.target.needs == "vnni" and meets and saturates():
+        raise VerificationError(
+            f"--target {work.target.name}: the integer kernels of this processor ({processor_kind()}) saturate, so the "
+            f"file cannot be run here as it will run there; use --target cpu, or say --no-run-check"
+        )
+    indices = np.arange(min(_TRIED, len(work.samples.labels)))
+    few, ones = Draw((indices,)), np.ones(len(work.class_names))
+    grids = choose_grids(work, work.placement.measured, few, settings.activations)
+    scene = Scene(work, settings, few, ones, Evidence(work, few, few, ones, Grouping.single(work.class_names)), grids)
+    weights = {layer.name: method.trial_weights(_trial_weights(layer, work.model)) for layer in work.layers}
+    solution = make_solution(scene, Chosen(Rounded(weights, {}, ())))
+    with temporary_folder() as folder:
+        path = folder / "trial.onnx"
+        write_model(write_solution(scene, method.label, solution), path)
+        check_written(scene, solution, path, work.example.feeds, run_check=run_check)
+
+
+def prove(scene: Scene, solution: Solution, output: Model, *, run_check: bool = True) -> Proof:
+    """Check the file that the model becomes, and run it beside the float model on all samples of the card.
+
+    Raises:
+        VerificationError: it failed.
+    """
+    work, storage = scene.work, scene.settings.storage
+    with temporary_folder() as folder:
+        path = folder / "quantized.onnx"
+        size = write_model(output, path)
+        slow = check_written(scene, solution, path, _some_samples(work), run_check=run_check)
+        plain_bytes = Int8()
+        if storage != plain_bytes:
+            check_equal(path, emit_solution(scene, solution, plain_bytes), work.example.feeds)
+        ideal = math.ceil(solution.plan.average_bits(work.layers) * work.layers.size / 8)
+        dump = storage.dump(output, path)
+        coded = None if dump.code_bytes is None else 8 * dump.code_bytes / work.layers.size
+        sizes = Sizes(ideal, size, compressed_size(path), dump.archive_bytes, coded)
+        plain = Session(path, float_weights=True)
+        comparison = compare(
+            [work.source, path if run_check else plain],
+            [work.source_bytes, size],
+            work.logits,
+            work.samples,
+            everything(work.samples, work.class_names),
+            scene.progress,
+            plain if run_check else None,
+        )
+        if comparison.fidelity is not None and not comparison.fidelity.holds():
+            raise VerificationError(_unfaithful(comparison.fidelity, path, _some_samples(work)))
+    notes = (*_notes(scene, comparison, sizes, run_check=run_check), *_slower_there(slow, work.target))
+    return Proof(output, comparison, sizes, dump, notes)
+
+
+def check_written(
+    scene: Scene, solution: Solution, path: Path, feeds: Feeds, *, run_check: bool = True
+) -> list[Violation]:
+    """Hold a written file against the solution, against its target, and its kernels against what it says.
+
+    Returns what the target runs, but slowly.
+
+    Raises:
+        VerificationError: something does not hold.
+    """
+    work = scene.work
+    check_file(path, work.model, solution.written.layers, solution.written.weights, work.example.feeds)
+    if not work.target.file.sizes:
+        check_sizes(path, work.model, work.example.at_another_size(work.model))
+    file = QdqFile(load(path))
+    found = lint(file, work.target, Run(file, path))
+    broken = [violation for violation in found if violation.effect != "slow"]
+    if broken:
+        raise VerificationError(
+            f"the file is not fit for --target {work.target.name}: {broken[0]}; give another --target, or report it"
+        )
+    if run_check:
+        check_kernels(path, _cut(path, feeds))
+    return [violation for violation in found if violation.effect == "slow"]
+
+
+def _cut(path: Path, feeds: Feeds) -> Feeds:
+    """As many samples as the file takes at a time."""
+    return Session(path).fitting(feeds)
+
+
+def _unfaithful(found: Fidelity, path: Path, feeds: Feeds) -> str:
+    """Why the predictions of the fused graph cannot be trusted."""
+    first = next(iter(deviations(load(path), _cut(path, feeds), most=0)), None)
+    where = "" if first is None else f"; the first layer that deviates, {first}"
+    return (
+        f"the optimized graph and the plain one predict different classes for {found.differing} of {found.samples} "
+        f"samples ({found.share:.2f} %; {found.gained} and {found.lost} of them rightly), which rounding does not "
+        f"explain{where}; the model enlarges such differences: give more --activation-bits"
+    )
+
+
+def _some_samples(work: Workload) -> Feeds:
+    """Samples from all over the card, as many as fit."""
+    one = work.samples.read([0])
+    fit = max(_LOOKED_AT_BYTES // max(sum(value.nbytes for value in one.values()), 1), 1)
+    count = work.samples.fixed_batch or min(fit, _LOOKED_AT, len(work.samples.labels))
+    return work.samples.read(np.linspace(0, len(work.samples.labels) - 1, count).astype(np.int64))
+
+
+def _trial_weights(layer: Layer, model: Model) -> LayerWeights:
+    """A layer's weights on the nearest codes of 7 bits, the largest of each channel on the last."""
+    rows, largest = layer.rows(model.weight(layer.weight)), (1 << (_TRIAL_BITS - 1)) - 1
+    reach = np.abs(rows).max(axis=1) / largest
+    reach = np.full_like(reach, reach.max()) if layer.rules.per_tensor else reach
+    scale = np.maximum(reach, np.finfo(np.float32).tiny).astype(np.float32)
+    scale = np.exp2(np.ceil(np.log2(scale))) if layer.rules.power_of_two else scale
+    codes = layer.unrows(np.clip(np.rint(rows / scale[:, None]), -largest, largest).astype(np.int8))
+    bits = np.full(layer.channels, _TRIAL_BITS, np.int8)
+    return LayerWeights(codes, scale, bits)
+
+
+def _slower_there(found: Sequence[Violation], target: Target) -> tuple[str, ...]:
+    """What the target computes in float, or elsewhere, though the file has integers."""
+    if not found:
+        return ()
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    return (f"{target.name} runs a part of the file in float or elsewhere: {found[0]}{more}; check lists them",)
+
+
+def _notes(scene: Scene, comparison: Comparison, sizes: Sizes, *, run_check: bool) -> tuple[str, ...]:
+    """What a user should know of the file: where it is no better than the float model, and what stayed float."""
+    before, after = comparison.evaluations
+    notes = []
+    smallest = sizes.file if sizes.archive is None else sizes.archive
+    if smallest >= before.bytes:
+        notes.append(f"the file is not smaller than the float model: {smallest:,} bytes, float {before.bytes:,}")
+    target = scene.work.target
+    if architecture() not in target.machines:
+        notes.append(f"accuracy and latency are those of onnxruntime's CPU provider here, not of {target.what}")
+    elif run_check and after.latency_ms > _SLOWER * before.latency_ms:
+        ratio = after.latency_ms / before.latency_ms
+        notes.append(
+            f"slower than the float model on this processor ({processor_kind()}): {ratio:.2f} times its latency"
+        )
+    folds = scene.settings.storage.folds
+    if not scene.grids and not folds and comparison.plain_latency_ms is not None:
+        notes.append(
+            f"weights only: onnxruntime makes them float on every run; with the session option "
+            f"session.disable_quant_qdq=1 it does so once: {comparison.plain_latency_ms:.3f} ms here; "
+            f"--storage packed needs no option"
+        )
+    if not run_check:
+        notes.append(
+            "--no-run-check: accuracy and latency are those of the plain graph in float; integer kernels were not run"
+        )
+    return tuple(notes)

@@ -1,0 +1,177 @@
+"""`--refine`: what is written is what was trained, its state is kept as long as needed, torch is optional."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from onnx_cbq import QuantizeConfig, quantize
+from onnx_cbq.errors import ModelError
+from onnx_cbq.jobs.refine import Refinement, State, quantized_by, refine
+from onnx_cbq.stages.solution import emit_solution
+from onnx_cbq.targets.lint import lint
+from onnx_cbq.training.lesson import Lesson
+from onnx_cbq.training.student import Student
+from tests.command import Command, refused_without_torch
+from tests.conftest import DIGITS_CARD, DIGITS_MODEL
+from tests.training.digits import COARSE, QUICK, make_solution
+
+
+def test_what_is_written_is_what_was_trained() -> None:
+    """The file in onnxruntime beside the student in torch: a grid or a hook in the wrong place would part them."""
+    scene, solution = make_solution()
+    trained, refined, notes = refine(scene, COARSE.choice.method, solution, Refinement(replace(QUICK, steps=40)))
+    assert "kept (step" in notes[0]
+    work = scene.work
+    session = onnxruntime.InferenceSession(emit_solution(trained, refined).to_proto().SerializeToString())
+    feeds = work.samples.read(np.arange(300))
+    found = session.run(None, feeds)[0]
+    start = quantized_by(trained, refined)
+    student = Student(work.model, work.layers, start, Lesson(work.logits), bfloat16=False).eval()
+    with torch.no_grad():
+        expected = student({name: torch.from_numpy(value) for name, value in feeds.items()}).numpy()
+    # Sums in another order put single activations on the next of 16 levels; a scale that is off moves all of them.
+    size = np.abs(expected).max()
+    assert np.median(np.abs(found - expected)) < 1e-5 * size
+    assert (found.argmax(axis=1) == expected.argmax(axis=1)).mean() > 0.98
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"bits": 8, "method": "uniform"},
+        {"bits": 6, "storage": "archive"},
+        {"bits": 8, "codebook": "kmeans"},
+        {"bits": 8, "method": "uniform", "target": "vitis"},
+        {"bits": 8, "method": "uniform", "target": "qnn"},
+        {"bits": 8, "method": "uniform", "target": "tensorrt"},
+        {"bits": 8, "method": "uniform", "target": "arm64"},
+    ],
+    ids=["pairs", "archive", "shared", "vitis", "qnn", "tensorrt", "arm64"],
+)
+def test_training_keeps_to_the_target(settings: dict[str, object]) -> None:
+    """The file is held against its target before it is returned; here again, with what was trained in it."""
+    config = replace(QuantizeConfig(samples=200), refine=replace(QUICK, steps=20), **settings)  # type: ignore[arg-type]
+    result = quantize(DIGITS_MODEL, DIGITS_CARD, config)
+    assert lint(result.model, config.choice.target) == ()
+
+
+@pytest.mark.parametrize("storage", ["int8", "packed"])
+def test_training_raises_accuracy_and_leaves_the_plan(storage: str) -> None:
+    config = replace(COARSE, storage=storage)
+    plain = quantize(DIGITS_MODEL, DIGITS_CARD, config)
+    better = quantize(DIGITS_MODEL, DIGITS_CARD, replace(config, refine=replace(QUICK, steps=100, check_every=20)))
+    assert better.quantized.top1 > plain.quantized.top1
+    for name, bits in plain.plan.bits.items():
+        np.testing.assert_array_equal(better.plan.bits[name], bits)
+    assert any(note.startswith("--refine: all 100 steps") for note in better.notes)
+
+
+def test_channels_of_0_bits_are_still_removed() -> None:
+    """Their biases are trained, and taken up by the layers behind."""
+    config = QuantizeConfig(bits=1, samples=100, refine=replace(QUICK, steps=8))
+    result = quantize(DIGITS_MODEL, DIGITS_CARD, config)
+    assert result.average_bits <= 1
+    assert result.removal.removed
+
+
+def test_the_state_goes_when_the_file_is_there(command: Command, tmp_path: Path) -> None:
+    arguments = ("quantize", DIGITS_MODEL, "--data", DIGITS_CARD, "--bits", 2, "--samples", 100)
+    output = tmp_path / "q.onnx"
+    done = command(*arguments, "--output", output, "--refine", "--refine-steps", 3, "--augment", "shift")
+    assert done.code == 0, done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["q.onnx"]
+    assert "--refine: all 3 steps" in done.out
+    # Their accuracy is not that of the images as they are.
+    assert "samples held back and changed by shift" in " ".join(done.out.split())
+
+
+def test_there_must_be_a_state_to_go_on_from(command: Command, tmp_path: Path) -> None:
+    """Said before the work begins, not after it."""
+    done = command(
+        "quantize", DIGITS_MODEL, "--data", DIGITS_CARD, "--output", tmp_path / "q.onnx", "--refine", "--resume"
+    )
+    assert done.code == 1
+    assert "q.onnx.training: no such file to go on from; leave out --resume to start anew" in done.err
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--refine-minutes", 1),
+        ("--refine-steps", 9),
+        ("--alpha", 0.5),
+        ("--views", 2),
+        ("--resume",),
+    ],
+)
+def test_an_option_of_the_training_needs_the_training(command: Command, option: tuple[object, ...]) -> None:
+    done = command("quantize", DIGITS_MODEL, "--data", DIGITS_CARD, *option)
+    assert done.code == 2
+    assert f"only for --refine; leave out {option[0]}" in done.err
+
+
+def test_settings_out_of_range_are_named(command: Command) -> None:
+    for option, value in (("--refine-minutes", 0), ("--alpha", 1.5), ("--augment", "rotate"), ("--views", 2)):
+        done = command("quantize", DIGITS_MODEL, "--data", DIGITS_CARD, "--refine", option, value)
+        assert done.code == 1
+        assert option in done.err
+
+
+def test_an_archive_is_trained_within_its_bytes(command: Command, tmp_path: Path) -> None:
+    """Codes that learn without a price would spread out."""
+    output = tmp_path / "q.cbqz"
+    few = ("--samples", 100, "--activation-bits", 0, "--refine-steps", 40)
+    arguments = ("--storage", "archive", "--bytes", 4000, "--refine", *few)
+    done = command("quantize", DIGITS_MODEL, "--data", DIGITS_CARD, "--output", output, *arguments)
+    assert done.code == 0, done.err
+    # Whether the start is kept depends on its few bytes of room.
+    assert "--refine: all 40 steps" in done.out
+    assert 0.97 * 4000 <= output.stat().st_size <= 4000
+
+
+def test_shared_values_are_trained(command: Command, tmp_path: Path) -> None:
+    output = tmp_path / "q.onnx"
+    arguments = ("--codebook", "kmeans", "--storage", "packed", "--bits", 2, "--samples", 100)
+    done = command(
+        "quantize", DIGITS_MODEL, "--data", DIGITS_CARD, "--output", output, *arguments, "--refine", "--refine-steps", 9
+    )
+    assert done.code == 0, done.err
+    assert "--refine: all 9 steps" in done.out
+    assert done.out.count("share 4 values") == 1
+
+
+def test_without_torch_it_says_so_before_the_work_begins(tmp_path: Path) -> None:
+    refused_without_torch(
+        "quantize", "missing.onnx", "--data", DIGITS_CARD, "--output", tmp_path / "q.onnx", "--refine"
+    )
+
+
+def test_a_state_belongs_to_its_settings(tmp_path: Path) -> None:
+    """A state that another seed left is not gone on from."""
+    path, method = tmp_path / "state", COARSE.choice.method
+    scene, solution = make_solution()
+    first = Refinement(replace(QUICK, steps=4), "seed 0", State(path, resume=False))
+    refine(scene, method, solution, first)
+    assert path.exists()
+    again = replace(first, state=State(path, resume=True))
+    assert refine(scene, method, solution, again)[2]
+    with pytest.raises(ModelError, match="belongs to a run with another model"):
+        refine(scene, method, solution, replace(again, settings="seed 1"))
+
+
+def test_a_state_that_another_seed_left_is_refused_by_the_whole_run(tmp_path: Path) -> None:
+    """What stands for the settings must hold all of them: one that is missing would be mixed up with another."""
+    path = tmp_path / "state"
+    config = replace(COARSE, refine=replace(QUICK, steps=4))
+    quantize(DIGITS_MODEL, DIGITS_CARD, config, state=State(path, resume=False))
+    for changed in (replace(config, seed=1), replace(config, curve=(3.0,)), replace(config, class_weights=(("1", 2),))):
+        with pytest.raises(ModelError, match="belongs to a run with another model"):
+            quantize(DIGITS_MODEL, DIGITS_CARD, changed, state=State(path, resume=True))
+    resumed = quantize(DIGITS_MODEL, DIGITS_CARD, config, state=State(path, resume=True))
+    assert any(note.startswith("--refine: all 4 steps") for note in resumed.notes)
