@@ -496,11 +496,11 @@ STAGES = (
     "evidence.pieces.PlanMeasure",
     "stages.activations.collect_histograms",
     "methods.rate_distortion.search_plan",
-    "rounding.collect_moments",
+    "stages.compensation.collect_moments",
     "stages.solution.remove_channels",
     "stages.solution.emit_qdq",
-    "proving.check_file",
-    "proving.compare",
+    "verification.prove.check_file",
+    "verification.prove.compare",
 )
 
 

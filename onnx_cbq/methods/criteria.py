@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
-from onnx_cbq.errors import UnsupportedOperatorError
+from onnx_cbq.errors import ModelError, UnsupportedOperatorError
 from onnx_cbq.evidence import Evidence, class_scores, sensitivity, width_tables
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.table import Table
@@ -102,11 +102,11 @@ class Usable:
 
 
 def usable(evidence: Evidence) -> Usable:
-    """All criteria, or those without gradients if an operator has none; a piece of evidence."""
+    """All criteria, or those without gradients if an operator has none, or no finite one; a piece of evidence."""
     try:
         evidence.of(class_scores)
         evidence.of(sensitivity)
-    except UnsupportedOperatorError as error:
+    except (ModelError, UnsupportedOperatorError) as error:  # the first where a gradient is infinite
         note = f"{str(error).partition(';')[0]}: widths are chosen by the noise that they make alone"
         return Usable(tuple(c for c in CRITERIA if not c.needs_gradients), (note,))
     return Usable(CRITERIA)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -41,17 +42,22 @@ def _coarser_table(weights: LayerWeights, scale: Array, factor: float) -> LayerW
     return replace(weights, codes=codes, scale=coarse, table=np.unique(moved))
 
 
-def leave_room_for_bias(layer: Layer, weights: LayerWeights, bias: Array, activation_scale: float) -> LayerWeights:
-    """Coarser scales for channels whose bias would not fit into int32 at scale s_x s_w; most layers have none.
-
-    That happens where a channel's weights are next to nothing beside its bias; a channel of 0 bits takes the finest
-    scale that its bias allows.
-    """
+def _needed(bias: Array, activation_scale: float, weights: LayerWeights) -> Array:
+    """The finest scales that a bias allows, float32 [channels]."""
     # A transposed convolution of groups has a bias for the channel of each group, and one scale for all of these.
     largest = np.abs(bias.reshape(-1, min(bias.size, weights.scale.size))).max(axis=0)
     reach = min(activation_scale * LARGEST_BIAS, float(np.finfo(np.float32).max))
     needed = np.broadcast_to(largest, weights.scale.shape) / reach
-    needed = np.maximum(needed, np.finfo(np.float32).smallest_normal).astype(np.float32)
+    return np.maximum(needed, np.finfo(np.float32).smallest_normal).astype(np.float32)
+
+
+def leave_room_for_biases(layer: Layer, weights: LayerWeights, biases: Sequence[tuple[Array, float]]) -> LayerWeights:
+    """Coarser scales for channels whose bias would not fit into int32 at scale s_x s_w; most layers have none.
+
+    That happens where a channel's weights are next to nothing beside its bias; a channel of 0 bits takes the finest
+    scale that its biases allow: with each the scale s_x of what its use of the layer reads.
+    """
+    needed = np.max([_needed(bias, scale, weights) for bias, scale in biases], axis=0)
     if layer.rules.per_tensor:
         return make_coarser(layer, weights, np.maximum(needed / weights.scale, 1))
     rows = layer.rows(weights.codes)

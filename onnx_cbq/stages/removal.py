@@ -193,7 +193,7 @@ def _kept_zero(plain: Written, found: Found) -> tuple[KeptZero, ...]:
     """Channels of 0 bits that stay, by layer and reason."""
     counts: Counter[tuple[str, str]] = Counter()
     for layer in plain.layers:
-        stays, tensor = found.stays_of(layer), layer.uses[0].output
+        stays = found.stays_of(layer)
         for channel in np.flatnonzero((plain.weights[layer.name].bits == 0) & stays).tolist():
-            counts[layer.name, found.kept.reason(tensor, channel)] += 1
+            counts[layer.name, found.reason_of(layer, channel)] += 1
     return tuple(KeptZero(name, count, reason) for (name, reason), count in counts.items())

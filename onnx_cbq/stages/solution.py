@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from onnx_cbq.model import Model
-from onnx_cbq.quantize.weights import leave_room_for_bias
+from onnx_cbq.quantize.weights import leave_room_for_biases
 from onnx_cbq.records import Plan, Removal, Written
 from onnx_cbq.stages.compensation import Rounded
 from onnx_cbq.stages.removal import Run, remove_channels
@@ -103,10 +103,9 @@ def with_room(scene: Scene, rounded: Rounded) -> Rounded:
     work = scene.work
     corrected = work.model.with_constants(rounded.biases)
     weights = dict(rounded.weights)
-    for layer in work.layers:
-        for use in layer.uses:
-            grid = scene.grids.get(work.placement.grid_of(use.activation))
-            if work.target.file.bias == "int32" and grid is not None and use.bias is not None:
-                bias = corrected.weight(use.bias)
-                weights[layer.name] = leave_room_for_bias(layer, weights[layer.name], bias, grid.scale)
+    for layer in work.layers if work.target.file.bias == "int32" else ():
+        read = [(use.bias, scene.grids.get(work.placement.grid_of(use.activation))) for use in layer.uses]
+        biases = [(corrected.weight(bias), grid.scale) for bias, grid in read if bias is not None and grid is not None]
+        if biases:
+            weights[layer.name] = leave_room_for_biases(layer, weights[layer.name], biases)
     return replace(rounded, weights=weights)

@@ -214,8 +214,9 @@ class Writer:
         """The node in float, its outputs quantized where they have a grid."""
         copy = NodeProto(op_type=node.op_type, domain=node.domain, name=node.name)
         copy.attribute.extend(self._attributes(node))
-        # A shape can be read from the integers as well.
-        copy.input.extend(self._integers.get(n, n) if node.op_type == "Shape" else self._read(n) for n in node.input)
+        # A shape can be read from the integers as well, where operators work on integers.
+        shape = node.op_type == "Shape" and not self._rules.units
+        copy.input.extend(self._integers.get(name, name) if shape else self._read(name) for name in node.input)
         use = self._uses.get(node.output[0])
         if use is not None and use[1].bias is not None:
             copy.input[2] = self._bias(*use)

@@ -5,6 +5,7 @@ Images are tensors of four axes, samples first; `axis` is that of their channels
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,25 +58,50 @@ def draw_views(augment: tuple[str, ...], count: int, random: np.random.Generator
 
 
 def augmented(images: Tensor, augment: tuple[str, ...], axis: int, random: np.random.Generator) -> Tensor:
-    """Images mirrored, shifted, blended and pieced together at random, as `augment` says, in this order."""
-    count, (height, width) = len(images), _spatial(axis)
-    if "flip" in augment:
-        mirrored = torch.from_numpy(random.random(count) < 0.5)
-        images = torch.where(mirrored[:, None, None, None], images.flip(width), images)
-    if "shift" in augment:
-        for along in (height, width):
-            reach = round(images.shape[along] * _SHIFT)
-            images = _moved(images, along, int(random.integers(0, 2 * reach + 1)) - reach)
-    if "mix" in augment:
-        parts = np.where(random.random(count) < 0.5, 0.0, random.uniform(0, 0.5, count))
-        others = torch.from_numpy(random.permutation(count))
-        part = torch.from_numpy(parts.astype(np.float32))[:, None, None, None]
-        images = (1 - part) * images + part * images[others]
-    if "cut" in augment:
-        boxes = torch.from_numpy(_boxes(count, images.shape[height], images.shape[width], random))
-        others = torch.from_numpy(random.permutation(count))
-        images = torch.where(boxes.unsqueeze(axis), images[others], images)
+    """Images changed at random, as `augment` says, in the order of `CHANGES`."""
+    for name, change in CHANGES.items():
+        images = change(images, axis, random) if name in augment else images
     return images
+
+
+def _flip(images: Tensor, axis: int, random: np.random.Generator) -> Tensor:
+    """Every second image mirrored."""
+    mirrored = torch.from_numpy(random.random(len(images)) < 0.5)
+    return torch.where(mirrored[:, None, None, None], images.flip(_spatial(axis)[1]), images)
+
+
+def _shift(images: Tensor, axis: int, random: np.random.Generator) -> Tensor:
+    """All images moved by up to an eighth."""
+    for along in _spatial(axis):
+        reach = round(images.shape[along] * _SHIFT)
+        images = _moved(images, along, int(random.integers(0, 2 * reach + 1)) - reach)
+    return images
+
+
+def _mix(images: Tensor, axis: int, random: np.random.Generator) -> Tensor:  # noqa: ARG001
+    """Every second image blended with another, which keeps the smaller part."""
+    count = len(images)
+    parts = np.where(random.random(count) < 0.5, 0.0, random.uniform(0, 0.5, count))
+    others = torch.from_numpy(random.permutation(count))
+    part = torch.from_numpy(parts.astype(np.float32))[:, None, None, None]
+    return (1 - part) * images + part * images[others]
+
+
+def _cut(images: Tensor, axis: int, random: np.random.Generator) -> Tensor:
+    """A box of another image pasted into every second one."""
+    count, (height, width) = len(images), _spatial(axis)
+    boxes = torch.from_numpy(_boxes(count, images.shape[height], images.shape[width], random))
+    others = torch.from_numpy(random.permutation(count))
+    return torch.where(boxes.unsqueeze(axis), images[others], images)
+
+
+# What `--augment` takes (`records.augmentation`), in the order in which images are changed.
+CHANGES: Mapping[str, Callable[[Tensor, int, np.random.Generator], Tensor]] = {
+    "flip": _flip,
+    "shift": _shift,
+    "mix": _mix,
+    "cut": _cut,
+}
 
 
 def _spatial(axis: int) -> tuple[int, int]:

@@ -18,12 +18,12 @@ from onnx_cbq.stepping.masks import Nested
 from onnx_cbq.stepping.units import Units
 from onnx_cbq.system import stopping
 from onnx_cbq.system.progress import Progress, silent
-from onnx_cbq.torch_graph import choose_device, has_bfloat16
 from onnx_cbq.training.batches import Batches
 from onnx_cbq.training.loop import step, train
 from onnx_cbq.training.nested import NestedNet, NestedObjective, importance
 from onnx_cbq.training.records import Course, Schedule
 from onnx_cbq.training.settings import StepConfig
+from onnx_cbq.training.setup import Setup
 
 # Batches that statistics are taken from once all units were moved.
 _SETTLING = 20
@@ -64,16 +64,13 @@ def run_nesting(task: NestingTask, config: StepConfig, progress: Progress = sile
         OnnxCbqError: an operator cannot be trained, or a subnet cannot be made small enough.
     """
     begun = time.monotonic()
-    device = choose_device()
-    torch.manual_seed(config.seed)
-    fast = config.bfloat16 and has_bfloat16(device)
+    setup = Setup.of(config, config.seed)
     learned, held = (
-        Batches(task.samples, indices, config.batch, config.augment, config.views, device)
-        for indices in (task.learned, task.held)
+        setup.batches(task.samples, indices, config, config.views) for indices in (task.learned, task.held)
     )
     first = next(learned.endless(config.seed)).feeds
-    net = NestedNet(task.units, task.original, len(config.macs), config.beta, first, bfloat16=fast)
-    even = torch.ones(len(task.class_names), device=device)
+    net = NestedNet(task.units, task.original, len(config.macs), config.beta, first, bfloat16=setup.bfloat16)
+    even = setup.tensor(np.ones(len(task.class_names)))
     objective = NestedObjective(config.alpha, config.beta, even, Grouping.single(task.class_names))
     steps, stopped = _move_all(net, task, learned, objective, config, begun, progress)
     net.settle(islice(learned.endless(config.seed + 4), _SETTLING))

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from onnx_cbq.system.progress import Progress, silent
-from onnx_cbq.torch_graph import choose_device, has_bfloat16
-from onnx_cbq.training.batches import Batches
 from onnx_cbq.training.checkpoint import Checkpoint
 from onnx_cbq.training.lesson import Lesson
 from onnx_cbq.training.loop import Objective, train
 from onnx_cbq.training.records import Course, Quantized, Schedule, Task
 from onnx_cbq.training.settings import RefineConfig
+from onnx_cbq.training.setup import Setup
 from onnx_cbq.training.student import Student
 
 # In nats: what about 2 bits a weight cost a net before it is trained.
@@ -29,16 +27,12 @@ def run_training(
         OnnxCbqError: an operator cannot be trained, or the state on disk belongs to another run.
     """
     work = task.work
-    device = choose_device()
-    torch.manual_seed(task.seed)
-    fast = config.bfloat16 and has_bfloat16(device)
-    student = Student(work.model, work.layers, start, Lesson.of(work, task.learned), bfloat16=fast)
+    setup = Setup.of(config, task.seed)
+    student = Student(work.model, work.layers, start, Lesson.of(work, task.learned), bfloat16=setup.bfloat16)
     learned, held = (
-        Batches(work.samples, indices, config.batch, config.augment, config.views, device)
-        for indices in (task.learned, task.held)
+        setup.batches(work.samples, indices, config, config.views) for indices in (task.learned, task.held)
     )
-    weights = torch.tensor(np.asarray(task.class_weights, np.float32), device=device)
-    objective = Objective(config.alpha, weights, task.groups, student.charge, work.logits.kind)
+    objective = Objective(config.alpha, setup.tensor(task.class_weights), task.groups, student.charge, work.logits.kind)
     checkpoint = None if task.state is None else Checkpoint(task.state, task.key, task.resume)
     optimizer = torch.optim.Adam(student.groups((config.weight_rate, config.rate)), betas=(0.9, 0.999))
     schedule = Schedule(config.steps, config.minutes, config.check_every, task.seed, "refine", _USUAL_LOSS)

@@ -22,11 +22,12 @@ from onnx_cbq.model import Array, Model
 from onnx_cbq.records import Grouping, Layer, Layers
 from onnx_cbq.search.widths import DifferentiableConfig
 from onnx_cbq.settings import MOST_BITS
-from onnx_cbq.torch_graph import TorchGraph, choose_device, has_bfloat16
-from onnx_cbq.training.batches import Batches, TrainingBatch
+from onnx_cbq.torch_graph import TorchGraph
+from onnx_cbq.training.batches import TrainingBatch
 from onnx_cbq.training.lesson import Lesson
 from onnx_cbq.training.loop import Objective
 from onnx_cbq.training.records import Levels
+from onnx_cbq.training.setup import Setup
 from onnx_cbq.training.student import Pupil
 
 
@@ -141,14 +142,10 @@ class WidthLoss:
         seed: int,
     ) -> WidthLoss:
         """For a model and samples to learn from; `counted` are the weights of the classes, and their groups."""
-        device = choose_device()
-        fast = config.bfloat16 and has_bfloat16(device)
-        net = WidthNet(work.model, work.layers, levels, Lesson.of(work, learned), bfloat16=fast)
-        batches = Batches(work.samples, learned, config.batch, config.augment, 1, device)
-        weights = torch.tensor(np.asarray(counted[0], np.float32), device=device)
-        return WidthLoss(
-            net, batches.endless(seed), Objective(config.alpha, weights, counted[1], kind=work.logits.kind)
-        )
+        setup = Setup.of(config)
+        net = WidthNet(work.model, work.layers, levels, Lesson.of(work, learned), bfloat16=setup.bfloat16)
+        objective = Objective(config.alpha, setup.tensor(counted[0]), counted[1], kind=work.logits.kind)
+        return WidthLoss(net, setup.batches(work.samples, learned, config).endless(seed), objective)
 
     def __call__(self, widths: Mapping[str, Array]) -> tuple[float, dict[str, Array]]:
         """Widths by layer, [channels] -> the loss, and its gradient by layer, float64 [channels]."""

@@ -7,12 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from onnx_cbq import QuantizeConfig
+from onnx_cbq import CalibrationSet, QuantizeConfig, quantize
 from onnx_cbq.evidence import Evidence, class_scores, sensitivity, width_tables
 from onnx_cbq.methods.criteria import CRITERIA, predicted_losses, usable
 from onnx_cbq.model import Array
 from onnx_cbq.records import Layers
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
+from tests.graphs import make_model, node
 from tests.scenes import gather
 
 CLASSES = 10
@@ -86,3 +87,23 @@ def test_all_are_usable_where_every_operator_has_a_gradient(evidence: Evidence) 
     found = evidence.of(usable)
     assert found.criteria == CRITERIA
     assert found.notes == ()
+
+
+def test_an_infinite_gradient_leaves_the_criteria_that_need_none() -> None:
+    """That of a square root at 0 is: the model runs all the same, and can be quantized."""
+    rng = np.random.default_rng(0)
+    constants = {
+        "w": rng.standard_normal((6, 4)).astype(np.float32),
+        "v": rng.standard_normal((6, 3)).astype(np.float32),
+    }
+    nodes = [
+        node("MatMul", "x t", "c"),
+        node("Relu", "c", "r"),
+        node("Sqrt", "r", "s"),
+        node("MatMul", "s v", "y"),
+    ]
+    model = make_model(nodes, {"x": ["n", 4]}, ["y"], {"t": constants["w"].T.copy(), "v": constants["v"]})
+    samples = CalibrationSet.from_arrays(rng.standard_normal((60, 4)).astype(np.float32), np.arange(60) % 3)
+    result = quantize(model, samples, QuantizeConfig(bits=6, activation_bits=0))
+    assert any("holds NaN or infinity" in note and "by the noise that they make alone" in note for note in result.notes)
+    assert list(result.report.to_json()["measured"]) == ["noise", "noise, measured per layer"]

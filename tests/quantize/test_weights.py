@@ -7,7 +7,7 @@ import pytest
 
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.grid import fits_bits, quantize_rows
-from onnx_cbq.quantize.weights import LARGEST_BIAS, leave_room_for_bias, quantize_layer
+from onnx_cbq.quantize.weights import LARGEST_BIAS, leave_room_for_biases, quantize_layer
 from onnx_cbq.records import Layer, LayerWeights, Use
 
 ACTIVATION_SCALE = 0.02
@@ -23,7 +23,8 @@ def weights(shape: tuple[int, ...]) -> Array:
 
 
 def room(found: LayerWeights, bias: list[float]) -> LayerWeights:
-    return leave_room_for_bias(layer(found.codes.shape, 0), found, np.array(bias, np.float32), ACTIVATION_SCALE)
+    biases = [(np.array(bias, np.float32), ACTIVATION_SCALE)]
+    return leave_room_for_biases(layer(found.codes.shape, 0), found, biases)
 
 
 def bias_codes(found: LayerWeights, bias: list[float]) -> Array:
@@ -109,6 +110,16 @@ def test_shared_values_stay_shared_where_a_bias_needs_room() -> None:
 def test_room_for_a_bias_beside_the_largest_activations() -> None:
     """The product of their scale and an int32 is beyond single precision."""
     found = quantize_layer(layer((2, 3), 0), weights((2, 3)), np.array([4, 4], np.int8))
-    same = leave_room_for_bias(layer((2, 3), 0), found, np.array([1.0, -2.0], np.float32), 1e36)
+    same = leave_room_for_biases(layer((2, 3), 0), found, [(np.array([1.0, -2.0], np.float32), 1e36)])
     np.testing.assert_array_equal(same.scale, found.scale)
     np.testing.assert_array_equal(same.codes, found.codes)
+
+
+def test_a_scale_has_room_for_the_biases_of_all_uses() -> None:
+    """A channel of 0 bits takes the finest scale that they allow: not that of the last use alone."""
+    found = LayerWeights(np.zeros((2, 3), np.int8), np.ones(2, np.float32), np.zeros(2, np.int8))
+    biases = [(np.array([4.0, 0.5], np.float32), 1e-3), (np.array([1.0, 1.0], np.float32), 1e-2)]
+    for order in (biases, biases[::-1]):
+        scale = leave_room_for_biases(layer((2, 3), 0), found, order).scale
+        for bias, read in biases:
+            assert (np.abs(bias) / (scale * np.float64(read)) < 2**31 - 1).all()

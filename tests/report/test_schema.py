@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 from tests.command import Command
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 
-SCHEMA: dict[str, Any] = json.loads(files("onnx_cbq.report.text").joinpath("result.schema.json").read_text("utf-8"))
+SCHEMA: dict[str, Any] = json.loads(files("onnx_cbq.report").joinpath("result.schema.json").read_text("utf-8"))
 QUICK = ("--rounding", "nearest", "--samples", "60", "--bits", "4")
 
 

@@ -18,7 +18,7 @@ from onnx_cbq.graph.placement import NO_ACTIVATIONS, Placement, place_activation
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.model import Array, Model
 from onnx_cbq.quantize.activations import Histogram, choose_grid
-from onnx_cbq.quantize.weights import leave_room_for_bias, quantize_layer
+from onnx_cbq.quantize.weights import leave_room_for_biases, quantize_layer
 from onnx_cbq.records import ActivationGrid, Layers, LayerWeights, WeightRules
 from onnx_cbq.runtime import Session
 from onnx_cbq.storage.files import write_model
@@ -86,9 +86,8 @@ def emitted(
         for use in layer.uses:
             grid = grids.get(placement.grid_of(use.activation))
             if zeros and grid and use.bias:
-                weights[layer.name] = leave_room_for_bias(
-                    layer, weights[layer.name], model.weight(use.bias), grid.scale
-                )
+                biases = [(model.weight(use.bias), grid.scale)]
+                weights[layer.name] = leave_room_for_biases(layer, weights[layer.name], biases)
     output = emit_qdq(model, layers, weights, placement, grids)
     return Emitted(model, layers, weights, placement, grids, feeds, output)
 

@@ -354,7 +354,7 @@ def test_what_decoding_takes_is_counted_before(
 ) -> None:
     """A few hundred kilobytes could keep a processor busy for minutes; the environment says if they may."""
     for name, limit in limits.items():
-        monkeypatch.setattr(f"onnx_cbq.emit.{name}", limit)
+        monkeypatch.setattr(f"onnx_cbq.storage.{name}", limit)
     assert_refused(SMALL, match)
     with pytest.raises(ModelError):  # nor is an archive made that would not be read
         archive(small_model())

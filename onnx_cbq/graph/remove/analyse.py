@@ -39,6 +39,12 @@ class Found:
         stays = self.stays(layer.uses[0].output)
         return stays if len(stays) == layer.channels else np.ones(layer.channels, np.bool_)
 
+    def reason_of(self, layer: Layer, channel: int) -> str:
+        """Why a channel of a layer stays."""
+        tensor = layer.uses[0].output
+        followed = len(self.kept[tensor]) == layer.channels
+        return self.kept.reason(tensor, channel) if followed else "its channels are not followed along their axis"
+
 
 def analyse(
     written: Written,

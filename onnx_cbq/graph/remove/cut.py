@@ -129,6 +129,7 @@ class _Cutter:
         skeleton = ModelProto()
         skeleton.CopyFrom(self._model.skeleton)
         kept = [t for t in skeleton.graph.initializer if t.name not in self._constants]
+        skeleton.graph.ClearField("value_info")  # shapes that no longer hold
         for field, content in (("node", nodes), ("initializer", kept)):
             skeleton.graph.ClearField(field)
             getattr(skeleton.graph, field).extend(content)
