@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import traceback
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from onnx_cbq.system import stopping
 
 # An environment variable: what nobody foresaw ends with Python's own account of it.
 TRACEBACK = "ONNX_CBQ_TRACEBACK"
+# What a line of a log begins with.
+_STAMP, _STAMP_BYTES = re.compile(rb"\d{4}-\d\d-\d\d "), 11
 _LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -139,6 +142,10 @@ def _common(
         raise typer.BadParameter(f"--log-level: expected {' or '.join(_LEVELS)}, got {log_level}")
     logger = logging.getLogger("onnx_cbq")
     logger.setLevel(log_level.upper())
+    if log_file is not None and not _may_log_to(log_file):
+        raise typer.BadParameter(
+            f"--log-file {log_file}: is another file of this command, or no log; give another file"
+        )
     try:
         handler = logging.StreamHandler() if log_file is None else logging.FileHandler(log_file, encoding="utf-8")
     except OSError as error:
@@ -147,6 +154,20 @@ def _common(
     for old in logger.handlers:
         old.close()
     logger.handlers = [handler]
+
+
+def _may_log_to(path: Path) -> bool:
+    """Whether a file can be a log: not there yet, or one that was written before, and nothing else of the command."""
+    others = [os.path.realpath(word) for word in sys.argv[1:] if word != str(path)]
+    same = sum(word == str(path) for word in sys.argv[1:]) > 1 or os.path.realpath(path) in others
+    if same or not path.exists():
+        return not same
+    try:
+        with path.open("rb") as file:
+            start = file.read(_STAMP_BYTES)
+    except OSError:
+        return True  # whoever opens it says what is wrong
+    return not start or _STAMP.fullmatch(start) is not None
 
 
 def main() -> None:

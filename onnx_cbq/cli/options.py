@@ -151,6 +151,9 @@ def command(
 def given_values(flags: Sequence[Flag], typed: Mapping[str, object], stored: Mapping[str, object]) -> dict[str, object]:
     """Flag -> value, for what was typed or else stands in a file."""
     by_name = {name: flag for flag in flags for name in flag.names}
+    for name in stored:
+        twice = sum(other in stored for other in by_name[name].names) > 1
+        check(not twice, f"--config: {name}", "one value", "two")
     found = {by_name[name].name: by_name[name].stored_value(name, raw) for name, raw in stored.items()}
     raws = {flag: typed.get(flag.parameter) for flag in flags}
     return {**found, **{flag.name: flag.value(raw) for flag, raw in raws.items() if raw is not None and raw != []}}

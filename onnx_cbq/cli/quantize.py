@@ -99,16 +99,26 @@ FIXED: Mapping[str, Any] = {
     "json": JsonPath,
     "quiet": Quiet,
 }
+# Tables with the settings of a method.
+_METHODS = ("search", "cbq", "differentiable")
 _PATHS = {"model", "data", "output", "source", "json"}
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What a run was told: files and switches by name, options by flag, and tables of settings that are no options."""
+    """What a run was told.
+
+    Attributes:
+        fixed: files and switches by name.
+        values: options by flag.
+        tables: of settings that are no options.
+        groups: the file that groups of classes are read from.
+    """
 
     fixed: Mapping[str, Any]
     values: Mapping[str, object]
     tables: Mapping[str, Mapping[str, Any]]
+    groups: Path | None = None
 
     def path(self, name: str) -> Path | None:
         """A file."""
@@ -152,11 +162,9 @@ def quantize(flags: Sequence[Flag], given: Mapping[str, Any]) -> None:
         raise typer.BadParameter("give a calibration card with --data, or use --data-free")
     config = _config(flags, run)
     state = State(destination.with_name(f"{destination.name}.training"), run.says("resume")) if config.refine else None
-    clusters = given.get("clusters")
-    groups = None if clusters is None or clusters.isdecimal() else Path(clusters)
     check_outputs(
         *(destination, run.path("json"), weights_beside(destination), state.path if state else None),
-        inputs=Inputs((model,), card_path, source, (groups, run.path("config"))),
+        inputs=Inputs((model,), card_path, source, (run.groups, run.path("config"))),
     )
     card = CalibrationSet.from_card(card_path, source, skip_unreadable=run.says("skip_unreadable"))
     with progress_bars(quiet=run.says("quiet")) as progress:
@@ -173,7 +181,7 @@ def _told(flags: Sequence[Flag], given: Mapping[str, Any]) -> _Run:
     """What was typed, and what a file says beside it."""
     fixed = {name: given.get(name) for name in FIXED if given.get(name) is not None}
     if "config" not in fixed:
-        return _Run(fixed, given_values(flags, given, {}), {})
+        return _Run(fixed, given_values(flags, given, {}), {}, _groups(given.get("clusters")))
     path = Path(str(fixed["config"]))
     where, stored = f"--config {path}", read_config(path)
     names = {name.replace("_", "-"): name for name in FIXED if name not in ("model", "config")}
@@ -183,17 +191,23 @@ def _told(flags: Sequence[Flag], given: Mapping[str, Any]) -> _Run:
     for name, value in there.items():
         wanted = str if name in _PATHS else bool
         check(isinstance(value, wanted), f"{where}: {name}", "a path" if wanted is str else "true or false", value)
-    return _Run({**there, **fixed}, given_values(flags, given, stored), tables)
+    groups = _groups(given.get("clusters") or stored.get("clusters"))
+    return _Run({**there, **fixed}, given_values(flags, given, stored), tables, groups)
+
+
+def _groups(clusters: object) -> Path | None:
+    """The file that `--clusters` names, where it is no number."""
+    return Path(clusters) if isinstance(clusters, str) and not clusters.isdecimal() else None
 
 
 def _config(flags: Sequence[Flag], run: _Run) -> QuantizeConfig:
     """The settings, with the members that were named."""
     values = run.values
     given = {owner.kind: fields_for(owner.kind, flags, values) for owner in owners()}
-    common, training = given.pop(QuantizeConfig), {**given[RefineConfig], **run.tables.get("refinement", {})}
-    given |= {
-        TABLES[name]: dict(run.tables[name]) for name in ("search", "cbq", "differentiable") if name in run.tables
-    }
+    common, training = given.pop(QuantizeConfig), {**run.tables.get("refinement", {}), **given[RefineConfig]}
+    # What is typed stands behind the tables, and wins.
+    tables = {TABLES[name]: dict(run.tables[name]) for name in _METHODS if name in run.tables}
+    given = {**tables, **given}
     stages = {name: TABLES[name](**run.tables[name]) for name in ("scoring", "compensation") if name in run.tables}
     search = RateDistortionConfig(**run.tables.get("search", {}))
     given |= {Entropy: {"held_back": search.held_back}, SharedValues: {"held_back": search.held_back}}
@@ -223,6 +237,7 @@ def _refuse_ignored(flags: Sequence[Flag], run: _Run) -> None:
         others = {f"--{name}" for name in values.keys() - mine - _WITHOUT_DATA}
         switches = ("data", "source", "refine", "resume", "curve", "skip_unreadable")
         others |= {f"--{name.replace('_', '-')}" for name in switches if run.fixed.get(name) is not None}
+        others |= {f"[{name}]" for name in run.tables}
         if others:
             reason = "--data-free uses no samples and leaves activations float"
             raise typer.BadParameter(f"{reason}; leave out {', '.join(sorted(others))}")
@@ -235,6 +250,12 @@ def _refuse_ignored(flags: Sequence[Flag], run: _Run) -> None:
         "",
     }
     refuse_unused(flags, values, lambda owner: owner.option in said)
+    default = f"--method {QuantizeConfig.method}"
+    for name, wanted in (("cbq", "--method cbq"), ("differentiable", "--method differentiable"), ("search", default)):
+        if name in run.tables and wanted not in said:
+            raise typer.BadParameter(f"only for {wanted}; leave out [{name}]")
+    if "refinement" in run.tables and not run.says("refine"):
+        raise typer.BadParameter(f"only for {REFINE}; leave out [refinement]")
     if run.says("resume") and not run.says("refine"):
         raise typer.BadParameter(f"only for {REFINE}; leave out --resume")
 

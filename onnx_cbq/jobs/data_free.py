@@ -118,7 +118,7 @@ class DataFreeResult:
             "notes": list(self.notes),
             "seconds": dict(self.seconds),
             "versions": dict(self.versions),
-            "settings": {"data-free": True, **changed_options(self.config)},
+            "settings": {"data-free": True, **changed_options(self.config), "bits": self.config.bits},
         }
         return to_json_text("quantize --data-free", content)
 

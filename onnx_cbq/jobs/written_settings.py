@@ -35,8 +35,8 @@ def as_options(config: QuantizeConfig) -> dict[str, Any]:
     choice = config.choice
     method, storage = choice.method, choice.scene.storage
     # An archive has a method of its own in place of the default, which is not asked for by name.
-    members = [kind.name for kind in methods.METHODS]
-    named = method.name if method.name in members else members[0]
+    instead = isinstance(method, (Entropy, SharedValues))
+    named = methods.METHODS[0].name if instead else method.name
     codebook = method.name if method.shares_values else UNIFORM
     found = changed_options(
         config, bits=choice.goal.bits, target=choice.target.name, storage=storage.name, method=named, codebook=codebook

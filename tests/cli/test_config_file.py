@@ -11,6 +11,7 @@ import pytest
 
 from onnx_cbq import (
     CbqConfig,
+    DataFreeConfig,
     DifferentiableConfig,
     QuantizeConfig,
     RateDistortionConfig,
@@ -18,6 +19,7 @@ from onnx_cbq import (
     RoundingConfig,
     ScoringConfig,
     quantize,
+    quantize_without_data,
 )
 from onnx_cbq.jobs.written_settings import as_options
 from tests.command import Command
@@ -102,6 +104,52 @@ def test_the_file_is_never_an_output(tmp_path: Path, command: Command) -> None:
     assert finished.code == 1
     assert "is read; give the output a name of its own" in finished.err
     assert path.read_text() == "bits = 3"
+
+
+def test_no_file_that_it_names_is_an_output(tmp_path: Path, command: Command) -> None:
+    """Not the groups of classes either, which a first version replaced with exit code 0."""
+    groups, path = tmp_path / "groups.txt", tmp_path / "run.toml"
+    groups.write_text("1,2\n3,4,5\n")
+    path.write_text(f"clusters = {str(groups)!r}\n")
+    finished = command(*QUICK, "--config", path, "--output", groups)
+    assert finished.code == 1
+    assert groups.read_text() == "1,2\n3,4,5\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "said"),
+    [
+        ("[cbq]\nstep = 0.1", (), "only for --method cbq; leave out [cbq]"),
+        ("[search]\nexchanges = 3", ("--method", "cbq"), "only for --method rate-distortion; leave out [search]"),
+        ("[refinement]\nrate = 0.1", (), "only for --refine; leave out [refinement]"),
+        ("no-equalize = true\nequalize = true", (), "expected one value, got two"),
+        ("activation-bits = 4\nactivation_bits = 8", (), "expected one value, got two"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(
+    tmp_path: Path, command: Command, text: str, options: tuple[str, ...], said: str
+) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    finished = command(*QUICK, "--config", path, "--output", tmp_path / "q.onnx", *options)
+    assert finished.code in {1, 2}
+    assert said in " ".join(finished.err.replace("\u2502", " ").split())
+
+
+def test_what_is_typed_wins_over_a_table(tmp_path: Path, command: Command) -> None:
+    table = 'method = "differentiable"\n[differentiable]\nsteps = 4\nrate = 0.05\n'
+    found = run(tmp_path, command, table, "--width-steps", "2")
+    assert (found["width-steps"], found["differentiable"]) == (2, {"rate": 0.05})
+
+
+@pytest.mark.parametrize("bits", [4.0, 8.0])
+def test_a_run_without_data_is_repeated_too(tmp_path: Path, command: Command, bits: float) -> None:
+    """Its default in Python is another than that of the command line."""
+    quantize_without_data(DIGITS_MODEL, DataFreeConfig(bits)).save(tmp_path / "first")
+    (tmp_path / "r.json").write_text(quantize_without_data(DIGITS_MODEL, DataFreeConfig(bits)).to_json())
+    told = ("--config", tmp_path / "r.json", "--output", tmp_path / "again", "--quiet")
+    assert command("quantize", DIGITS_MODEL, *told).code == 0
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "again").read_bytes()
 
 
 QUICKLY = QuantizeConfig(

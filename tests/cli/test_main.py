@@ -80,3 +80,17 @@ def test_an_unknown_command_names_the_nearest(command: Command) -> None:
     finished = command("quantise", DIGITS_MODEL)
     assert finished.code == 2
     assert "quantize" in finished.err
+
+
+def test_a_log_never_goes_into_another_file(tmp_path: Path, command: Command) -> None:
+    """It is appended to, so a model that it names would be spoiled."""
+    model = tmp_path / "m.onnx"
+    model.write_bytes(DIGITS_MODEL.read_bytes())
+    for log in (model, tmp_path / "q.onnx"):
+        told = ("--log-file", log, "quantize", model, "--data-free", "--output", tmp_path / "q.onnx")
+        assert command(*told).code == 2
+    (tmp_path / "card.toml").write_text("[samples]")
+    assert command("--log-file", tmp_path / "card.toml", "inspect", model).code == 2
+    assert model.read_bytes() == DIGITS_MODEL.read_bytes()
+    for _ in range(2):
+        assert command("--log-level", "debug", "--log-file", tmp_path / "log", "inspect", model).code == 0
