@@ -78,11 +78,13 @@ class Commands(typer.core.TyperGroup):
         """The command itself, with its options."""
         name, stub, rest = super().resolve_command(ctx, args)
         found = {command.name: command for command in COMMANDS}.get(str(name))
-        return name, stub if found is None else load(found), rest
+        loaded = stub if found is None else load(found)
+        # Not before: an exception that is raised within the import of a library may end in its native code.
+        stopping.start_raising()
+        return name, loaded, rest
 
     def invoke(self, ctx: Any) -> object:
         """Run a command."""
-        stopping.start_raising()
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
