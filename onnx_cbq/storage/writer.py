@@ -180,7 +180,7 @@ class Writer:
         output = node.output[0]
         if output in self._placement.shared or output in self._before_branches:
             return True
-        broken = self._grids[node.input[0]].signed and self._model.opset >= _OUTPUT_TYPES and not self._rules.units
+        broken = self._grids[node.input[0]].signed and self._model.opset >= _OUTPUT_TYPES
         return broken and moves_integers(self._model, output)
 
     def write(self) -> Model:
