@@ -24,6 +24,7 @@ _MOST_DOTS = 1000
 _MOST = (1 << 31) - 1
 _LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).smallest_normal)
 LAYOUTS = ("NHWC", "NCHW")
+_A_CARD = 'a card is a .toml file whose line source = "..." names an .npz file or a folder of images; see docs/cards.md'
 
 
 @dataclass(frozen=True)
@@ -60,17 +61,17 @@ def load_card(path: Path, source: Path | None = None) -> Card:
     """
     try:
         values = _parsed(read_text(path, _LARGEST_CARD))
-    except (FileNotFoundError, IsADirectoryError):
-        raise CalibrationError(
-            f"{path}: no such card; give a .toml file, for example calibration/digits.toml"
-        ) from None
+    except FileNotFoundError:
+        raise CalibrationError(f"{path}: no such card; {_A_CARD}") from None
+    except IsADirectoryError:
+        raise CalibrationError(f"{path}: no such card, but a folder; {_A_CARD}") from None
     except OSError as error:
         raise CalibrationError(f"{shown(str(path))[1:-1]}: cannot be read: {error.strerror}") from error
     except (
         ValueError,
         RecursionError,
     ) as error:  # wrong bytes, wrong TOML, numbers and nesting beyond what Python takes
-        raise CalibrationError(f"{path}: not a TOML file: {reason(error)}; see docs/cards.md") from None
+        raise CalibrationError(f"{path}: not a TOML file: {reason(error)}; {_A_CARD}") from None
     known = {field.name for field in fields(Card)}
     for key in values.keys() - known:
         raise CalibrationError(f"{path}: unknown key {shown(key)}{_nearest(key, known)}")
