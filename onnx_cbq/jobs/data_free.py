@@ -17,15 +17,15 @@ from onnx_cbq.graph.normalise import normalise
 from onnx_cbq.graph.placement import NO_ACTIVATIONS
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.model import Array, Model
+from onnx_cbq.quantize.grid import Channels
 from onnx_cbq.quantize.schemes import (
     LEAST_BITS,
     GridStatistics,
-    SchemeRows,
     grid_statistics,
     quantize_scheme,
     signal_to_noise,
 )
-from onnx_cbq.records import Layer, Layers, LayerWeights, Plan
+from onnx_cbq.records import Affine, Layer, Layers, LayerWeights, Plan
 from onnx_cbq.records.figures import to_json_text
 from onnx_cbq.search.rate_distortion import allocate
 from onnx_cbq.settings import CHOOSE, FIRST, MOST_BITS, changed_options, check, either, option
@@ -36,7 +36,7 @@ from onnx_cbq.storage.qdq import emit_qdq
 from onnx_cbq.system.progress import Clock
 from onnx_cbq.system.temporary import temporary_folder
 from onnx_cbq.verification.kernels import check_kernels
-from onnx_cbq.verification.verify import check_equal, check_outputs
+from onnx_cbq.verification.verify import check_equal, check_file
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def quantize_data_free(
     with clock.stage("verify"), temporary_folder() as folder:
         path = folder / "quantized.onnx"
         size = write_model(output, path)
-        check_outputs(path, normalised.model, example.feeds)
+        check_file(path, normalised.model, layers, weights, example.feeds)
         check_kernels(path, example.feeds)
         if storage != Int8():
             plain = emit_qdq(normalised.model, layers, weights, NO_ACTIVATIONS, {})
@@ -211,14 +211,14 @@ def _rows(layer: Layer, model: Model, config: DataFreeConfig) -> Array:
     return rows.reshape(1, -1) if config.per_tensor else rows
 
 
-def _quantize(rows: Array, bits: Array, config: DataFreeConfig) -> list[tuple[Array, SchemeRows]]:
+def _quantize(rows: Array, bits: Array, config: DataFreeConfig) -> list[tuple[Array, Channels]]:
     """(rows chosen, quantized) for each width in use."""
     widths = bits[: len(rows)]
     chosen = [np.flatnonzero(widths == width) for width in np.unique(widths)]
     return [(index, quantize_scheme(rows[index], int(widths[index[0]]), config.scheme)) for index in chosen]
 
 
-def _statistics(rows: Array, found: list[tuple[Array, SchemeRows]], bits: Array) -> GridStatistics:
+def _statistics(rows: Array, found: list[tuple[Array, Channels]], bits: Array) -> GridStatistics:
     """Over all widths of a layer, every one counting as its rows do."""
     parts = [(len(index), grid_statistics(rows[index], q, int(bits[index[0]]))) for index, q in found]
     values = np.empty_like(rows)
@@ -232,14 +232,14 @@ def _statistics(rows: Array, found: list[tuple[Array, SchemeRows]], bits: Array)
     )
 
 
-def _weights(layer: Layer, found: list[tuple[Array, SchemeRows]], bits: Array) -> LayerWeights:
+def _weights(layer: Layer, found: list[tuple[Array, Channels]], bits: Array) -> LayerWeights:
     """The quantized rows as the weights of a layer."""
     rows = sum(len(index) for index, _ in found)
     codes = np.empty((rows, layer.size // rows), found[0][1].codes.dtype)
-    scale, zero_point = np.empty(rows, np.float32), np.zeros(rows, np.int8)
+    scale, zero, grid = np.empty(rows, np.float32), np.zeros(rows, np.int8), found[0][1].grid
     for index, quantized in found:
         codes[index], scale[index] = quantized.codes, quantized.scale
-        zero_point[index] = 0 if quantized.zero_point is None else quantized.zero_point
+        zero[index] = quantized.grid.zero if isinstance(quantized.grid, Affine) else 0
     whole = layer.unrows(codes.reshape(layer.channels, -1))
-    spread = [np.broadcast_to(part, (layer.channels,)).copy() for part in (scale, zero_point)]
-    return LayerWeights(whole, spread[0], bits, spread[1] if zero_point.any() else None, found[0][1].levels)
+    spread = [np.broadcast_to(part, (layer.channels,)).copy() for part in (scale, zero)]
+    return LayerWeights(whole, spread[0], bits, Affine(spread[1]) if isinstance(grid, Affine) else grid)

@@ -30,7 +30,8 @@ from onnx_cbq.quantize.codebook import MOST_VALUES, Codebook, code_lengths, larg
 from onnx_cbq.quantize.grid import Channels
 from onnx_cbq.quantize.problem import Problem
 from onnx_cbq.quantize.shared import Charges, fit_shared, nearest_channels
-from onnx_cbq.records import Layer, LayerWeights
+from onnx_cbq.quantize.weights import as_weights
+from onnx_cbq.records import Layer, LayerWeights, Shared
 from onnx_cbq.search.rate_distortion import RateDistortionConfig
 from onnx_cbq.settings import CHOOSE, check, either, option
 from onnx_cbq.stages.compensation import Rounded
@@ -134,7 +135,7 @@ class SharedValues(Method):
     def trial_weights(self, weights: LayerWeights) -> LayerWeights:
         """With a table of every code up to the largest."""
         largest = int(np.abs(weights.codes).max(initial=1))
-        return replace(weights, table=np.arange(-largest, largest + 1, dtype=np.int8))
+        return replace(weights, grid=Shared(np.arange(-largest, largest + 1, dtype=np.int8)))
 
     def _at_rate(self, scene: Scene, shares: ShareEvidence, bits: float) -> tuple[Rounded, float]:
         """Weights on shared values that take at most so many bits each once coded, and what they take."""
@@ -156,7 +157,8 @@ class SharedValues(Method):
         return meet_rate(bits, self.finder(points, estimate), make, spent)
 
     def _note(self, rounded: Rounded) -> str:
-        counts = [len(weights.table) for weights in rounded.weights.values() if weights.table is not None]
+        grids = (weights.grid for weights in rounded.weights.values())
+        counts = [len(grid.table) for grid in grids if isinstance(grid, Shared)]
         which = "the weights of the whole net" if self.whole_net else "the weights of a layer"
         several = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{counts[0]}"
         return f"{which} share {several} values"
@@ -186,7 +188,7 @@ def round_to_values(scene: Scene, method: SharedValues, shares: ShareEvidence, s
     def nearest(layer: Layer) -> LayerWeights:
         rows = layer.rows(work.model.weight(layer.weight))
         found = nearest_channels(rows, shares.hessian[layer.name], books[layer.name], share.price)
-        return LayerWeights(layer.unrows(found.codes), found.scale, found.bits, table=found.table)
+        return as_weights(layer, found)
 
     return scene.settings.rounding.weights(scene, fitting, nearest)
 

@@ -23,8 +23,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnx_cbq.model import Array
-from onnx_cbq.quantize.ranks import index_bits
 from onnx_cbq.records import Lanes
+from onnx_cbq.records.ranks import index_bits
 
 LARGEST = 127
 # int8 has that many numbers of which none is without its negative.

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_cbq.model import Array
-from onnx_cbq.records import FREE, Lanes, WeightRules
+from onnx_cbq.records import FREE, UNIFORM, Lanes, WeightGrid, WeightRules, largest_code
 from onnx_cbq.settings import MOST_BITS
 
 # A scale is tried at these shares of the one that just reaches the largest weight; few bits want to clip far.
@@ -37,24 +37,24 @@ _SMALLEST = np.float32(1e-30)
 
 @dataclass(frozen=True)
 class Channels:
-    """Quantized rows: value = codes * scale.
+    """Quantized rows: value = f(codes) * scale, f as the grid says.
 
     Attributes:
-        codes: int8 [channels, weights per channel].
+        codes: int8 [channels, weights per channel]; uint8 where they are positions in a table.
         scale: float32 [channels], above 0.
         bits: int8 [channels].
-        table: the codes that all channels share, int8, rising; None if any code may occur.
+        grid: what the codes stand for.
     """
 
     codes: Array
     scale: Array
     bits: Array
-    table: Array | None = None
+    grid: WeightGrid = UNIFORM
 
     @property
     def values(self) -> Array:
         """What the codes stand for, float32 [channels, weights per channel]."""
-        return np.asarray(self.codes * self.scale[:, None])
+        return np.asarray(self.grid.levels(self.codes) * self.scale[:, None])
 
 
 def quantize_rows(rows: Array, bits: Array, rules: WeightRules = FREE, lanes: Lanes | None = None) -> Channels:
@@ -82,21 +82,6 @@ def round_to_grid(rows: Array, scale: Array, bits: int, *, mid_rise: bool, lanes
     if lanes is not None and 2 * top > lanes.limit:
         return lanes.nearest(steps).astype(np.int8)
     return np.clip(np.rint(steps), -top, top).astype(np.int8)
-
-
-def largest_code(bits: int, *, mid_rise: bool) -> int:
-    """The largest code of a grid."""
-    return (1 << bits) - 1 if mid_rise else (1 << (bits - 1)) - 1
-
-
-def fits_bits(codes: Array, bits: int) -> bool:
-    """Whether the codes of one channel lie on one of the grids of `bits` bits."""
-    if bits == 0:
-        return not codes.any()
-    largest = int(np.abs(codes.astype(np.int16)).max(initial=0))
-    on_tread = bits > 1 and largest <= largest_code(bits, mid_rise=False)
-    on_rise = bits < MOST_BITS and largest <= largest_code(bits, mid_rise=True) and bool((codes % 2 != 0).all())
-    return on_tread or on_rise
 
 
 def has_grid(bits: Array, *, mid_rise: bool, lanes: Lanes | None = None) -> Array:

@@ -19,39 +19,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_cbq.model import Array
-from onnx_cbq.quantize.grid import quantize_rows
+from onnx_cbq.quantize.grid import Channels, quantize_rows, round_to_grid
+from onnx_cbq.records import UNIFORM, Affine, Looked, WeightGrid, largest_code
 
 LEAST_BITS = 2
 # 0, 1, -1, 1/2, -1/2, ... -2^-126: all levels of the log grid of 8 bits; the first 2^n - 1 are those of n bits.
 _POWERS = np.exp2(-np.arange(127.0)).astype(np.float32)
 LOG_LEVELS: Array = np.concatenate([np.zeros(1, np.float32), np.stack([_POWERS, -_POWERS], axis=1).reshape(-1)])
-
-
-@dataclass(frozen=True)
-class SchemeRows:
-    """Quantized rows: value = (codes - zero_point) scale, or levels[codes] scale where the grid is a table.
-
-    Attributes:
-        codes: int8 [rows, n]; uint8 where they are positions in a table.
-        scale: float32 [rows], above 0.
-        zero_point: int8 [rows], or None for 0.
-        levels: float32 [levels], or None.
-    """
-
-    codes: Array
-    scale: Array
-    zero_point: Array | None = None
-    levels: Array | None = None
-
-    @property
-    def values(self) -> Array:
-        """What the codes stand for, float32 [rows, n]."""
-        if self.levels is not None:
-            return np.asarray(self.levels[self.codes] * self.scale[:, None])
-        codes = self.codes.astype(np.float32)
-        if self.zero_point is not None:
-            codes = codes - self.zero_point[:, None]
-        return np.asarray(codes * self.scale[:, None])
 
 
 @dataclass(frozen=True)
@@ -71,12 +45,12 @@ class GridStatistics:
     snr_db: float | None
 
 
-def quantize_scheme(rows: Array, bits: int, scheme: str) -> SchemeRows:
+def quantize_scheme(rows: Array, bits: int, scheme: str) -> Channels:
     """Quantize rows [rows, n] to `bits` bits by a scheme of `SCHEMES`. Cost: a few passes, for "mse" about 80."""
     return SCHEMES[scheme](np.asarray(rows, np.float32), bits)
 
 
-def grid_statistics(rows: Array, quantized: SchemeRows, bits: int) -> GridStatistics:
+def grid_statistics(rows: Array, quantized: Channels, bits: int) -> GridStatistics:
     """What the paper judges a scheme by: overall range, local sparsity and noise."""
     values = quantized.values
     used = [len(np.unique(codes)) / 2**bits for codes in quantized.codes]
@@ -94,22 +68,25 @@ def signal_to_noise(rows: Array, values: Array) -> float | None:
     return float(10 * np.log10(signal / noise)) if noise and signal else None
 
 
-def _symmetric(rows: Array, bits: int) -> SchemeRows:
-    top = (1 << (bits - 1)) - 1
-    return _scaled(rows, _positive(np.abs(rows).max(axis=1) / top), top)
+def _symmetric(rows: Array, bits: int) -> Channels:
+    top = largest_code(bits, mid_rise=False)
+    return _scaled(rows, _positive(np.abs(rows).max(axis=1) / top), bits)
 
 
-def _power_of_two(rows: Array, bits: int) -> SchemeRows:
-    top = (1 << (bits - 1)) - 1
-    scale = _positive(np.abs(rows).max(axis=1) / top)
-    return _scaled(rows, np.exp2(np.ceil(np.log2(scale))).astype(np.float32), top)
+def _power_of_two(rows: Array, bits: int) -> Channels:
+    scale = _positive(np.abs(rows).max(axis=1) / largest_code(bits, mid_rise=False))
+    return _scaled(rows, np.exp2(np.ceil(np.log2(scale))).astype(np.float32), bits)
 
 
-def _scaled(rows: Array, scale: Array, top: int) -> SchemeRows:
-    return SchemeRows(np.clip(np.rint(rows / scale[:, None]), -top, top).astype(np.int8), scale)
+def _scaled(rows: Array, scale: Array, bits: int) -> Channels:
+    return _channels(round_to_grid(rows, scale, bits, mid_rise=False), scale, bits)
 
 
-def _asymmetric(rows: Array, bits: int) -> SchemeRows:
+def _channels(codes: Array, scale: Array, bits: int, grid: WeightGrid = UNIFORM) -> Channels:
+    return Channels(codes, scale, np.full(len(codes), bits, np.int8), grid)
+
+
+def _asymmetric(rows: Array, bits: int) -> Channels:
     top = (1 << bits) - 1
     low, high = np.minimum(rows.min(axis=1), 0), np.maximum(rows.max(axis=1), 0)
     scale = _positive((high - low) / top)
@@ -117,27 +94,26 @@ def _asymmetric(rows: Array, bits: int) -> SchemeRows:
     middle = 1 << (bits - 1)
     zero_point = np.clip(np.rint(-low / scale), 0, top) - middle
     codes = np.clip(np.rint(rows / scale[:, None]) + zero_point[:, None], -middle, top - middle)
-    return SchemeRows(codes.astype(np.int8), scale, zero_point.astype(np.int8))
+    return _channels(codes.astype(np.int8), scale, bits, Affine(zero_point.astype(np.int8)))
 
 
-def _log(rows: Array, bits: int) -> SchemeRows:
+def _log(rows: Array, bits: int) -> Channels:
     scale = _positive(np.abs(rows).max(axis=1))
     allowed = np.argsort(LOG_LEVELS[: (1 << bits) - 1])
     levels = LOG_LEVELS[allowed]
     nearest = np.searchsorted((levels[1:] + levels[:-1]) / 2, rows / scale[:, None])
-    return SchemeRows(allowed[nearest].astype(np.uint8), scale, levels=LOG_LEVELS)
+    return _channels(allowed[nearest].astype(np.uint8), scale, bits, Looked(LOG_LEVELS))
 
 
-def _mse(rows: Array, bits: int) -> SchemeRows:
-    found = quantize_rows(rows, np.full(len(rows), bits))
-    return SchemeRows(found.codes, found.scale)
+def _mse(rows: Array, bits: int) -> Channels:
+    return quantize_rows(rows, np.full(len(rows), bits))
 
 
 def _positive(scale: Array) -> Array:
     return np.where(scale > 0, scale, 1.0).astype(np.float32)
 
 
-SCHEMES: Mapping[str, Callable[[Array, int], SchemeRows]] = {
+SCHEMES: Mapping[str, Callable[[Array, int], Channels]] = {
     "mse": _mse,
     "symmetric": _symmetric,
     "asymmetric": _asymmetric,

@@ -21,8 +21,9 @@ from onnx_cbq.quantize.compensate import Box
 from onnx_cbq.quantize.entropy import widths
 from onnx_cbq.quantize.grid import Channels
 from onnx_cbq.quantize.problem import Problem
-from onnx_cbq.quantize.ranks import rank_codes
 from onnx_cbq.quantize.settings import RoundingConfig
+from onnx_cbq.records import Shared
+from onnx_cbq.records.ranks import rank_codes
 
 # The quadratic is summed over so many of a layer's rows that it takes no more multiplications than that.
 _MOST_PRODUCTS = 1e11
@@ -85,7 +86,7 @@ def as_channels(codes: Array, book: Codebook, *, priced: bool) -> Channels:
     used = codes.any(axis=1)
     scale = np.full(len(codes), book.scale, np.float32)
     bits = np.maximum(widths(rank_codes(codes, book.table)), 1) if priced else np.full(len(codes), book.bits)
-    return Channels(codes, scale, np.where(used, bits, 0).astype(np.int8), book.table)
+    return Channels(codes, scale, np.where(used, bits, 0).astype(np.int8), Shared(book.table))
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from onnx_cbq.model import Array
-from onnx_cbq.quantize.grid import quantize_rows
-from onnx_cbq.records import Layer, LayerWeights
+from onnx_cbq.quantize.grid import Channels, quantize_rows
+from onnx_cbq.records import Layer, LayerWeights, Shared
 
 # An int32 bias stays below this, so that the sum of products on top of it has room.
 LARGEST_BIAS = 2.0**30
@@ -17,8 +17,12 @@ LARGEST_BIAS = 2.0**30
 
 def quantize_layer(layer: Layer, weight: Array, bits: Array) -> LayerWeights:
     """Round a layer's weight to the nearest levels, each channel to its bits."""
-    rows = quantize_rows(layer.rows(weight), bits, layer.rules, layer.lanes)
-    return LayerWeights(layer.unrows(rows.codes), rows.scale, rows.bits)
+    return as_weights(layer, quantize_rows(layer.rows(weight), bits, layer.rules, layer.lanes))
+
+
+def as_weights(layer: Layer, channels: Channels) -> LayerWeights:
+    """Quantized rows as the weights of a layer."""
+    return LayerWeights(layer.unrows(channels.codes), channels.scale, channels.bits, channels.grid)
 
 
 def make_coarser(layer: Layer, weights: LayerWeights, factors: Array) -> LayerWeights:
@@ -33,13 +37,12 @@ def make_coarser(layer: Layer, weights: LayerWeights, factors: Array) -> LayerWe
     return replace(weights, codes=layer.unrows(codes), scale=np.asarray(weights.scale * factors, np.float32))
 
 
-def _coarser_table(weights: LayerWeights, scale: Array, factor: float) -> LayerWeights:
+def _coarser_table(weights: LayerWeights, table: Array, scale: Array, factor: float) -> LayerWeights:
     """Weights that share values at `factor` times their scale, all channels alike: values that meet become one."""
-    assert weights.table is not None
-    moved = np.rint(weights.table / factor).astype(np.int8)
-    codes = moved[np.searchsorted(weights.table, weights.codes)]
+    moved = np.rint(table / factor).astype(np.int8)
+    codes = moved[np.searchsorted(table, weights.codes)]
     coarse = np.maximum(weights.scale * np.float32(factor), scale)
-    return replace(weights, codes=codes, scale=coarse, table=np.unique(moved))
+    return replace(weights, codes=codes, scale=coarse, grid=Shared(np.unique(moved)))
 
 
 def _needed(bias: Array, activation_scale: float, weights: LayerWeights) -> Array:
@@ -66,8 +69,8 @@ def leave_room_for_biases(layer: Layer, weights: LayerWeights, biases: Sequence[
     scale = np.where(empty | coarse, needed, weights.scale)
     if not coarse.any():
         return replace(weights, scale=scale)
-    if weights.table is not None:
-        return _coarser_table(weights, scale, float((needed / weights.scale)[coarse].max()))
+    if isinstance(weights.grid, Shared):
+        return _coarser_table(weights, weights.grid.table, scale, float((needed / weights.scale)[coarse].max()))
     # On the coarser scale a channel is rounded to the mid-tread grid of its width; 1 bit has none and becomes 0 bits.
     bits = np.where(coarse & (weights.bits == 1), 0, weights.bits).astype(np.int8)
     top = np.left_shift(1, np.maximum(bits.astype(np.int32) - 1, 0))[:, None] - 1

@@ -5,6 +5,7 @@ filter or neuron; a *plan* gives every channel its bits.
 """
 
 from onnx_cbq.records.classes import Evaluation, Grouping, LayerScores, Scores
+from onnx_cbq.records.grids import UNIFORM, Affine, Looked, Shared, Uniform, WeightGrid, fits_bits, largest_code
 from onnx_cbq.records.lanes import Lanes
 from onnx_cbq.records.layers import Layer, Layers, LeftFloat, Use, Windows
 from onnx_cbq.records.plans import ActivationGrid, KeptZero, LayerWeights, Plan, Removal, Seen, Written
@@ -23,9 +24,11 @@ __all__ = [
     "FREE",
     "FUSED",
     "KERNELS",
+    "UNIFORM",
     "UNSIGNED",
     "ActivationGrid",
     "ActivationRules",
+    "Affine",
     "Evaluation",
     "FileRules",
     "Grouping",
@@ -36,13 +39,19 @@ __all__ = [
     "LayerWeights",
     "Layers",
     "LeftFloat",
+    "Looked",
     "PlacementRules",
     "Plan",
     "Removal",
     "Scores",
     "Seen",
+    "Shared",
+    "Uniform",
     "Use",
+    "WeightGrid",
     "WeightRules",
     "Windows",
     "Written",
+    "fits_bits",
+    "largest_code",
 ]

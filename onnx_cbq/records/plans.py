@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_cbq.model import Array, Model
-from onnx_cbq.records.layers import Layers
+from onnx_cbq.records.grids import UNIFORM, WeightGrid
+from onnx_cbq.records.layers import Layer, Layers
 
 
 @dataclass(frozen=True)
@@ -78,21 +79,20 @@ class LayerWeights:
     """The integer weights of one layer, in the weight's own shape.
 
     Attributes:
-        codes: int8, weight_shape; uint8 where they are positions in `levels`.
+        codes: int8, weight_shape; uint8 where they are positions in a table.
         scale: float32 [channels].
         bits: int8 [channels].
-        zero_point: int8 [channels]; None for 0.
-        levels: float32, a table that the codes look up; None for the codes themselves.
-        table: int8, rising, the only codes that occur, of which the file may hold positions in place of the codes; None
-            if any may occur. The bits are then those of a position.
+        grid: what the codes stand for.
     """
 
     codes: Array
     scale: Array
     bits: Array
-    zero_point: Array | None = None
-    levels: Array | None = None
-    table: Array | None = None
+    grid: WeightGrid = UNIFORM
+
+    def values(self, layer: Layer) -> Array:
+        """The weight that they stand for, float32, weight_shape."""
+        return layer.unrows(self.grid.levels(layer.rows(self.codes)) * self.scale[:, None])
 
     def bias_scale(self, activation_scale: float) -> Array:
         """The scale s_x s_w of the int32 bias, float32 [channels]."""

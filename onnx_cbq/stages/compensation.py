@@ -15,7 +15,7 @@ from onnx_cbq.quantize.grid import Channels
 from onnx_cbq.quantize.moments import mean_shift
 from onnx_cbq.quantize.problem import Problem, make_problem
 from onnx_cbq.quantize.settings import RoundingConfig
-from onnx_cbq.quantize.weights import quantize_layer
+from onnx_cbq.quantize.weights import as_weights, quantize_layer
 from onnx_cbq.records import Layer, Layers, LayerWeights, Plan, Seen
 from onnx_cbq.system.progress import Progress, silent
 
@@ -30,12 +30,7 @@ class Rounded:
 
     def constants(self, layers: Layers) -> dict[str, Array]:
         """The float model's constants with these weights and biases in place of its own."""
-        weights = {
-            layer.weight: layer.unrows(
-                layer.rows(self.weights[layer.name].codes) * self.weights[layer.name].scale[:, None]
-            )
-            for layer in layers
-        }
+        weights = {layer.weight: self.weights[layer.name].values(layer) for layer in layers}
         return {**weights, **self.biases}
 
 
@@ -67,9 +62,7 @@ def round_in_order(
             channels = fitting(layer, problem)
             if problem.damping > config.damping:
                 damped.append(f"{layer.name} ({problem.damping:g})")
-            weights[layer.name] = LayerWeights(
-                layer.unrows(channels.codes), channels.scale, channels.bits, table=channels.table
-            )
+            weights[layer.name] = as_weights(layer, channels)
             constants[layer.weight] = layer.unrows(channels.values)
             shifts = mean_shift(moments[layer.name], rows, channels.values)
             for use, shift in zip(layer.uses, shifts, strict=False):

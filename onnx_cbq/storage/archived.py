@@ -11,7 +11,6 @@ from onnx import ModelProto
 
 from onnx_cbq.errors import VerificationError
 from onnx_cbq.model import Model
-from onnx_cbq.quantize.ranks import rank_codes
 from onnx_cbq.records import LayerWeights
 from onnx_cbq.settings import STORING, check, either, option
 from onnx_cbq.storage.archive import Archive, archive, coded_bits, restore
@@ -76,5 +75,5 @@ class Archived(Storage):
 
     def coded_bits(self, weights: Sequence[LayerWeights]) -> int:
         """What the codes, or ranks, take in an archive, in bits."""
-        stored = [(w.codes if w.table is None else rank_codes(w.codes, w.table), w.bits) for w in weights]
+        stored = [(w.grid.stored(w.codes), w.bits) for w in weights]
         return coded_bits(stored, self.coder)

@@ -12,7 +12,6 @@ from onnx_cbq.graph.integer_rules import MOVEMENT, SATURATION
 from onnx_cbq.graph.placement import Placement, moves_integers
 from onnx_cbq.model import Array, Model
 from onnx_cbq.model.captures import is_sealed
-from onnx_cbq.quantize.ranks import rank_codes, ranks
 from onnx_cbq.records import KERNELS, ActivationGrid, FileRules, Layer, LayerWeights, Use
 from onnx_cbq.settings import MOST_BITS
 from onnx_cbq.storage.codes import CodeWriter
@@ -78,22 +77,17 @@ class Writer:
     def add_weight(self, layer: Layer, weights: LayerWeights) -> None:
         """The codes of a layer and their DequantizeLinear, in place of its float weight."""
         self._uses.update({use.output: (layer, use, weights) for use in layer.uses})
-        codes = self._codes(layer, weights)
+        codes, are_floats = self._codes(layer, weights)
         axis = 0 if self._lies_turned(layer) else layer.weight_axis
-        if self._written_codes.computes and weights.levels is None and not self._meets_integers(layer):
+        if not are_floats and self._written_codes.computes and not self._meets_integers(layer):
             # onnxruntime would compute a DequantizeLinear on every run; these two it folds when it opens the file.
-            plain = self._add("Cast", [codes], f"{layer.weight}_float", to=TensorProto.FLOAT)
-            self._floats[layer.weight] = self._scaled(layer, weights, plain, axis)
-            return
-        if weights.levels is not None or (layer.operator == "MatMul" and len(layer.weight_shape) > 2):
-            if weights.levels is not None:
-                position = self._add("Cast", [codes], f"{layer.weight}_at", to=TensorProto.INT32)
-                plain = self._add("Gather", [self._pooled(weights.levels, "levels"), position], f"{layer.weight}_level")
-            else:
-                # onnxruntime fuses such a MatMul if it can, and then refuses to run it with scales per channel.
-                one = self._pooled(np.array(1, np.float32), "scale")
-                plain = self._add("DequantizeLinear", [codes, one], f"{layer.weight}_dq")
-            self._floats[layer.weight] = self._scaled(layer, weights, plain, axis)
+            codes, are_floats = self._add("Cast", [codes], f"{layer.weight}_float", to=TensorProto.FLOAT), True
+        elif not are_floats and layer.operator == "MatMul" and len(layer.weight_shape) > 2:
+            # onnxruntime fuses such a MatMul if it can, and then refuses to run it with scales per channel.
+            one = self._pooled(np.array(1, np.float32), "scale")
+            codes, are_floats = self._add("DequantizeLinear", [codes, one], f"{layer.weight}_dq"), True
+        if are_floats:
+            self._floats[layer.weight] = self._scaled(layer, weights, codes, axis)
             return
         if len(layer.weight_shape) == 2 and axis == 1 and not self._meets_integers(layer):
             # The same axis; of a matrix behind axis 1 onnxruntime makes a MatMulNBits, which rounds float activations
@@ -104,8 +98,8 @@ class Writer:
             self._floats[layer.weight] = self._add("DequantizeLinear", inputs, f"{layer.weight}_dq")
             return
         inputs = [codes, self._pooled(weights.scale, "scale")]
-        if weights.zero_point is not None:
-            inputs.append(self._pooled(weights.zero_point, "zero"))
+        if weights.grid.zero_point is not None:
+            inputs.append(self._pooled(weights.grid.zero_point, "zero"))
         elif layer.operator in ("Gemm", "MatMul") or self._rules.units:
             # Without an explicit zero point onnxruntime does not fuse a Gemm, and TensorRT takes another type.
             inputs.append(self._pooled(np.zeros(layer.channels, np.int8), "zero"))
@@ -114,8 +108,8 @@ class Writer:
     def _scaled(self, layer: Layer, weights: LayerWeights, plain: str, axis: int) -> str:
         """Codes that have become floats, less their zero points, times their scales."""
         shape = [-1 if i == axis else 1 for i in range(len(layer.weight_shape))]
-        if weights.zero_point is not None:
-            zero = self._pooled(weights.zero_point.astype(np.float32).reshape(shape), "zero")
+        if weights.grid.zero_point is not None:
+            zero = self._pooled(weights.grid.zero_point.astype(np.float32).reshape(shape), "zero")
             plain = self._add("Sub", [plain, zero], f"{layer.weight}_centred")
         return self._add("Mul", [plain, self._pooled(weights.scale.reshape(shape), "scale")], f"{layer.weight}_scaled")
 
@@ -130,14 +124,16 @@ class Writer:
         """
         return self._written_codes.computes and layer.operator == "Gemm" and layer.weight_axis == 1
 
-    def _codes(self, layer: Layer, weights: LayerWeights) -> str:
-        """The name of a layer's codes, which are a constant, or will be unpacked or looked up."""
-        if weights.table is None or not self._written_codes.looks_up:
-            return self._stored(layer, weights.codes, weights)
-        rank = self._stored(layer, rank_codes(weights.codes, weights.table), weights)
-        position = self._add("Cast", [rank], f"{layer.weight}_at", to=TensorProto.INT32)
-        table = self._pooled(ranks(weights.table)[0], "values")
-        return self._add("Gather", [table, position], f"{layer.weight}_value")
+    def _codes(self, layer: Layer, weights: LayerWeights) -> tuple[str, bool]:
+        """The name of a layer's codes, a constant or unpacked or looked up, and whether what was found are floats."""
+        found = weights.grid.lookup(weights.codes, shared=self._written_codes.looks_up)
+        if found is None:
+            return self._stored(layer, weights.codes, weights), False
+        stored = self._stored(layer, found.positions, weights)
+        position = self._add("Cast", [stored], f"{layer.weight}_at", to=TensorProto.INT32)
+        table = self._pooled(found.table, f"{found.what}s")
+        looked_up = self._add("Gather", [table, position], f"{layer.weight}_{found.what}")
+        return looked_up, found.table.dtype == np.float32
 
     def _stored(self, layer: Layer, codes: Array, weights: LayerWeights) -> str:
         """The name of numbers in the shape of a layer's weight, in whatever form they are written."""

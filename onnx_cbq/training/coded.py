@@ -23,7 +23,7 @@ from onnx_cbq.model import Array
 from onnx_cbq.quantize.entropy import LARGEST, code_lengths, widths
 from onnx_cbq.quantize.grid import Grid
 from onnx_cbq.records import Layer, LayerWeights
-from onnx_cbq.training.grids import WeightGrid
+from onnx_cbq.training.grids import LatentWeight
 from onnx_cbq.training.records import Rate
 
 # Steps between two looks at what the coder spends.
@@ -35,7 +35,7 @@ _MOST_CHANGE = 0.3
 _MARGIN = 0.004
 
 
-class CodedGrid(WeightGrid):
+class CodedGrid(LatentWeight):
     """Latent weights whose codes may be any; a channel of zeros stays one."""
 
     lengths: Tensor

@@ -28,7 +28,7 @@ from onnx_cbq.settings import MOST_BITS
 _IN_CELL = 0.3
 
 
-class WeightGrid(nn.Module):
+class LatentWeight(nn.Module):
     """A layer's weight as latent weights on grids of fixed widths; gradients move the latent weights and the scales.
 
     A latent weight starts in the cell of its code, as near to the float weight as the cell allows: the net starts as it

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.codebook import LARGEST, make_codebook
-from onnx_cbq.quantize.ranks import index_bits
 from onnx_cbq.quantize.shared import as_channels
-from onnx_cbq.records import Layer, LayerWeights
+from onnx_cbq.quantize.weights import as_weights
+from onnx_cbq.records import Layer, LayerWeights, Shared
+from onnx_cbq.records.ranks import index_bits
 
 
 class Values(nn.Module):
@@ -63,11 +64,12 @@ class SharedWeight(nn.Module):
 
     def __init__(self, layer: Layer, start: LayerWeights, values: Values, device: torch.device) -> None:
         super().__init__()
-        assert start.table is not None
+        assert isinstance(start.grid, Shared)
+        table = start.grid.table
         self._layer, self.values = layer, values
         # Words of varying length: a channel's bits are then those that its own codes need.
-        self._priced = bool((start.bits[start.bits > 0] != index_bits(len(start.table))).any())
-        self.register_buffer("positions", torch.tensor(np.searchsorted(start.table, start.codes), device=device))
+        self._priced = bool((start.bits[start.bits > 0] != index_bits(len(table))).any())
+        self.register_buffer("positions", torch.tensor(np.searchsorted(table, start.codes), device=device))
 
     def forward(self) -> Tensor:
         """The weight, float32 weight_shape."""
@@ -82,7 +84,7 @@ class SharedWeight(nn.Module):
         codes = np.clip(np.rint(values / np.float32(book.scale)), -book.largest, book.largest).astype(np.int8)
         rows = self._layer.rows(codes[self.positions.cpu().numpy()])
         found = as_channels(rows, book, priced=self._priced)
-        return LayerWeights(self._layer.unrows(found.codes), found.scale, found.bits, table=found.table)
+        return as_weights(self._layer, found)
 
     @property
     def weights(self) -> tuple[nn.Parameter, float]:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from onnx_cbq.model import Model
-from onnx_cbq.records import Grouping, Layers
+from onnx_cbq.records import Grouping, Layers, Shared
 from onnx_cbq.torch_graph import TorchGraph
 from onnx_cbq.training.coded import Charge, CodedGrid
-from onnx_cbq.training.grids import LearnedGrid, WeightGrid, fixed_grid, rounded_bias
+from onnx_cbq.training.grids import LatentWeight, LearnedGrid, fixed_grid, rounded_bias
 from onnx_cbq.training.lesson import Lesson
 from onnx_cbq.training.records import Quantized
 from onnx_cbq.training.shared import SharedWeight, Values
@@ -111,20 +111,20 @@ class Student(Pupil):
 
 def make_weights(
     model: Model, layers: Layers, start: Quantized, device: torch.device
-) -> dict[str, WeightGrid | SharedWeight]:
+) -> dict[str, LatentWeight | SharedWeight]:
     """The module that makes each layer's weight, by name: as it was rounded, and by the rate if there is one."""
-    kind = WeightGrid if start.rate is None else CodedGrid
+    kind = LatentWeight if start.rate is None else CodedGrid
     tables: dict[bytes, Values] = {}
-    found: dict[str, WeightGrid | SharedWeight] = {}
+    found: dict[str, LatentWeight | SharedWeight] = {}
     for layer in layers:
         weights = start.rounded.weights[layer.name]
-        if weights.table is None:
+        if not isinstance(weights.grid, Shared):
             found[layer.name] = kind(layer, model.weight(layer.weight), weights, device)
             continue
         used = weights.scale[weights.bits > 0] if (weights.bits > 0).any() else weights.scale
-        levels = weights.table * used[0]
+        levels = weights.grid.table * used[0]
         # Layers on equal values have the codebook of the whole net.
-        largest = max(int(np.abs(weights.table).max()), 1)
+        largest = max(int(np.abs(weights.grid.table).max()), 1)
         values = tables.setdefault(levels.tobytes(), Values(levels, device, largest))
         found[layer.name] = SharedWeight(layer, weights, values, device)
     return found

@@ -12,9 +12,7 @@ from onnx_cbq.errors import ModelError, VerificationError
 from onnx_cbq.graph.load import LAYER_OPERATORS, load
 from onnx_cbq.graph.shapes import outputs_of_varying_size
 from onnx_cbq.model import Array, Model, attributes
-from onnx_cbq.quantize.grid import fits_bits
-from onnx_cbq.quantize.ranks import ranks_fit
-from onnx_cbq.records import Layers, LayerWeights
+from onnx_cbq.records import UNIFORM, Layers, LayerWeights, WeightGrid
 from onnx_cbq.runtime import Feeds, Session
 
 _FINITE_ADVICE = "expected finite numbers; check that the samples are prepared as the model was trained"
@@ -29,7 +27,7 @@ def check_file(path: Path, model: Model, layers: Layers, weights: Mapping[str, L
     check_outputs(path, model, feeds)
     for layer in layers:
         found = weights[layer.name]
-        check_codes(layer.name, layer.rows(found.codes), found.bits, found.table)
+        check_codes(layer.name, layer.rows(found.codes), found.bits, found.grid)
 
 
 def check_sizes(path: Path, model: Model, feeds: Feeds | None) -> None:
@@ -142,15 +140,14 @@ def _weights(model: Model, feeds: Feeds) -> list[tuple[str, Array]]:
     return [(name, values[name].T if turned else values[name]) for name, turned in found]
 
 
-def check_codes(name: str, rows: Array, bits: Array, table: Array | None = None) -> None:
-    """Check that the codes of every channel [channels, n] fit its bits; with a table, that their places in it do.
+def check_codes(name: str, rows: Array, bits: Array, grid: WeightGrid = UNIFORM) -> None:
+    """Check that the codes of every channel [channels, n] are on its grid, and fit its bits.
 
     Raises:
         VerificationError: a channel's do not.
     """
-    if table is not None and not np.isin(rows, table).all():
-        raise VerificationError(f"layer {name!r}: a code is not one of the {len(table)} that its weights share")
+    if not grid.holds(rows):
+        raise VerificationError(f"layer {name!r}: there is a code that its table of values does not have")
     for channel, (codes, width) in enumerate(zip(rows, bits, strict=True)):
-        fits = fits_bits(codes, int(width)) if table is None else ranks_fit(codes, table, int(width))
-        if not fits:
+        if not grid.fits(codes, int(width)):
             raise VerificationError(f"layer {name!r}: the codes of channel {channel} do not fit {width} bits")

@@ -13,6 +13,7 @@ from onnx_cbq.errors import VerificationError
 from onnx_cbq.jobs.result import Result
 from onnx_cbq.methods import CODEBOOKS
 from onnx_cbq.model import Model
+from onnx_cbq.records import Shared
 from onnx_cbq.runtime import Session
 from onnx_cbq.verification.verify import check_codes
 from tests.command import Command
@@ -113,11 +114,11 @@ def test_settings_that_do_not_go_together_are_refused(settings: dict[str, object
 
 def test_a_code_outside_the_table_stops_the_check() -> None:
     table, codes = np.array([-5, 0, 7], np.int8), np.array([[-5, 7], [0, 0]], np.int8)
-    check_codes("layer", codes, np.array([2, 0]), table)
-    with pytest.raises(VerificationError, match="not one of the 3"):
-        check_codes("layer", codes + 1, np.array([2, 2]), table)
+    check_codes("layer", codes, np.array([2, 0]), Shared(table))
+    with pytest.raises(VerificationError, match="there is a code that"):
+        check_codes("layer", codes + 1, np.array([2, 2]), Shared(table))
     with pytest.raises(VerificationError, match="channel 1"):
-        check_codes("layer", codes[::-1], np.array([2, 0]), table)
+        check_codes("layer", codes[::-1], np.array([2, 0]), Shared(table))
 
 
 def test_the_commands_read_what_quantize_wrote(tmp_path: Path, command: Command) -> None:

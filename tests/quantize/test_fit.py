@@ -14,10 +14,11 @@ from onnx_cbq.quantize import fit as module
 from onnx_cbq.quantize import moments
 from onnx_cbq.quantize.compensate import squared_error
 from onnx_cbq.quantize.fit import fit
-from onnx_cbq.quantize.grid import fits_bits, largest_code, quantize_rows
+from onnx_cbq.quantize.grid import quantize_rows
 from onnx_cbq.quantize.moments import Moments
 from onnx_cbq.quantize.problem import Problem, make_problem
 from onnx_cbq.quantize.settings import RoundingConfig
+from onnx_cbq.records.grids import fits_bits, largest_code
 
 CONFIG = RoundingConfig()
 SIZE = 24

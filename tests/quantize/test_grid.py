@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_cbq.model import Array
-from onnx_cbq.quantize.grid import fits_bits, largest_code, quantize_rows, round_to_grid
+from onnx_cbq.quantize.grid import quantize_rows, round_to_grid
+from onnx_cbq.records.grids import fits_bits, largest_code
 
 WIDTHS = range(9)
 GRIDS = [(bits, mid_rise) for bits in range(1, 9) for mid_rise in (False, True) if bits != (8 if mid_rise else 1)]

@@ -10,13 +10,12 @@ import pytest
 
 from onnx_cbq.jobs.data_free import DataFreeConfig
 from onnx_cbq.model import Array
-from onnx_cbq.quantize.grid import quantize_rows
+from onnx_cbq.quantize.grid import Channels, quantize_rows
 from onnx_cbq.quantize.schemes import (
     LEAST_BITS,
     LOG_LEVELS,
     SCHEMES,
     GridStatistics,
-    SchemeRows,
     grid_statistics,
     quantize_scheme,
     signal_to_noise,
@@ -115,11 +114,11 @@ def test_codes_keep_to_their_width_and_type(scheme: str, bits: int) -> None:
     assert (found.scale > 0).all()
     for codes in found.codes:
         assert len(set(codes.tolist())) <= 2**bits
-    if found.zero_point is not None:
-        assert found.zero_point.dtype == np.int8
+    if found.grid.zero_point is not None:
+        assert found.grid.zero_point.dtype == np.int8
         assert (found.codes.max(axis=1) - found.codes.min(axis=1) < 2**bits).all()
-    if found.levels is not None:
-        assert found.codes.max() < len(found.levels) <= 256
+    assert found.grid.holds(found.codes)
+    assert all(found.grid.fits(codes, bits) for codes in found.codes)
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
@@ -168,7 +167,7 @@ def test_rows_are_quantized_one_by_one_and_not_overwritten() -> None:
     np.testing.assert_array_equal(rows, before)
 
 
-def counted(rows: Array, quantized: SchemeRows, bits: int) -> GridStatistics:
+def counted(rows: Array, quantized: Channels, bits: int) -> GridStatistics:
     """What the record says, by loops over the weights."""
     ranges, used, zeros = [], [], 0
     signal = noise = 0.0

@@ -9,9 +9,10 @@ from onnx_cbq.model import Array
 from onnx_cbq.quantize.codebook import Codebook, kmeans, make_codebook
 from onnx_cbq.quantize.moments import Moments
 from onnx_cbq.quantize.problem import Problem, make_problem
-from onnx_cbq.quantize.ranks import ranks_fit
 from onnx_cbq.quantize.settings import RoundingConfig
 from onnx_cbq.quantize.shared import Charges, fit_shared, nearest_channels
+from onnx_cbq.records import Shared
+from onnx_cbq.records.ranks import ranks_fit
 
 CONFIG = RoundingConfig(damping=0.01)
 SIZE, ROWS = 48, 20
@@ -46,10 +47,10 @@ def test_compensation_and_refitted_values_each_lower_the_error(groups: int) -> N
     errors = [error(case, found.values, costs) for found in (free, fixed, nearest)]
     assert errors[0] < errors[1] < 0.7 * errors[2]
     for found in (nearest, fixed, free):
-        assert found.table is not None
-        assert len(found.table) <= 8
-        assert np.isin(found.codes, found.table).all()
-        assert all(ranks_fit(row, found.table, 3) for row in found.codes)
+        assert isinstance(found.grid, Shared)
+        assert len(found.grid.table) <= 8
+        assert np.isin(found.codes, found.grid.table).all()
+        assert all(ranks_fit(row, found.grid.table, 3) for row in found.codes)
         assert len(np.unique(found.scale)) == 1
 
 
@@ -76,8 +77,8 @@ def test_a_price_moves_weights_to_frequent_values() -> None:
     zeros = []
     for price in (0.0, 0.5, 5.0):
         found = fit_shared(case, book, Charges(costs, price), CONFIG, refit=False)
-        assert found.table is not None
-        usual = found.table[book.lengths.argmin()] if len(found.table) == len(book.table) else 0
+        assert isinstance(found.grid, Shared)
+        usual = found.grid.table[book.lengths.argmin()] if len(found.grid.table) == len(book.table) else 0
         zeros.append(float((found.codes == usual).mean()))
     assert zeros[0] < zeros[1] < zeros[2]
 

@@ -9,11 +9,11 @@ import pytest
 
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.fit import fit
-from onnx_cbq.quantize.grid import fits_bits
 from onnx_cbq.quantize.moments import Moments, MomentSums, mean_shift
 from onnx_cbq.quantize.problem import make_problem
 from onnx_cbq.quantize.settings import RoundingConfig
 from onnx_cbq.quantize.table import WIDTHS, Table, make_table
+from onnx_cbq.records.grids import fits_bits
 
 CONFIG = RoundingConfig()
 CHANNELS, SIZE, ROWS = 6, 10, 400

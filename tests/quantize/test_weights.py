@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from onnx_cbq.model import Array
-from onnx_cbq.quantize.grid import fits_bits, quantize_rows
+from onnx_cbq.quantize.grid import quantize_rows
 from onnx_cbq.quantize.weights import LARGEST_BIAS, leave_room_for_biases, quantize_layer
-from onnx_cbq.records import Layer, LayerWeights, Use
+from onnx_cbq.records import Layer, LayerWeights, Shared, Use
+from onnx_cbq.records.grids import fits_bits
 
 ACTIVATION_SCALE = 0.02
 
@@ -96,12 +97,12 @@ def test_shared_values_stay_shared_where_a_bias_needs_room() -> None:
     """One coarser channel would leave the table; the whole layer gets coarser instead."""
     table = np.array([-127, -3, 0, 60], np.int8)
     codes = np.array([[-127, 60], [-3, 0]], np.int8)
-    found = LayerWeights(codes, np.full(2, 1e-6, np.float32), np.array([2, 2], np.int8), table=table)
+    found = LayerWeights(codes, np.full(2, 1e-6, np.float32), np.array([2, 2], np.int8), Shared(table))
     bias = [0.0, 1e-6 * ACTIVATION_SCALE * LARGEST_BIAS * 10]
     after = room(found, bias)
-    assert after.table is not None
-    assert np.isin(after.codes, after.table).all()
-    assert after.table.tolist() == [-13, 0, 6]
+    assert isinstance(after.grid, Shared)
+    assert np.isin(after.codes, after.grid.table).all()
+    assert after.grid.table.tolist() == [-13, 0, 6]
     assert len(np.unique(after.scale)) == 1
     assert np.abs(bias_codes(after, bias)).max() <= LARGEST_BIAS * (1 + 1e-6)
     np.testing.assert_allclose(after.codes * after.scale[:, None], codes * 1e-6, atol=0.51e-5)

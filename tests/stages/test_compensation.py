@@ -17,9 +17,10 @@ from onnx_cbq.evidence.workload import Workload, prepare
 from onnx_cbq.graph.placement import place_activations
 from onnx_cbq.model import Array, Model
 from onnx_cbq.quantize.activations import Histogram, choose_grid
-from onnx_cbq.quantize.grid import fits_bits, quantize_rows
+from onnx_cbq.quantize.grid import quantize_rows
 from onnx_cbq.quantize.settings import RoundingConfig
 from onnx_cbq.records import Plan, Seen
+from onnx_cbq.records.grids import fits_bits
 from onnx_cbq.runtime import Session
 from onnx_cbq.stages import compensation as rounding
 from onnx_cbq.stages.compensation import Rounded, fitting_plan, round_in_order, round_to_nearest

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from onnx_cbq.model import Array
-from onnx_cbq.quantize.grid import fits_bits
+from onnx_cbq.records.grids import fits_bits
 from onnx_cbq.runtime import Session, fused_operators
 from tests.exports import NETS
 from tests.graphs import make_model, node

@@ -9,7 +9,7 @@ import torch
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.grid import quantize_rows
 from onnx_cbq.records import ActivationGrid, Layer, LayerWeights, Use, WeightRules
-from onnx_cbq.training.grids import LearnedGrid, WeightGrid, fixed_grid
+from onnx_cbq.training.grids import LatentWeight, LearnedGrid, fixed_grid
 
 CPU = torch.device("cpu")
 BITS = np.arange(9, dtype=np.int8)
@@ -31,7 +31,7 @@ def make_layer(axis: int = 0) -> tuple[Layer, Array, LayerWeights]:
 def test_a_weight_starts_as_it_was_rounded(axis: int) -> None:
     """Else the error compensation that made the codes would be lost before the first step."""
     layer, weight, start = make_layer(axis)
-    grid = WeightGrid(layer, weight, start, CPU)
+    grid = LatentWeight(layer, weight, start, CPU)
     found = grid.integers()
     np.testing.assert_array_equal(found.codes, start.codes)
     np.testing.assert_array_equal(found.scale, start.scale)
@@ -43,7 +43,7 @@ def test_a_latent_weight_is_the_float_weight_where_that_rounds_to_its_code() -> 
     """So that gradients can move a code that was a close decision, and not one that was none."""
     layer, weight, _ = make_layer()
     nearest = quantize_rows(layer.rows(weight), BITS)
-    grid = WeightGrid(layer, weight, LayerWeights(layer.unrows(nearest.codes), nearest.scale, nearest.bits), CPU)
+    grid = LatentWeight(layer, weight, LayerWeights(layer.unrows(nearest.codes), nearest.scale, nearest.bits), CPU)
     inside = np.abs(weight - layer.unrows(nearest.values)) < 0.29 * nearest.scale[:, None, None]
     assert inside.sum() > 30
     np.testing.assert_array_equal(grid.latent.detach().numpy()[inside], weight[inside])
@@ -51,7 +51,7 @@ def test_a_latent_weight_is_the_float_weight_where_that_rounds_to_its_code() -> 
 
 def test_codes_stay_on_the_grid_of_their_width_wherever_training_takes_them() -> None:
     layer, weight, start = make_layer()
-    grid = WeightGrid(layer, weight, start, CPU)
+    grid = LatentWeight(layer, weight, start, CPU)
     with torch.no_grad():
         grid.latent.add_(torch.tensor(np.random.default_rng(1).normal(0, 2, weight.shape).astype(np.float32)))
         grid.log_scale.add_(0.3)
@@ -79,7 +79,7 @@ def bounded_layer(axis: int = 0, rules: WeightRules | None = None) -> tuple[Laye
 def test_codes_fit_16_bit_lanes_wherever_training_takes_them(axis: int) -> None:
     """By the sums of neighbours, counted here; a grid that does not know of lanes would go beyond."""
     layer, weight, start = bounded_layer(axis)
-    grid = WeightGrid(layer, weight, start, CPU)
+    grid = LatentWeight(layer, weight, start, CPU)
     np.testing.assert_array_equal(grid.integers().codes, start.codes)
     with torch.no_grad():
         grid.log_scale.sub_(0.5)
@@ -93,7 +93,7 @@ def test_codes_fit_16_bit_lanes_wherever_training_takes_them(axis: int) -> None:
 
 def test_gradients_stop_where_a_lane_is_full() -> None:
     layer, weight, start = bounded_layer()
-    grid = WeightGrid(layer, weight, start, CPU)
+    grid = LatentWeight(layer, weight, start, CPU)
     with torch.no_grad():
         grid.log_scale.sub_(0.5)
     grid().sum().backward()
@@ -107,7 +107,7 @@ def test_gradients_stop_where_a_lane_is_full() -> None:
 
 def test_one_scale_of_a_layer_stays_one() -> None:
     layer, weight, start = bounded_layer(rules=WeightRules(per_tensor=True))
-    grid = WeightGrid(layer, weight, start, CPU)
+    grid = LatentWeight(layer, weight, start, CPU)
     (factor,) = grid.others
     assert factor.numel() == 1
     with torch.no_grad():
@@ -117,7 +117,7 @@ def test_one_scale_of_a_layer_stays_one() -> None:
 
 def test_a_power_of_two_is_not_learned() -> None:
     layer, weight, start = bounded_layer(rules=WeightRules(per_tensor=True, power_of_two=True))
-    grid = WeightGrid(layer, weight, start, CPU)
+    grid = LatentWeight(layer, weight, start, CPU)
     assert not grid.others
     assert (np.frexp(grid.integers().scale)[0] == 0.5).all()
 
@@ -125,7 +125,7 @@ def test_a_power_of_two_is_not_learned() -> None:
 def test_gradients_of_a_weight_pass_within_the_grid_and_stop_beyond() -> None:
     """Against the formulas, computed here from codes and units."""
     layer, weight, start = make_layer()
-    grid = WeightGrid(layer, weight, start, CPU)
+    grid = LatentWeight(layer, weight, start, CPU)
     with torch.no_grad():
         grid.latent.mul_(1.5)
     slope = torch.tensor(np.random.default_rng(2).normal(0, 1, weight.shape).astype(np.float32))

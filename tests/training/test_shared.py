@@ -9,7 +9,7 @@ import torch
 from onnx_cbq.jobs.settings import QuantizeConfig
 from onnx_cbq.quantize.codebook import LARGEST
 from onnx_cbq.quantize.grid import Channels
-from onnx_cbq.records import Layer, LayerWeights, Use
+from onnx_cbq.records import Layer, LayerWeights, Shared, Use
 from onnx_cbq.training.run import run_training
 from onnx_cbq.training.shared import SharedWeight, Values
 from tests.training.digits import QUICK, make_solution, make_task
@@ -22,8 +22,8 @@ def make_weight(axis: int = 0) -> tuple[Layer, LayerWeights, Values, SharedWeigh
     shape = (4, 10) if axis == 0 else (10, 4)
     layer = Layer("layer", "Gemm", "w", shape, axis, 1, (Use("y", "x", 1, None, 1, 0, (1, 4)),), 1)
     rows = TABLE[np.random.default_rng(0).integers(0, 5, (4, 10))]
-    found = Channels(rows, np.full(4, 0.01, np.float32), np.full(4, 3, np.int8), TABLE)
-    start = LayerWeights(layer.unrows(found.codes), found.scale, found.bits, table=TABLE)
+    found = Channels(rows, np.full(4, 0.01, np.float32), np.full(4, 3, np.int8), Shared(TABLE))
+    start = LayerWeights(layer.unrows(found.codes), found.scale, found.bits, Shared(TABLE))
     values = Values(TABLE * np.float32(0.01), CPU)
     return layer, start, values, SharedWeight(layer, start, values, CPU)
 
@@ -37,8 +37,8 @@ def test_a_weight_starts_as_it_was_rounded(axis: int) -> None:
     np.testing.assert_array_equal(found.codes, start.codes)
     np.testing.assert_allclose(found.scale, start.scale, rtol=1e-6)
     np.testing.assert_array_equal(found.bits, start.bits)
-    assert found.table is not None
-    np.testing.assert_array_equal(found.table, TABLE)
+    assert isinstance(found.grid, Shared)
+    np.testing.assert_array_equal(found.grid.table, TABLE)
 
 
 def test_a_value_has_the_gradients_of_all_weights_that_take_it() -> None:
@@ -67,10 +67,10 @@ def test_values_that_meet_become_one() -> None:
     with torch.no_grad():
         values.values[1] = values.values[2]
     found = weight.integers()
-    assert found.table is not None
-    assert found.table.tolist() == sorted(set(found.table.tolist()))
-    assert len(found.table) == 4
-    np.testing.assert_array_equal(np.unique(found.codes), found.table)
+    assert isinstance(found.grid, Shared)
+    assert found.grid.table.tolist() == sorted(set(found.grid.table.tolist()))
+    assert len(found.grid.table) == 4
+    np.testing.assert_array_equal(np.unique(found.codes), found.grid.table)
 
 
 @pytest.mark.parametrize("scope", ["layer", "net"])
@@ -91,10 +91,10 @@ def test_training_lowers_the_loss_and_leaves_each_weight_with_its_value(scope: s
     tables = set()
     for name, before in start.rounded.weights.items():
         after = found.rounded.weights[name]
-        assert before.table is not None
-        assert after.table is not None
-        tables.add(after.table.tobytes() + after.scale[:1].tobytes())
+        assert isinstance(before.grid, Shared)
+        assert isinstance(after.grid, Shared)
+        tables.add(after.grid.table.tobytes() + after.scale[:1].tobytes())
         np.testing.assert_array_equal(
-            np.searchsorted(before.table, before.codes), np.searchsorted(after.table, after.codes)
+            np.searchsorted(before.grid.table, before.codes), np.searchsorted(after.grid.table, after.codes)
         )
     assert len(tables) == (1 if scope == "net" else len(start.rounded.weights))

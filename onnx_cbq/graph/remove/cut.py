@@ -99,11 +99,7 @@ class _Cutter:
             groups=self._groups(layer),
             uses=tuple(self._new_uses[use.output] for use in layer.uses),
         )
-        zero_point = None if weights.zero_point is None else weights.zero_point[stays]
-        cut_off = replace(
-            weights, codes=codes, scale=weights.scale[stays], bits=weights.bits[stays], zero_point=zero_point
-        )
-        return changed, cut_off
+        return changed, LayerWeights(codes, weights.scale[stays], weights.bits[stays], weights.grid.kept(stays))
 
     def _inputs(self, layer: Layer) -> Array | None:
         """Which inputs of the weight stay; None where groups go as a whole, or nothing goes."""

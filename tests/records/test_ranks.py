@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnx_cbq.quantize.ranks import index_bits, rank_codes, ranks, ranks_fit
+from onnx_cbq.records.ranks import index_bits, rank_codes, ranks, ranks_fit
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8, 9, 16, 31, 32, 200, 255])
