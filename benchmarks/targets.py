@@ -64,7 +64,7 @@ JOBS = (
     Job("uniform, 8 bits, LeNet", UNIFORM, "lenet_mnist.onnx", "mnist", below_float=0.1),
     *(Job(f"default, {bits} bits", QuantizeConfig(bits)) for bits in FEW),
     Job("cbq, 4 bits", QuantizeConfig(4, "cbq")),
-    Job("differentiable, 4 bits", QuantizeConfig(4, "differentiable", differentiable=DifferentiableConfig(steps=50))),
+    Job("differentiable, 4 bits", QuantizeConfig(4, "differentiable", differentiable=DifferentiableConfig(updates=50))),
     Job("default, 4 bits, 4-bit activations", QuantizeConfig(4, activation_bits=4)),
     Job("packed, 4 bits", QuantizeConfig(4, storage="packed")),
     Job("archive, 3 bits", QuantizeConfig(3, storage="archive")),

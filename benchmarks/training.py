@@ -19,7 +19,7 @@ from common import CARDS, Requirements, data_file, print_table
 from onnx_cbq import CalibrationSet, DifferentiableConfig, QuantizeConfig, RefineConfig, evaluate, quantize
 
 RESNET, VGG, LENET = "resnet20_cifar10.onnx", "vgg_small_cifar10.onnx", "lenet_mnist.onnx"
-FIVE = RefineConfig(minutes=5, steps=10_000, augment=("flip", "shift", "mix"), views=2)
+FIVE = RefineConfig(minutes=5, updates=10_000, augment=("flip", "shift", "mix"), views=2)
 FIFTEEN = replace(FIVE, minutes=15)
 # An update of VGG-small with 128 samples takes more than a second.
 SMALL = replace(FIFTEEN, batch=64)

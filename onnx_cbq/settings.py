@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import numbers
 import re
+import reprlib
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from functools import cache
-from typing import Any, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from onnx_cbq.errors import ConfigError
 
@@ -31,6 +34,14 @@ OUTPUT = "Output"
 PANELS = (FIRST, REACH, CHOOSE, CLASSES, ACTIVATIONS, STORING, TRAINING, SAMPLES, OUTPUT)
 
 _KEY = "option"
+_NUMBERS: Mapping[Any, type] = {int: numbers.Integral, float: numbers.Real}
+_WORDS: Mapping[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "True or False",
+    types.NoneType: "None",
+}
 # "name: text" or "name, other: text", in the section of the attributes.
 _ATTRIBUTE = re.compile(r"(\w+(?:, \w+)*): (.*)")
 
@@ -146,6 +157,53 @@ def described(owner: Any) -> Mapping[str, str]:
             else:
                 found |= {name: f"{found[name]} {line.strip()}" for name in names}
     return found
+
+
+def check_kinds(settings: Any) -> None:
+    """Refuse settings with a value of another type than its field has; a whole number is a number, a list a tuple.
+
+    Raises:
+        ConfigError: with the option or field, the type that was expected and the value.
+    """
+    kinds, options = _kinds(settings.__class__), {s.name: f"--{s.flag}" for s in settings_of(settings.__class__)}
+    for name, kind in kinds.items():
+        value = getattr(settings, name)
+        if not _is_of(value, kind):
+            check(False, options.get(name, name), _in_words(kind), reprlib.repr(value))  # noqa: FBT003
+
+
+@cache
+def _kinds(owner: Any) -> Mapping[str, Any]:
+    hints = get_type_hints(owner)
+    return {field.name: hints[field.name] for field in dataclasses.fields(owner)}
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    if isinstance(kind, types.UnionType) or get_origin(kind) is Union:
+        return any(_is_of(value, part) for part in get_args(kind))
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is tuple:
+        parts = get_args(kind)
+        if not isinstance(value, (tuple, list)):
+            return False
+        each = [parts[0]] * len(value) if parts[-1] is Ellipsis else parts
+        return len(each) == len(value) and all(map(_is_of, value, each))
+    if kind in _NUMBERS:
+        return isinstance(value, _NUMBERS[kind]) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _in_words(kind: Any) -> str:
+    """A type as a message names it."""
+    if isinstance(kind, types.UnionType) or get_origin(kind) is Union:
+        return either(tuple(dict.fromkeys(map(_in_words, get_args(kind)))))
+    if get_origin(kind) is Literal:
+        return either(tuple(map(repr, get_args(kind))))
+    if get_origin(kind) is tuple:
+        parts = [_in_words(part) for part in get_args(kind) if part is not Ellipsis]
+        return f"a tuple ({parts[0]}, ...)" if Ellipsis in get_args(kind) else f"({', '.join(parts)})"
+    return _WORDS.get(kind) or f"a member of {kind.__name__}"
 
 
 def check(holds: bool, name: str, expected: str, value: object) -> None:  # noqa: FBT001

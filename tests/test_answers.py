@@ -207,7 +207,7 @@ def test_training_lowers_its_loss(name: str) -> None:
     """At 2 bits a little training gains something; NaN of a masked class, or a wrong label, would keep the start."""
     pytest.importorskip("torch")
     case = CASES[name]
-    training = RefineConfig(steps=40, check_every=10, held_back=0.4)
+    training = RefineConfig(updates=40, check_every=10, held_back=0.4)
     config = replace(QUICK, method="uniform", bits=2)
     scene, choice = gather(case.proto(), data_of(case), config)
     _, _, notes = refine(scene, choice.method, solved(scene, config), Refinement(training))
@@ -218,7 +218,7 @@ def test_training_lowers_its_loss(name: str) -> None:
 def test_widths_are_learned_for_every_kind() -> None:
     pytest.importorskip("torch")
     for name in KINDS:
-        case, learned = CASES[name], DifferentiableConfig(steps=5)
+        case, learned = CASES[name], DifferentiableConfig(updates=5)
         found = quantize(case.proto(), data_of(case), replace(QUICK, method="differentiable", differentiable=learned))
         assert found.quantized.top1 > 80
 
@@ -227,7 +227,7 @@ def test_steps_refuse_at_once_what_they_do_not_know() -> None:
     pytest.importorskip("torch")
     for name in KINDS:
         with pytest.raises(ConfigError, match="steps are made of models that give each sample one score per class"):
-            make_steps(CASES[name].proto(), data_of(CASES[name]), StepConfig(steps=1))
+            make_steps(CASES[name].proto(), data_of(CASES[name]), StepConfig(updates=1))
 
 
 @pytest.mark.parametrize(

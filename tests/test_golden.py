@@ -38,7 +38,7 @@ from tests.graphs import make_model, node
 GOLDEN = Path(__file__).with_name("golden.json")
 CLASSES = 4
 _SEARCH = RateDistortionConfig(exchanges=8)
-_WIDTHS = DifferentiableConfig(steps=6, minutes=60)
+_WIDTHS = DifferentiableConfig(updates=6, minutes=60)
 _TARGETS = [target.name for target in TARGETS]
 
 
@@ -134,7 +134,7 @@ def settings() -> dict[str, dict[str, Any]]:
             "bits": 2,
             "storage": storage,
             "codebook": codebook,
-            "refine": RefineConfig(steps=4, check_every=2, batch=16, minutes=60),
+            "refine": RefineConfig(updates=4, check_every=2, batch=16, minutes=60),
         }
     return cases
 
@@ -158,7 +158,9 @@ def digest_of(case: str, folder: Path) -> str:
         if case in data_free():
             onnx_cbq.quantize_without_data(net(), data_free()[case]).save(path)
         elif case == "steps":
-            stepped = StepConfig(macs=(0.3, 0.8), steps=8, rounds=3, round_steps=2, check_every=4, bits=4, minutes=60)
+            stepped = StepConfig(
+                macs=(0.3, 0.8), updates=8, rounds=3, round_updates=2, check_every=4, bits=4, minutes=60
+            )
             onnx_cbq.make_steps(net(), samples(), stepped).save(path)
             files = sorted(path.glob("*.onnx"))
             return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

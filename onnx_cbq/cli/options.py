@@ -15,6 +15,8 @@ from onnx_cbq.calibration.files import shown
 from onnx_cbq.errors import ConfigError
 from onnx_cbq.settings import PANELS, Setting, check, settings_of
 
+# In front of the parameter that says the opposite of a switch.
+_OPPOSITE = "opposite_of_"
 _TYPES = {int: "a whole number", float: "a number", str: "a text"}
 
 
@@ -89,8 +91,6 @@ class Flag:
         Raises:
             ConfigError: it means nothing.
         """
-        if self.negates:
-            return not raw
         read = self.setting.option.read
         return _frozen(raw) if read is None else read(raw)
 
@@ -132,12 +132,27 @@ def flags_of(owners: Iterable[Owner]) -> tuple[Flag, ...]:
 def command(
     function: Callable[..., None], flags: Sequence[Flag], fixed: Mapping[str, Any], about: str
 ) -> Callable[..., None]:
-    """A function for typer: parameters `fixed` (name -> annotation), then an option per flag, given by name."""
+    """A function for typer: parameters `fixed` (name -> annotation), then an option per flag, given by name.
+
+    What switches something on or off has a hidden opposite, so that the command line wins over any file.
+    """
+    kinds = {**fixed, **{flag.parameter: flag.annotation() for flag in flags}}
+    negated = {flag.parameter for flag in flags if flag.negates}
+    switches = {name for name, kind in kinds.items() if bool in get_args(get_args(kind)[0])}
 
     def run(**given: Any) -> None:
+        for name in switches:
+            other = given.pop(f"{_OPPOSITE}{name}")
+            if other and given[name]:
+                raise typer.BadParameter(f"expected one of them, got both --{name} and --no-{name}".replace("_", "-"))
+            if other or given[name]:
+                given[name] = bool(given[name]) is not (name in negated)
         function(**given)
 
-    kinds = {**fixed, **{flag.parameter: flag.annotation() for flag in flags}}
+    for name in switches:
+        other = f"--{name}" if name in negated else f"--no-{name}"
+        hidden = typer.Option(other.replace("_", "-"), hidden=True)
+        kinds[f"{_OPPOSITE}{name}"] = Annotated[bool | None, hidden]
     parameters = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=_default(kind), annotation=kind)
         for name, kind in sorted(kinds.items(), key=lambda entry: _panel(entry[1]))

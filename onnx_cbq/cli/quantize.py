@@ -161,6 +161,9 @@ def quantize(flags: Sequence[Flag], given: Mapping[str, Any]) -> None:
     if card_path is None:
         raise typer.BadParameter("give a calibration card with --data, or use --data-free")
     config = _config(flags, run)
+    goal = config.choice.goal
+    if goal.finds_bits and "bits" in run.values:
+        raise typer.BadParameter(f"{goal.option} finds the bits by itself; leave out --bits")
     state = State(destination.with_name(f"{destination.name}.training"), run.says("resume")) if config.refine else None
     check_outputs(
         *(destination, run.path("json"), weights_beside(destination), state.path if state else None),
@@ -236,7 +239,7 @@ def _refuse_ignored(flags: Sequence[Flag], run: _Run) -> None:
         mine = {flag.name for flag in flags if any(owner.option == DATA_FREE for _, owner in flag.settings)}
         others = {f"--{name}" for name in values.keys() - mine - _WITHOUT_DATA}
         switches = ("data", "source", "refine", "resume", "curve", "skip_unreadable")
-        others |= {f"--{name.replace('_', '-')}" for name in switches if run.fixed.get(name) is not None}
+        others |= {f"--{name.replace('_', '-')}" for name in switches if run.fixed.get(name) not in (None, False)}
         others |= {f"[{name}]" for name in run.tables}
         if others:
             reason = "--data-free uses no samples and leaves activations float"

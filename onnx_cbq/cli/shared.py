@@ -54,7 +54,8 @@ TargetName = Annotated[
     typer.Option(
         "--target",
         metavar="|".join(target.name for target in targets.TARGETS),
-        help="Runtime and processor that the file is for; cpu is onnxruntime on any.",
+        help="Runtime and processor that the file is for; cpu is onnxruntime on any (default: cpu).",
+        show_default=False,
         rich_help_panel=ACTIVATIONS,
     ),
 ]
@@ -81,6 +82,9 @@ JsonPath = Annotated[
 Quiet = Annotated[
     bool | None,
     typer.Option(
-        "--quiet", help="No progress bars and no table (default: both).", show_default=False, rich_help_panel=OUTPUT
+        "--quiet",
+        help="No progress bars and no table (default: both).",
+        show_default=False,
+        rich_help_panel=OUTPUT,
     ),
 ]

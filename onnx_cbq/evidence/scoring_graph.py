@@ -12,7 +12,7 @@ from onnx_cbq.evidence.settings import ScoringConfig
 from onnx_cbq.gradient.backward import attach, build_backward
 from onnx_cbq.gradient.expand import expand
 from onnx_cbq.gradient.further import Further
-from onnx_cbq.gradient.step import Builder
+from onnx_cbq.gradient.site import Builder
 from onnx_cbq.graph.logits import Logits
 from onnx_cbq.graph.shapes import Example, Shape
 from onnx_cbq.model import Array, Model

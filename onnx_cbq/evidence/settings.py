@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnx_cbq.settings import check
+from onnx_cbq.settings import check, check_kinds
 
 
 @dataclass(frozen=True)
@@ -22,4 +22,5 @@ class ScoringConfig:
     relative: bool = False
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         check(0 <= self.epsilon < float("inf"), "epsilon", "a number of at least 0", self.epsilon)

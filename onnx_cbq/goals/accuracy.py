@@ -15,7 +15,7 @@ from onnx_cbq.goals.losses import LimitCheck, Losses
 from onnx_cbq.methods import Method
 from onnx_cbq.methods.channels import kept_layers
 from onnx_cbq.model import Array
-from onnx_cbq.settings import FIRST, MOST_BITS, check, option
+from onnx_cbq.settings import FIRST, MOST_BITS, check, check_kinds, option
 from onnx_cbq.stages.scene import Scene
 from onnx_cbq.stages.solution import Solution
 
@@ -46,6 +46,7 @@ class Accuracy(Goal):
     average: float = Bits.average
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         check_bits(self.average)
         limited = self.max_drop is not None or self.max_class_drop is not None
         check(limited, "goal", "a limit on what may be lost", "none")
@@ -64,8 +65,13 @@ class Accuracy(Goal):
 
     @property
     def bits(self) -> float:
-        """The average asked for; how many the limit leaves is not known before."""
-        return self.average
+        """The average asked for; how many the limit leaves is not known before, and the usual one stands for it."""
+        return Bits.average if self.finds_bits else self.average
+
+    @property
+    def finds_bits(self) -> bool:
+        """Where the loss overall is limited."""
+        return self.max_drop is not None
 
     def meet(self, scene: Scene, method: Method) -> Met:
         """The solution that keeps the limits, with a note of what the check saw.
@@ -74,7 +80,7 @@ class Accuracy(Goal):
             VerificationError: there is none.
         """
         check_losses = LimitCheck(scene)
-        if self.max_drop is not None:
+        if self.finds_bits:
             solution, losses, bits = self._fewest_bits(scene, method, check_losses)
             notes = [f"--max-drop {self.max_drop:g}: {bits:g} bits lose {losses.overall:.2f} points"]
         else:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from onnx_cbq.goals.goal import Goal, Met, check_bits, solve
 from onnx_cbq.methods import Method
+from onnx_cbq.settings import check_kinds
 from onnx_cbq.stages.scene import Scene
 
 
@@ -21,6 +22,7 @@ class Bits(Goal):
     average: float = 4.0
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         check_bits(self.average)
 
     @classmethod

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnx_cbq.errors import VerificationError
+from onnx_cbq.goals.bits import Bits
 from onnx_cbq.goals.goal import Goal, Met, solve
 from onnx_cbq.methods import Method, PlanMethod
 from onnx_cbq.records import Layers
-from onnx_cbq.settings import FIRST, MOST_BITS, check, option
+from onnx_cbq.settings import FIRST, MOST_BITS, check, check_kinds, option
 from onnx_cbq.stages.scene import Scene
 from onnx_cbq.stages.solution import Solution, make_solution
 from onnx_cbq.stages.written import file_size
@@ -43,6 +44,7 @@ class Bytes(Goal):
     limit: int = option(None, FIRST, "N", flag="bytes", shown="no limit")
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         check(self.limit > 0, "--bytes", "a number above 0", self.limit)
 
     @property
@@ -52,8 +54,13 @@ class Bytes(Goal):
 
     @property
     def bits(self) -> float:
-        """Not known before; layers are equalized for what most ask for."""
-        return 4.0
+        """Not known before; the usual average stands for it."""
+        return Bits.average
+
+    @property
+    def finds_bits(self) -> bool:
+        """The most that fit."""
+        return True
 
     @property
     def largest(self) -> int:

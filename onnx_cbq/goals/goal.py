@@ -52,6 +52,11 @@ class Goal(ABC):
         """About how many bits on average it will come to; layers are equalized for these."""
 
     @property
+    def finds_bits(self) -> bool:
+        """Whether it takes the place of an average that is asked for."""
+        return False
+
+    @property
     def largest(self) -> int | None:
         """Bytes that the file may have; None for any."""
         return None

@@ -6,70 +6,70 @@ broadcast.
 
 from __future__ import annotations
 
-from onnx_cbq.gradient.step import Gradients, Rule, Step
+from onnx_cbq.gradient.site import Gradients, Rule, Site
 
 
-def add(step: Step) -> Gradients:
+def add(site: Site) -> Gradients:
     """y = a + b, also Sum of any number of inputs."""
-    return [step.sum_to_input(step.grad, i) if needed else None for i, needed in enumerate(step.needed)]
+    return [site.sum_to_input(site.grad, i) if needed else None for i, needed in enumerate(site.needed)]
 
 
-def sub(step: Step) -> Gradients:
+def sub(site: Site) -> Gradients:
     """y = a - b."""
-    negative = step.build.op("Neg", step.grad) if step.needed[1] else None
+    negative = site.build.op("Neg", site.grad) if site.needed[1] else None
     return [
-        step.sum_to_input(step.grad, 0) if step.needed[0] else None,
-        step.sum_to_input(negative, 1) if negative else None,
+        site.sum_to_input(site.grad, 0) if site.needed[0] else None,
+        site.sum_to_input(negative, 1) if negative else None,
     ]
 
 
-def mul(step: Step) -> Gradients:
+def mul(site: Site) -> Gradients:
     """y = a b: da = dy b, db = dy a."""
-    b = step.build
+    b = site.build
     return [
-        step.sum_to_input(b.op("Mul", step.grad, step.node.input[1 - i]), i) if needed else None
-        for i, needed in enumerate(step.needed)
+        site.sum_to_input(b.op("Mul", site.grad, site.node.input[1 - i]), i) if needed else None
+        for i, needed in enumerate(site.needed)
     ]
 
 
-def div(step: Step) -> Gradients:
+def div(site: Site) -> Gradients:
     """y = a / b: da = dy / b, db = -dy y / b."""
-    b = step.build
-    ratio = b.op("Div", step.grad, step.node.input[1])
-    slope = b.op("Neg", b.op("Mul", ratio, step.y)) if step.needed[1] else None
+    b = site.build
+    ratio = b.op("Div", site.grad, site.node.input[1])
+    slope = b.op("Neg", b.op("Mul", ratio, site.y)) if site.needed[1] else None
     return [
-        step.sum_to_input(ratio, 0) if step.needed[0] else None,
-        step.sum_to_input(slope, 1) if slope else None,
+        site.sum_to_input(ratio, 0) if site.needed[0] else None,
+        site.sum_to_input(slope, 1) if slope else None,
     ]
 
 
-def extremum(step: Step) -> Gradients:
+def extremum(site: Site) -> Gradients:
     """y = min or max of the inputs: dy goes to the inputs that attain it, in equal shares."""
-    b = step.build
-    hits = [b.indicator(b.op("Equal", name, step.y)) for name in step.node.input]
+    b = site.build
+    hits = [b.indicator(b.op("Equal", name, site.y)) for name in site.node.input]
     count = b.op("Sum", *hits)
-    share = b.op("Div", step.grad, count)
+    share = b.op("Div", site.grad, count)
     return [
-        step.sum_to_input(b.op("Mul", share, hit), i) if needed else None
-        for i, (hit, needed) in enumerate(zip(hits, step.needed, strict=True))
+        site.sum_to_input(b.op("Mul", share, hit), i) if needed else None
+        for i, (hit, needed) in enumerate(zip(hits, site.needed, strict=True))
     ]
 
 
-def mean(step: Step) -> Gradients:
+def mean(site: Site) -> Gradients:
     """y = mean of the inputs."""
-    share = step.build.op("Div", step.grad, step.build.number(len(step.node.input)))
-    return [step.sum_to_input(share, i) if needed else None for i, needed in enumerate(step.needed)]
+    share = site.build.op("Div", site.grad, site.build.number(len(site.node.input)))
+    return [site.sum_to_input(share, i) if needed else None for i, needed in enumerate(site.needed)]
 
 
-def where(step: Step) -> Gradients:
+def where(site: Site) -> Gradients:
     """y = a where c, else b."""
-    b = step.build
-    condition = step.node.input[0]
+    b = site.build
+    condition = site.node.input[0]
     gradients: list[str | None] = [None, None, None]
-    if step.needed[1]:
-        gradients[1] = step.sum_to_input(b.where(condition, step.grad), 1)
-    if step.needed[2]:
-        gradients[2] = step.sum_to_input(b.where(b.op("Not", condition), step.grad), 2)
+    if site.needed[1]:
+        gradients[1] = site.sum_to_input(b.where(condition, site.grad), 1)
+    if site.needed[2]:
+        gradients[2] = site.sum_to_input(b.where(b.op("Not", condition), site.grad), 2)
     return gradients
 
 

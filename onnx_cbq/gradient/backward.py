@@ -20,7 +20,7 @@ from onnx import NodeProto, helper
 
 from onnx_cbq.errors import UnsupportedOperatorError
 from onnx_cbq.gradient.rules import NO_GRADIENT, RULES
-from onnx_cbq.gradient.step import Builder, Step
+from onnx_cbq.gradient.site import Builder, Site
 from onnx_cbq.graph.shapes import Shapes
 from onnx_cbq.model import Model
 
@@ -58,8 +58,8 @@ def build_backward(
         needed = tuple(name in path for name in node.input)
         if not any(dy) or not any(needed):
             continue
-        step = Step(node, model, shapes, build, dy, needed)
-        for name, gradient in _contributions(step):
+        site = Site(node, model, shapes, build, dy, needed)
+        for name, gradient in _contributions(site):
             known = gradients.get(name)
             gradients[name] = gradient if known is None else build.op("Add", known, gradient)
     found = {name: gradients[name] for name in wanted if name in gradients}
@@ -84,8 +84,8 @@ def _number_type(model: Model) -> np.dtype[Any]:
     return np.dtype(np.float64 if doubles else np.float32)
 
 
-def _contributions(step: Step) -> Iterable[tuple[str, str]]:
-    node = step.node
+def _contributions(site: Site) -> Iterable[tuple[str, str]]:
+    node = site.node
     rule = RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
     if rule is None:
         title = node.name or next(filter(None, node.output))
@@ -93,10 +93,10 @@ def _contributions(step: Step) -> Iterable[tuple[str, str]]:
         raise UnsupportedOperatorError(
             f"node {title!r}: operator {operator} has no gradient rule; use --method uniform, which needs no gradients"
         )
-    gradients = rule(step)
+    gradients = rule(site)
     return [
         (name, gradient)
-        for name, wanted, gradient in zip(node.input, step.needed, gradients, strict=False)
+        for name, wanted, gradient in zip(node.input, site.needed, gradients, strict=False)
         if wanted and gradient is not None
     ]
 

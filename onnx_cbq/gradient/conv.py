@@ -12,19 +12,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnx_cbq.gradient.step import Builder, Gradients, Rule, Step
+from onnx_cbq.gradient.site import Builder, Gradients, Rule, Site
 from onnx_cbq.gradient.window import crop, spread, transposed_windows, windows
 from onnx_cbq.model import Array
 from onnx_cbq.records import Windows
 
 
-def conv(step: Step) -> Gradients:
+def conv(site: Site) -> Gradients:
     """dx of y = W * x + b, and db where the bias is computed."""
-    weight = step.required(1)
-    groups = int(step.attrs.get("group", 1))
-    sizes = windows(step, weight.shape[2:])
-    dx = conv_input_gradient(step.build, step.grad, weight, groups, sizes) if step.needed[0] else None
-    return [dx, None, _bias_gradient(step)]
+    weight = site.required(1)
+    groups = int(site.attrs.get("group", 1))
+    sizes = windows(site, weight.shape[2:])
+    dx = conv_input_gradient(site.build, site.grad, weight, groups, sizes) if site.needed[0] else None
+    return [dx, None, _bias_gradient(site)]
 
 
 def conv_input_gradient(build: Builder, dy: str, weight: Array, groups: int, sizes: Windows) -> str:
@@ -53,29 +53,29 @@ def conv_input_gradient(build: Builder, dy: str, weight: Array, groups: int, siz
     )
 
 
-def conv_transpose(step: Step) -> Gradients:
+def conv_transpose(site: Site) -> Gradients:
     """dx of ConvTranspose is the convolution of dy that it is the transpose of, with the same weight."""
-    weight = step.required(1)
-    sizes = transposed_windows(step, weight.shape[2:])
+    weight = site.required(1)
+    sizes = transposed_windows(site, weight.shape[2:])
     dx = None
-    if step.needed[0]:
-        dx = step.build.op(
+    if site.needed[0]:
+        dx = site.build.op(
             "Conv",
-            crop(step.build, step.grad, sizes.before, sizes.after),
-            step.node.input[1],
-            group=int(step.attrs.get("group", 1)),
+            crop(site.build, site.grad, sizes.before, sizes.after),
+            site.node.input[1],
+            group=int(site.attrs.get("group", 1)),
             strides=list(sizes.strides),
             dilations=list(sizes.dilations),
             pads=[max(p, 0) for p in (*sizes.before, *sizes.after)],
         )
-    return [dx, None, _bias_gradient(step)]
+    return [dx, None, _bias_gradient(site)]
 
 
-def _bias_gradient(step: Step) -> str | None:
-    if len(step.needed) < 3 or not step.needed[2]:
+def _bias_gradient(site: Site) -> str | None:
+    if len(site.needed) < 3 or not site.needed[2]:
         return None
-    axes = [axis for axis in range(len(step.output_shape)) if axis != 1]
-    return step.build.reduce_sum(step.grad, axes, keepdims=False)
+    axes = [axis for axis in range(len(site.output_shape)) if axis != 1]
+    return site.build.reduce_sum(site.grad, axes, keepdims=False)
 
 
 RULES: dict[str, Rule] = {"Conv": conv, "ConvTranspose": conv_transpose}

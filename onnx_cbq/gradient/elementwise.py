@@ -12,113 +12,113 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from onnx import helper
 
-from onnx_cbq.gradient.step import Gradients, Rule, Step
+from onnx_cbq.gradient.site import Gradients, Rule, Site
 
 
-def relu(step: Step) -> Gradients:
+def relu(site: Site) -> Gradients:
     """y = max(x, 0): dx = dy where y > 0."""
-    return [step.build.op("Mul", step.grad, step.build.not_zero(step.y))]
+    return [site.build.op("Mul", site.grad, site.build.not_zero(site.y))]
 
 
-def leaky_relu(step: Step) -> Gradients:
+def leaky_relu(site: Site) -> Gradients:
     """y = x where x >= 0, else alpha x."""
-    return [_two_slopes(step, step.build.number(float(step.attrs.get("alpha", 0.01))))]
+    return [_two_slopes(site, site.build.number(float(site.attrs.get("alpha", 0.01))))]
 
 
-def prelu(step: Step) -> Gradients:
+def prelu(site: Site) -> Gradients:
     """y = x where x >= 0, else slope x; the slope is broadcast to x."""
-    b = step.build
+    b = site.build
     dslope = None
-    if step.needed[1]:
-        negative = b.op("Min", step.x, b.number(0.0))
-        dslope = step.sum_to_input(b.op("Mul", step.grad, negative), 1)
-    return [_two_slopes(step, step.node.input[1]), dslope]
+    if site.needed[1]:
+        negative = b.op("Min", site.x, b.number(0.0))
+        dslope = site.sum_to_input(b.op("Mul", site.grad, negative), 1)
+    return [_two_slopes(site, site.node.input[1]), dslope]
 
 
-def clip(step: Step) -> Gradients:
+def clip(site: Site) -> Gradients:
     """y = min(max(x, low), high): dx = dy strictly between the bounds, as Relu has 0 at 0."""
-    b = step.build
-    grad = step.grad
+    b = site.build
+    grad = site.grad
     for index, comparison in ((1, "Greater"), (2, "Less")):
-        if step.has_input(index):
-            grad = b.where(b.op(comparison, step.x, step.node.input[index]), grad)
+        if site.has_input(index):
+            grad = b.where(b.op(comparison, site.x, site.node.input[index]), grad)
     return [grad]
 
 
-def elu(step: Step) -> Gradients:
+def elu(site: Site) -> Gradients:
     """y = x where x > 0, else alpha (e^x - 1); there the slope is y + alpha."""
-    alpha = float(step.attrs.get("alpha", 1.0))
-    return [_two_slopes(step, step.build.op("Add", step.y, step.build.number(alpha)))]
+    alpha = float(site.attrs.get("alpha", 1.0))
+    return [_two_slopes(site, site.build.op("Add", site.y, site.build.number(alpha)))]
 
 
-def celu(step: Step) -> Gradients:
+def celu(site: Site) -> Gradients:
     """y = max(x, 0) + min(0, alpha (e^(x/alpha) - 1)); the negative side has slope y / alpha + 1."""
-    b = step.build
-    alpha = float(step.attrs.get("alpha", 1.0))
-    return [_two_slopes(step, b.op("Add", b.op("Div", step.y, b.number(alpha)), b.number(1.0)))]
+    b = site.build
+    alpha = float(site.attrs.get("alpha", 1.0))
+    return [_two_slopes(site, b.op("Add", b.op("Div", site.y, b.number(alpha)), b.number(1.0)))]
 
 
-def selu(step: Step) -> Gradients:
+def selu(site: Site) -> Gradients:
     """y = gamma x where x > 0, else gamma (alpha e^x - alpha); there the slope is y + gamma alpha."""
-    b = step.build
-    alpha = float(step.attrs.get("alpha", 1.67326319217681884765625))
-    gamma = float(step.attrs.get("gamma", 1.05070102214813232421875))
-    negative = b.op("Add", step.y, b.number(gamma * alpha))
-    slope = b.op("Where", b.op("Greater", step.x, b.number(0.0)), b.number(gamma), negative)
-    return [b.op("Mul", step.grad, slope)]
+    b = site.build
+    alpha = float(site.attrs.get("alpha", 1.67326319217681884765625))
+    gamma = float(site.attrs.get("gamma", 1.05070102214813232421875))
+    negative = b.op("Add", site.y, b.number(gamma * alpha))
+    slope = b.op("Where", b.op("Greater", site.x, b.number(0.0)), b.number(gamma), negative)
+    return [b.op("Mul", site.grad, slope)]
 
 
-def _two_slopes(step: Step, negative: str) -> str:
+def _two_slopes(site: Site, negative: str) -> str:
     """dy times 1 where x > 0, else times the tensor `negative`."""
-    b = step.build
-    slope = b.op("Where", b.op("Greater", step.x, b.number(0.0)), b.number(1.0), negative)
-    return b.op("Mul", step.grad, slope)
+    b = site.build
+    slope = b.op("Where", b.op("Greater", site.x, b.number(0.0)), b.number(1.0), negative)
+    return b.op("Mul", site.grad, slope)
 
 
-def mish(step: Step) -> Gradients:
+def mish(site: Site) -> Gradients:
     """y = x tanh(s), s = softplus(x): y' = tanh(s) + x sigmoid(x) (1 - tanh(s)^2)."""
-    b = step.build
-    tanh = b.op("Tanh", b.op("Softplus", step.x))
-    slope = b.op("Mul", b.op("Mul", step.x, b.op("Sigmoid", step.x)), _one_minus_square(step, tanh))
-    return [b.op("Mul", step.grad, b.op("Add", tanh, slope))]
+    b = site.build
+    tanh = b.op("Tanh", b.op("Softplus", site.x))
+    slope = b.op("Mul", b.op("Mul", site.x, b.op("Sigmoid", site.x)), _one_minus_square(site, tanh))
+    return [b.op("Mul", site.grad, b.op("Add", tanh, slope))]
 
 
-def power(step: Step) -> Gradients:
+def power(site: Site) -> Gradients:
     """y = x^p: dx = dy p x^(p-1), dp = dy y log x; both may broadcast."""
-    b = step.build
-    base, exponent = step.node.input
+    b = site.build
+    base, exponent = site.node.input
     gradients: list[str | None] = [None, None]
-    if step.needed[0]:
+    if site.needed[0]:
         lower = b.op("Pow", base, b.op("Sub", exponent, b.op("CastLike", b.number(1.0), exponent)))
         slope = b.op("Mul", b.op("CastLike", exponent, base), lower)
-        gradients[0] = step.sum_to_input(b.op("Mul", step.grad, slope), 0)
-    if step.needed[1]:
-        slope = b.op("Mul", step.y, b.op("Log", base))
-        gradients[1] = step.sum_to_input(b.op("Mul", step.grad, slope), 1)
+        gradients[0] = site.sum_to_input(b.op("Mul", site.grad, slope), 0)
+    if site.needed[1]:
+        slope = b.op("Mul", site.y, b.op("Log", base))
+        gradients[1] = site.sum_to_input(b.op("Mul", site.grad, slope), 1)
     return gradients
 
 
-def cast(step: Step) -> Gradients:
+def cast(site: Site) -> Gradients:
     """The gradient is cast back; a cast to integers has none."""
-    if step.attrs["to"] not in _FLOATS:
+    if site.attrs["to"] not in _FLOATS:
         return [None]
-    return [step.build.op("CastLike", step.grad, step.x)]
+    return [site.build.op("CastLike", site.grad, site.x)]
 
 
 _FLOATS = {helper.np_dtype_to_tensor_dtype(np.dtype(t)) for t in (np.float16, np.float32, np.float64)}
 
 
-def _one_minus_square(step: Step, name: str) -> str:
-    return step.build.op("Sub", step.build.number(1.0), step.build.op("Mul", name, name))
+def _one_minus_square(site: Site, name: str) -> str:
+    return site.build.op("Sub", site.build.number(1.0), site.build.op("Mul", name, name))
 
 
-def _gaussian(step: Step) -> str:
-    square = step.build.op("Mul", step.x, step.x)
-    return step.build.op("Exp", step.build.op("Neg", square))
+def _gaussian(site: Site) -> str:
+    square = site.build.op("Mul", site.x, site.x)
+    return site.build.op("Exp", site.build.op("Neg", square))
 
 
 # The slope f'(x) as a tensor, from x and y.
-SLOPES: Mapping[str, Callable[[Step], str]] = {
+SLOPES: Mapping[str, Callable[[Site], str]] = {
     "Sigmoid": lambda s: s.build.op("Mul", s.y, s.build.op("Sub", s.build.number(1.0), s.y)),
     "Softplus": lambda s: s.build.op("Sigmoid", s.x),
     "Tanh": lambda s: _one_minus_square(s, s.y),
@@ -134,9 +134,9 @@ SLOPES: Mapping[str, Callable[[Step], str]] = {
 }
 
 
-def by_slope(step: Step) -> Gradients:
+def by_slope(site: Site) -> Gradients:
     """dx = dy f'(x), f' from the table `SLOPES`."""
-    return [step.build.op("Mul", step.grad, SLOPES[step.node.op_type](step))]
+    return [site.build.op("Mul", site.grad, SLOPES[site.node.op_type](site))]
 
 
 RULES: dict[str, Rule] = {
@@ -151,5 +151,5 @@ RULES: dict[str, Rule] = {
     "Mish": mish,
     "Pow": power,
     "Cast": cast,
-    "CastLike": lambda step: [step.build.op("CastLike", step.grad, step.x)],
+    "CastLike": lambda site: [site.build.op("CastLike", site.grad, site.x)],
 }

@@ -14,7 +14,7 @@ from onnx import NodeProto, helper
 
 from onnx_cbq.errors import ModelError, UnsupportedOperatorError
 from onnx_cbq.gradient.rules import NO_GRADIENT, RULES
-from onnx_cbq.gradient.step import RULES_OPSET
+from onnx_cbq.gradient.site import RULES_OPSET
 from onnx_cbq.graph.load import raise_opset
 from onnx_cbq.graph.normalise import Normalised, normalise
 from onnx_cbq.graph.passes.constants import QUANTIZING, fold_constants, freeze_shapes
@@ -26,7 +26,7 @@ from onnx_cbq.runtime import Session
 
 
 def expand(model: Model, example: Example) -> Normalised:
-    """`model` with the rules' operator set and standard functions expanded; every step is checked on `example`.
+    """`model` with the rules' operator set and standard functions expanded; every site is checked on `example`.
 
     Of a model that is quantized already, the float model behind its grids is differentiated (straight-through).
     """

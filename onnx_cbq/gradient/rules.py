@@ -13,7 +13,7 @@ from onnx_cbq.gradient import (
     reduction,
     resize,
 )
-from onnx_cbq.gradient.step import Rule
+from onnx_cbq.gradient.site import Rule
 
 RULES: dict[str, Rule] = {
     **arithmetic.RULES,

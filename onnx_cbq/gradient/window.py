@@ -1,4 +1,4 @@
-"""The windows of a gradient step, and how values are spread over strides and cut to size."""
+"""The windows of a gradient site, and how values are spread over strides and cut to size."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnx_cbq.gradient.step import Builder, Step
+from onnx_cbq.gradient.site import Builder, Site
 from onnx_cbq.graph.windows import find_windows
 from onnx_cbq.records import Windows
 
 
-def windows(step: Step, kernel: Sequence[int]) -> Windows:
+def windows(site: Site, kernel: Sequence[int]) -> Windows:
     """The windows of a Conv or of a pooling node."""
-    inputs, outputs = step.shape()[2:], step.output_shape[2:]
-    return find_windows(step.node.op_type, step.attrs, kernel, inputs, outputs)
+    inputs, outputs = site.shape()[2:], site.output_shape[2:]
+    return find_windows(site.node.op_type, site.attrs, kernel, inputs, outputs)
 
 
-def transposed_windows(step: Step, kernel: Sequence[int]) -> Windows:
+def transposed_windows(site: Site, kernel: Sequence[int]) -> Windows:
     """The windows of the convolution whose transpose a ConvTranspose is: its output is that convolution's input."""
-    inputs, outputs = step.output_shape[2:], step.shape()[2:]
-    return find_windows(step.node.op_type, step.attrs, kernel, inputs, outputs)
+    inputs, outputs = site.output_shape[2:], site.shape()[2:]
+    return find_windows(site.node.op_type, site.attrs, kernel, inputs, outputs)
 
 
 def spread(build: Builder, name: str, channels: int, sizes: Windows) -> str:

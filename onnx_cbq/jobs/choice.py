@@ -17,7 +17,7 @@ from onnx_cbq.storage import Storage, find_storage
 from onnx_cbq.targets.fit import check_target
 from onnx_cbq.targets.target import Target
 
-# What `codebook` is called where every channel has steps of its own.
+# What `codebook` is called where every channel has a grid of its own.
 UNIFORM = "uniform"
 # What fields of members were given: class -> field -> value; those of a class count for what inherits from it.
 Given = Mapping[type, Mapping[str, Any]]

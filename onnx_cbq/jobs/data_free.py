@@ -28,7 +28,7 @@ from onnx_cbq.quantize.schemes import (
 from onnx_cbq.records import Affine, Layer, Layers, LayerWeights, Plan
 from onnx_cbq.records.figures import to_json_text
 from onnx_cbq.search.rate_distortion import allocate
-from onnx_cbq.settings import CHOOSE, FIRST, MOST_BITS, changed_options, check, either, option
+from onnx_cbq.settings import CHOOSE, FIRST, MOST_BITS, changed_options, check, check_kinds, either, option
 from onnx_cbq.storage import STORAGES, Int8, find_storage
 from onnx_cbq.storage.files import write_model
 from onnx_cbq.storage.metadata import with_metadata
@@ -58,6 +58,7 @@ class DataFreeConfig:
     storage: str = option("int8", FIRST)
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         coded = find_storage(self.storage).coded
         plain = tuple(kind.name for kind in STORAGES if not kind.coded)
         check(not coded, "--storage", f"{either(plain)} with --data-free", self.storage)

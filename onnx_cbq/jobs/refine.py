@@ -107,7 +107,7 @@ def refine(
         task = replace(task, state=state.path, key=_key(refinement, solution), resume=state.resume)
     start = quantized_by(scene, solution, method.coded_rate(scene, solution, room))
     found, course = run_training(task, start, config, scene.progress)
-    if course.best_step:
+    if course.best_update:
         scene = replace(scene, grids=found.grids)
         solution = make_solution(scene, replace(solution.chosen, rounded=found.rounded))
     return scene, solution, (_note(course, config),)
@@ -135,12 +135,12 @@ def _key(refinement: Refinement, solution: Solution) -> str:
 
 def _note(course: Course, config: RefineConfig) -> str:
     """What training did, in a line."""
-    why = {"steps": "all", "time": f"until {config.minutes:g} minutes were over,", "Ctrl-C": "until Ctrl-C,"}
-    spent = f"--refine: {why[course.stopped]} {course.steps} steps in {course.seconds:.0f} s"
+    why = {"updates": "all", "time": f"until {config.minutes:g} minutes were over,", "Ctrl-C": "until Ctrl-C,"}
+    spent = f"--refine: {why[course.stopped]} {course.updates} updates in {course.seconds:.0f} s"
     changed = f" and changed by {', '.join(config.augment)}" if config.augment else ""
     held = f"the samples held back{changed}"
     before = f"{course.start.loss:.4f}, {course.start.top1:.2f} %"
-    if not course.best_step:
+    if not course.best_update:
         return f"{spent}; nothing was better on {held} ({before}) than the start, which is kept"
     after = f"{course.best.loss:.4f}, {course.best.top1:.2f} %"
-    return f"{spent}; loss and accuracy on {held}: {before} before, {after} kept (step {course.best_step})"
+    return f"{spent}; loss and accuracy on {held}: {before} before, {after} kept (update {course.best_update})"

@@ -23,7 +23,18 @@ from onnx_cbq.records.names import split_names
 from onnx_cbq.search.cbq import CbqConfig
 from onnx_cbq.search.rate_distortion import RateDistortionConfig
 from onnx_cbq.search.widths import DifferentiableConfig
-from onnx_cbq.settings import ACTIVATIONS, CHOOSE, CLASSES, FIRST, MOST_BITS, SAMPLES, check, either, option
+from onnx_cbq.settings import (
+    ACTIVATIONS,
+    CHOOSE,
+    CLASSES,
+    FIRST,
+    MOST_BITS,
+    SAMPLES,
+    check,
+    check_kinds,
+    either,
+    option,
+)
 from onnx_cbq.stages import rounding as rounding_room
 from onnx_cbq.stages.activations import ActivationSettings
 from onnx_cbq.stages.rounding import find_rounding
@@ -121,12 +132,13 @@ class QuantizeConfig:
         clusters: tell only groups of classes apart: so many by confusion, or those of a file with a line per group (in
             Python the groups themselves).
         goal: how far to go, by one of `onnx_cbq.goals.GOALS`; None for what `bits` and the limits below say.
-        bytes: size that the file may have; the most bits that fit are found, and `bits` is ignored.
-        max_drop: points of accuracy that may be lost; the fewest bits that keep it are found, and `bits` is ignored.
+        bytes: size that the file may have; the most bits that fit are found, whatever `bits` says.
+        max_drop: points of accuracy that may be lost; the fewest bits that keep it are found, whatever `bits`
+            says.
         max_class_drop: points of accuracy that any class may lose.
         storage: what bytes a weight takes.
         coder: of an archive: "ans", or "huffman" to compare.
-        codebook: which values weights may take: uniform steps, or values that weights share.
+        codebook: which values weights may take: uniform spacings, or values that weights share.
         codebook_scope: the weights of a "layer" share values, or those of the whole "net".
         curve: further averages of bits to find plans for and to evaluate, from the same statistics.
         samples: how many calibration samples are drawn, evenly from the classes that have any; 0, in Python None, takes
@@ -183,6 +195,7 @@ class QuantizeConfig:
     compensation: RoundingConfig = field(default_factory=RoundingConfig)
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         for name, bits in (("--bits", self.bits), *(("curve", bits) for bits in self.curve)):
             check(0 < bits <= MOST_BITS, name, f"a number above 0 and up to {MOST_BITS}", bits)
         for pattern, width in self.keep:

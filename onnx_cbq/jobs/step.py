@@ -288,9 +288,9 @@ def _width_notes(narrow: Units, units: Units) -> tuple[str, ...]:
 
 
 def _course_note(course: Course, config: StepConfig) -> str:
-    why = {"steps": "all", "time": f"until {config.minutes:g} minutes were over,", "Ctrl-C": "until Ctrl-C,"}
+    why = {"updates": "all", "time": f"until {config.minutes:g} minutes were over,", "Ctrl-C": "until Ctrl-C,"}
     return (
-        f"training: {why[course.stopped]} {course.steps} steps in {course.seconds:.0f} s; "
+        f"training: {why[course.stopped]} {course.updates} updates in {course.seconds:.0f} s; "
         f"mean divergence on samples held back: {course.start.loss:.4f} when units were in place, "
         f"{course.best.loss:.4f} kept"
     )

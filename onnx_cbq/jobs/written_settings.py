@@ -38,8 +38,9 @@ def as_options(config: QuantizeConfig) -> dict[str, Any]:
     instead = isinstance(method, (Entropy, SharedValues))
     named = methods.METHODS[0].name if instead else method.name
     codebook = method.name if method.shares_values else UNIFORM
+    bits = QuantizeConfig.bits if choice.goal.finds_bits else choice.goal.bits
     found = changed_options(
-        config, bits=choice.goal.bits, target=choice.target.name, storage=storage.name, method=named, codebook=codebook
+        config, bits=bits, target=choice.target.name, storage=storage.name, method=named, codebook=codebook
     )
     for part in (method, storage, choice.goal, *([config.refine] if config.refine else [])):
         found |= changed_options(part)

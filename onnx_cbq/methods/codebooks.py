@@ -10,12 +10,12 @@ import numpy as np
 
 from onnx_cbq.evidence import Evidence, channel_costs
 from onnx_cbq.evidence.tables import chunks_of_moments
-from onnx_cbq.methods.entropy import measured_steps
+from onnx_cbq.methods.entropy import measured_spacings
 from onnx_cbq.methods.method import Fit
 from onnx_cbq.methods.shared_values import Points, Share, SharedValues, ShareEvidence
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.codebook import MOST_VALUES, Codebook, ecsq, kmeans, make_codebook
-from onnx_cbq.search.steps import LEAST_SENSITIVITY, find_tau
+from onnx_cbq.search.spacings import LEAST_SENSITIVITY, find_tau
 from onnx_cbq.stages.scene import Rounding
 from onnx_cbq.storage import Storage
 
@@ -82,13 +82,13 @@ class Ecsq(SharedValues):
         return Fit(keep=False) if storage.coded else None
 
     def shares(self, evidence: Evidence, rounding: Rounding, needed_by: str) -> ShareEvidence:
-        """h of every weight; where rounding compensates, what its steps are set by, corrected layer by layer."""
+        """h of every weight; where rounding compensates, what its spacings are set by, corrected layer by layer."""
         costs = _floored_costs(evidence, needed_by)
         if not rounding.compensates:
             return _by_hessian(evidence, costs)
-        steps = evidence.of(measured_steps, "steps")
-        costs = {name: value * steps.factors[name] for name, value in costs.items()}
-        by_row = {name: costs[name] * steps.weights[name] for name in costs}
+        spacings = evidence.of(measured_spacings, "spacings")
+        costs = {name: value * spacings.factors[name] for name, value in costs.items()}
+        by_row = {name: costs[name] * spacings.weights[name] for name in costs}
         sizes = {layer.name: layer.weights_per_channel for layer in evidence.work.layers}
         spread = {name: np.repeat(value[:, None], sizes[name], 1) for name, value in by_row.items()}
         return ShareEvidence({name: value.astype(np.float32) for name, value in spread.items()}, costs)
@@ -103,7 +103,7 @@ class Ecsq(SharedValues):
         return ecsq(values, weights, share.price).counts
 
     def finder(self, points: Points, estimate: Callable[[Share], float]) -> Callable[[float], tuple[Share, float]]:
-        """By the price whose estimate is the rate; the price goes with the square of a step."""
+        """By the price whose estimate is the rate; the price goes with the square of a spacing."""
         spread = np.mean([float(np.mean(weights) * np.var(values)) for values, weights in points.values()])
         start = float(np.sqrt(max(spread, _TINY)))
 

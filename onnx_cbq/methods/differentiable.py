@@ -24,8 +24,8 @@ from onnx_cbq.stages.scene import Scene
 from onnx_cbq.system.progress import Progress
 from onnx_cbq.training.records import Levels
 
-# The first steps are slower than the rest, and say nothing about when the time will be over.
-_UNTIMED_STEPS = 20
+# The first updates are slower than the rest, and say nothing about when the time will be over.
+_UNTIMED_UPDATES = 20
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class WidthReport:
         worth = f"there, {last.price:.4f} is what a bit on average is worth"
         return [
             "columns of a number: channels that have so many bits",
-            f"widths: {last.steps} steps to a loss of {last.loss:.4f}; {worth}",
+            f"widths: {last.updates} updates to a loss of {last.loss:.4f}; {worth}",
         ]
 
     def table(self) -> list[list[str]]:
@@ -105,16 +105,16 @@ class Differentiable(DifferentiableConfig, PlanMethod):
 
 
 class _Timer:
-    """How much of a descent is over: by steps, or by time where that would run out first; tells the progress."""
+    """How much of a descent is over: by updates, or by time where that would run out first; tells the progress."""
 
     def __init__(self, config: DifferentiableConfig, progress: Progress) -> None:
         self._config, self._progress, self._begun = config, progress, time.monotonic()
 
-    def __call__(self, steps: int) -> float:
-        self._progress("search", min(steps, self._config.steps), self._config.steps)
+    def __call__(self, updates: int) -> float:
+        self._progress("search", min(updates, self._config.updates), self._config.updates)
         spent = (time.monotonic() - self._begun) / (60 * self._config.minutes)
-        by_steps = steps / self._config.steps
-        return max(by_steps, spent) if steps > _UNTIMED_STEPS else by_steps
+        by_updates = updates / self._config.updates
+        return max(by_updates, spent) if updates > _UNTIMED_UPDATES else by_updates
 
 
 def _levels(scene: Scene) -> dict[str, Levels]:

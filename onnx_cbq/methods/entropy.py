@@ -1,4 +1,4 @@
-"""Steps by sensitivity, codes by error and length, the rate by what the coder really spends."""
+"""Spacings by sensitivity, codes by error and length, the rate by what the coder really spends."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from onnx_cbq.quantize.problem import Problem, make_problem
 from onnx_cbq.quantize.settings import RoundingConfig
 from onnx_cbq.records import Layer
 from onnx_cbq.search.rate_distortion import RateDistortionConfig
-from onnx_cbq.search.steps import find_tau, reference_tau, steps_and_prices
+from onnx_cbq.search.spacings import find_tau, reference_tau, spacings_and_prices
 from onnx_cbq.stages.compensation import Rounded
 from onnx_cbq.stages.rounding import Compensate
 from onnx_cbq.stages.scene import Scene
@@ -34,11 +34,11 @@ _OPTION = "--storage archive"
 
 
 @dataclass(frozen=True)
-class StepEvidence:
-    """What steps are set by, for each layer by name.
+class SpacingEvidence:
+    """What spacings are set by, for each layer by name.
 
     Attributes:
-        weights: u_c of `search.steps`, [channels].
+        weights: u_c of `search.spacings`, [channels].
         factors: measured loss of the layer over the predicted one.
     """
 
@@ -46,7 +46,7 @@ class StepEvidence:
     factors: Mapping[str, float]
 
 
-def measured_steps(evidence: Evidence) -> StepEvidence:
+def measured_spacings(evidence: Evidence) -> SpacingEvidence:
     """Every layer rounded alone at about two bits per weight, and what that costs beside what is predicted; a piece."""
     work, config = evidence.work, evidence.settings.compensation
     costs = channel_costs(evidence, evidence.class_weights, _OPTION)
@@ -57,19 +57,19 @@ def measured_steps(evidence: Evidence) -> StepEvidence:
         weights[name] = _compensated(layer, problem)
         rows = layer.rows(work.model.weight(layer.weight))
         tau = reference_tau([costs[name]], [weights[name]], [_spread(rows)])
-        steps, prices = steps_and_prices(costs[name], weights[name], tau)
-        coded = fit_entropy(problem, steps, prices, config)
+        spacings, prices = spacings_and_prices(costs[name], weights[name], tau)
+        coded = fit_entropy(problem, spacings, prices, config)
         predicted.append(float(costs[name] @ coded.error))
         levels = layer.unrows(coded.channels.values)
         measured.append(float(measure.run({layer.weight: levels}).losses(evidence.class_weights).mean()))
-        evidence.progress("steps", done, len(work.layers))
+        evidence.progress("spacings", done, len(work.layers))
     factors = layer_factors(np.array(measured), np.array(predicted))
-    return StepEvidence(weights, dict(zip(weights, factors.tolist(), strict=True)))
+    return SpacingEvidence(weights, dict(zip(weights, factors.tolist(), strict=True)))
 
 
 @dataclass(frozen=True)
 class Entropy(Method):
-    """Weights for an archive, each on the step that its channel's sensitivity allows.
+    """Weights for an archive, each on the spacing that its channel's sensitivity allows.
 
     Cost: two to `rate.PASSES` times that of rounding once.
 
@@ -78,7 +78,7 @@ class Entropy(Method):
     """
 
     name: ClassVar[str] = "entropy"
-    about: ClassVar[str] = "steps by sensitivity, codes by error and length"
+    about: ClassVar[str] = "spacings by sensitivity, codes by error and length"
 
     held_back: float = RateDistortionConfig.held_back
 
@@ -98,9 +98,9 @@ class Entropy(Method):
 
     def choose(self, scene: Scene, bits: float) -> Chosen:
         """Weights that take at most `bits` each on average once coded."""
-        steps = scene.evidence.of(measured_steps, "steps")
+        spacings = scene.evidence.of(measured_spacings, "spacings")
         with scene.clock.stage("rounding"):
-            rounded, rate = _round_at_rate(scene, steps, bits)
+            rounded, rate = _round_at_rate(scene, spacings, bits)
         return Chosen(rounded, (rate_note(rate, bits),))
 
     def coded_rate(self, scene: Scene, solution: Solution, room: int) -> Rate:
@@ -109,28 +109,28 @@ class Entropy(Method):
         return Rate(spent(list(solution.rounded.weights.values())) + 8 * room, spent)
 
 
-def _round_at_rate(scene: Scene, steps: StepEvidence, bits: float) -> tuple[Rounded, float]:
+def _round_at_rate(scene: Scene, spacings: SpacingEvidence, bits: float) -> tuple[Rounded, float]:
     """Weights that take at most so many bits each on average once coded, and what they take."""
     work, settings = scene.work, scene.settings
     sensitivity = channel_costs(scene.evidence, scene.class_weights, _OPTION)
-    costs = {name: value * steps.factors[name] for name, value in sensitivity.items()}
+    costs = {name: value * spacings.factors[name] for name, value in sensitivity.items()}
     rows = {layer.name: layer.rows(work.model.weight(layer.weight)) for layer in work.layers}
     total = work.layers.size
 
-    # A step of four times the largest weight makes every code 0; a layer that nothing depends on would have any.
+    # A spacing of four times the largest weight makes every code 0; a layer that nothing depends on would have any.
     reach = {name: 4 * np.maximum(np.abs(row).max(axis=1), np.finfo(np.float32).tiny) for name, row in rows.items()}
 
     def grids(tau: float) -> dict[str, tuple[Array, Array]]:
-        found = {name: steps_and_prices(costs[name], steps.weights[name], tau) for name in costs}
+        found = {name: spacings_and_prices(costs[name], spacings.weights[name], tau) for name in costs}
         return {
-            name: (np.minimum(step, reach[name]), np.minimum(price, _LARGEST_PRICE))
-            for name, (step, price) in found.items()
+            name: (np.minimum(spacing, reach[name]), np.minimum(price, _LARGEST_PRICE))
+            for name, (spacing, price) in found.items()
         }
 
     def estimate(tau: float) -> float:
-        return sum(code_bits(_nearest(rows[name], step)) for name, (step, _) in grids(tau).items()) / total
+        return sum(code_bits(_nearest(rows[name], spacing)) for name, (spacing, _) in grids(tau).items()) / total
 
-    known = [(costs[name], steps.weights[name], _spread(rows[name])) for name in costs]
+    known = [(costs[name], spacings.weights[name], _spread(rows[name])) for name in costs]
     start = reference_tau(*zip(*known, strict=True))
 
     def find(wanted: float) -> tuple[float, float]:
@@ -151,8 +151,8 @@ def _round_at_rate(scene: Scene, steps: StepEvidence, bits: float) -> tuple[Roun
     return meet_rate(bits, find, make, spent)
 
 
-def _nearest(rows: Array, steps: Array) -> Array:
-    return np.clip(np.rint(rows / steps[:, None]), -LARGEST, LARGEST).astype(np.int8)
+def _nearest(rows: Array, spacings: Array) -> Array:
+    return np.clip(np.rint(rows / spacings[:, None]), -LARGEST, LARGEST).astype(np.int8)
 
 
 def _problems(evidence: Evidence, config: RoundingConfig) -> Iterator[tuple[Layer, Problem]]:

@@ -33,7 +33,7 @@ from onnx_cbq.quantize.shared import Charges, fit_shared, nearest_channels
 from onnx_cbq.quantize.weights import as_weights
 from onnx_cbq.records import Layer, LayerWeights, Shared
 from onnx_cbq.search.rate_distortion import RateDistortionConfig
-from onnx_cbq.settings import CHOOSE, check, either, option
+from onnx_cbq.settings import CHOOSE, check, check_kinds, either, option
 from onnx_cbq.stages.compensation import Rounded
 from onnx_cbq.stages.scene import Rounding, Scene
 from onnx_cbq.stages.solution import Chosen
@@ -87,6 +87,7 @@ class SharedValues(Method):
     held_back: float = RateDistortionConfig.held_back
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         check(self.scope in SCOPES, "--codebook-scope", either(SCOPES), self.scope)
 
     @property

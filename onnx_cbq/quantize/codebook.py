@@ -8,7 +8,7 @@ A weight w whose error counts h (the diagonal of the loss's Hessian, or 1) takes
 
 k-means is for code words of one length, where k alone decides the rate; entropy-constrained scalar quantization (ECSQ)
 for words of varying length, where lambda does. Both only ever lower their objective, and end in a local minimum, so
-k-means starts from several guesses, and ECSQ from uniform steps: 6 lambda = s^2 ln 2 mean h at high rate.
+k-means starts from several guesses, and ECSQ from uniform spacings: 6 lambda = s^2 ln 2 mean h at high rate.
 
 The centres then become whole numbers -127 .. 127 times one scale, so that a table of them is int8 and onnxruntime's
 integer kernels stay in use. Where weights meet in 16-bit lanes (see `records.lanes`) any two of the values may, so
@@ -193,11 +193,11 @@ def ecsq(values: Array, weights: Array, price: float) -> Clusters:
 
 
 def ecsq_start(values: Array, weights: Array, price: float) -> Clusters:
-    """Uniform steps through 0, of the size that is best at high rate; every value in the cluster nearest to it."""
+    """Even spacings through 0, of the size that is best at high rate; every value in the cluster nearest to it."""
     low, high = float(values.min()), float(values.max())
     mean = max(float(weights.mean(dtype=np.float64)), np.finfo(np.float64).tiny)
-    step = max(np.sqrt(6 * price / (mean * np.log(2))), (high - low) / (MOST_VALUES - 3), np.finfo(np.float32).tiny)
-    centres = step * np.arange(np.floor(low / step), np.ceil(high / step) + 1)
+    spacing = max(np.sqrt(6 * price / (mean * np.log(2))), (high - low) / (MOST_VALUES - 3), np.finfo(np.float32).tiny)
+    centres = spacing * np.arange(np.floor(low / spacing), np.ceil(high / spacing) + 1)
     nearest = np.searchsorted((centres[1:] + centres[:-1]) / 2, values)
     counts = np.bincount(nearest, minlength=len(centres))
     return Clusters(centres[counts > 0], counts[counts > 0])

@@ -1,7 +1,7 @@
 """Rounding against what a code costs once it is entropy-coded (Choi et al., ICLR 2017, arXiv 1612.01543, section 4).
 
-The codes of a row are whole numbers -127 .. 127 times a step s; there are always enough of them, and the step decides
-the rate. A weight whose value is v, once the others have done their part, takes the code of least
+The codes of a row are whole numbers -127 .. 127 times a spacing s; there are always enough of them, and the spacing
+decides the rate. A weight whose value is v, once the others have done their part, takes the code of least
 
     (v - q s)^2 weight + price bits(q),      bits(q) = -log2 p(q)
 
@@ -59,14 +59,14 @@ def code_bits(codes: Array) -> float:
     return float(np.take_along_axis(code_lengths(codes), codes.astype(np.int64) + LARGEST, 1).sum())
 
 
-def fit_entropy(problem: Problem, steps: Array, prices: Array, config: RoundingConfig) -> Fitted:
-    """Round every channel with its step and price, both [channels]; the steps are then refitted to the codes.
+def fit_entropy(problem: Problem, spacings: Array, prices: Array, config: RoundingConfig) -> Fitted:
+    """Round every channel with its spacing and price, both [channels]; the spacings are then refitted to the codes.
 
     Cost: some 5 n multiplications per weight.
     """
     groups, rows, size = problem.aim.shape
     chunk = max(_CHUNK_BYTES // (4 * groups * (4 * size + 2 * LARGEST)), 1)
-    grouped = [np.asarray(part, np.float32).reshape(groups, rows) for part in (steps, prices)]
+    grouped = [np.asarray(part, np.float32).reshape(groups, rows) for part in (spacings, prices)]
     parts = []
     for start in range(0, rows, chunk):
         s = slice(start, start + chunk)
@@ -95,7 +95,7 @@ def _fit(problem: Problem, scale: Array, prices: Array, config: RoundingConfig) 
 
 @dataclass(frozen=True)
 class _Rounder:
-    """Chooses codes by error and length: step and price of each row [g, r], code lengths [g, r, codes]."""
+    """Chooses codes by error and length: spacing and price of each row [g, r], code lengths [g, r, codes]."""
 
     scale: Array
     prices: Array

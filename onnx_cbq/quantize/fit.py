@@ -42,8 +42,8 @@ def fit(problem: Problem, bits: Array, config: RoundingConfig) -> Fitted:
     """
     groups, rows, size = problem.aim.shape
     grouped = bits.reshape(groups, rows)
-    step = rows if problem.rules.per_tensor else max(_CHUNK_BYTES // (4 * groups * size * 2 * len(_SHARES[2])), 1)
-    chunks = [slice(start, start + step) for start in range(0, rows, step)]
+    most = rows if problem.rules.per_tensor else max(_CHUNK_BYTES // (4 * groups * size * 2 * len(_SHARES[2])), 1)
+    chunks = [slice(start, start + most) for start in range(0, rows, most)]
     fitted = [_fit(problem.rows(chunk), grouped[:, chunk], config) for chunk in chunks]
     codes, scale, error = (np.concatenate(part, axis=1) for part in zip(*fitted, strict=True))
     codes = codes.reshape(groups * rows, size)

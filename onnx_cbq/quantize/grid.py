@@ -75,13 +75,13 @@ def quantize_rows(rows: Array, bits: Array, rules: WeightRules = FREE, lanes: La
 
 def round_to_grid(rows: Array, scale: Array, bits: int, *, mid_rise: bool, lanes: Lanes | None = None) -> Array:
     """Codes of the nearest levels, int8, for rows [channels, n] and scales [channels]; with `lanes` they fit these."""
-    steps = rows / scale[:, None]
+    spacings = rows / scale[:, None]
     top = largest_code(bits, mid_rise=mid_rise)
     if mid_rise:
-        return np.clip(2.0 * np.floor(steps / 2.0) + 1.0, -top, top).astype(np.int8)
+        return np.clip(2.0 * np.floor(spacings / 2.0) + 1.0, -top, top).astype(np.int8)
     if lanes is not None and 2 * top > lanes.limit:
-        return lanes.nearest(steps).astype(np.int8)
-    return np.clip(np.rint(steps), -top, top).astype(np.int8)
+        return lanes.nearest(spacings).astype(np.int8)
+    return np.clip(np.rint(spacings), -top, top).astype(np.int8)
 
 
 def has_grid(bits: Array, *, mid_rise: bool, lanes: Lanes | None = None) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnx_cbq.settings import check
+from onnx_cbq.settings import check, check_kinds
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class RoundingConfig:
     passes: int = 32
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         check(0 < self.damping < 1, "damping", "a number between 0 and 1", self.damping)
         check(self.order in ("falling", "file"), "order", '"falling" or "file"', self.order)
         for name in ("refits", "sweeps"):

@@ -131,8 +131,8 @@ def _refitted(problem: Problem, codes: Array, book: Codebook, costs: Array) -> C
     """The values of least loss for the choice of values that `codes` make, as a codebook."""
     groups, rows, size = problem.aim.shape
     count = len(book.table)
-    step = max(int(np.ceil(count * groups * rows * size * size / len(problem.parts) / _MOST_PRODUCTS)), 1)
-    chosen = slice(None, None, step)
+    stride = max(int(np.ceil(count * groups * rows * size * size / len(problem.parts) / _MOST_PRODUCTS)), 1)
+    chosen = slice(None, None, stride)
     positions = np.searchsorted(book.table, codes[:, chosen])
     matrix, target = problem.rows(chosen).cluster_sums(positions, costs[:, chosen], count)
     ridge = _RIDGE * max(float(np.trace(matrix)) / count, np.finfo(np.float64).tiny)

@@ -5,7 +5,7 @@ For channel c and width b there is a predicted loss D_c(b) and a rate b n_c. At 
     sum_c D_c(b_c) + lambda sum_c n_c b_c
 
 for the smallest lambda >= 0 that meets R (Shoham and Gersho, 1988): every channel is on the convex hull of its curve.
-What the last step leaves over is spent one channel at a time.
+What the last slope leaves over is spent one channel at a time.
 
 How the loss is predicted decides the result, and no criterion is best everywhere. So each criterion makes a plan, the
 *measured* loss of the quantized model picks one, and its layers then trade bits as long as the measured loss falls.
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_cbq.model import Array
-from onnx_cbq.settings import check
+from onnx_cbq.settings import check, check_kinds
 
 _BISECTIONS = 60
 
@@ -41,6 +41,7 @@ class RateDistortionConfig:
     certainty: float = 2.0
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         check(0 < self.held_back < 1, "held_back", "a number between 0 and 1", self.held_back)
         check(self.exchanges >= 0, "exchanges", "a number of at least 0", self.exchanges)
         check(self.certainty >= 0, "certainty", "a number of at least 0", self.certainty)

@@ -4,12 +4,12 @@ With widths b, the shares n of the weights that they count for and a price lambd
 
     loss(b) + lambda sum_c n_c b_c
 
-by steps of Adam (Kingma and Ba, arXiv 1412.6980), widths within 0 .. 8:
+by updates of Adam (Kingma and Ba, arXiv 1412.6980), widths within 0 .. 8:
 
     b <- b - rate (m + lambda n) / sqrt(v),     m, v: running means of the loss's gradient and of its square
 
-The size is known exactly, so lambda needs no rate of its own: before each step it is the smallest price >= 0 at which
-the step lands on the average that the schedule allows, which falls to the budget and then stays there.
+The size is known exactly, so lambda needs no rate of its own: before each update it is the smallest price >= 0 at which
+the update lands on the average that the schedule allows, which falls to the budget and then stays there.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import numpy as np
 from onnx_cbq.model import Array
 from onnx_cbq.records.augmentation import AUGMENTATIONS, check_augmentation
 from onnx_cbq.search.rate_distortion import allocate
-from onnx_cbq.settings import CHOOSE, MOST_BITS, TRAINING, check, either, option
+from onnx_cbq.settings import CHOOSE, MOST_BITS, TRAINING, check, check_kinds, either, option
 
 _MEAN_DECAY, _SQUARE_DECAY = 0.9, 0.98
-# No width moves further in a step than so many times the rate, whatever the price, or so many times what the average
-# has to fall: few steps must meet the budget too.
+# No width moves further in an update than so many times the rate, whatever the price, or so many times what the average
+# has to fall: few updates must meet the budget too.
 _FURTHEST, _FURTHEST_FALL = 3.0, 2.0
 _WARM_UP = 10
 _BISECTIONS = 60
@@ -43,19 +43,19 @@ class DifferentiableConfig:
 
     Attributes:
         granularity: a width for every "channel", or for every "layer".
-        steps: so many steps of the descent at most.
+        updates: so many updates of the descent at most.
         minutes: so long at most; where they run out first, a repeated run may give another file.
-        rate: bits that a width moves in a step, about.
+        rate: bits that a width moves in an update, about.
         headroom: bits above the budget that all widths start at.
         falling: share of the descent over which the average allowed falls to the budget.
-        batch: samples per step.
+        batch: samples per update.
         alpha: share of the cross-entropy with the labels in the loss; the rest is the divergence from the float model.
         augment: train on changed images too: "flip", "shift", "mix" and "cut"; repeatable.
         bfloat16: compute gradients in bfloat16 where the processor has it.
     """
 
     granularity: str = option("channel", CHOOSE, "|".join(GRANULARITIES))
-    steps: int = option(200, CHOOSE, "N", flag="width-steps")
+    updates: int = option(200, CHOOSE, "N", flag="width-updates")
     minutes: float = option(15.0, CHOOSE, "M", flag="width-minutes")
     rate: float = 0.03
     headroom: float = 1.0
@@ -66,8 +66,9 @@ class DifferentiableConfig:
     bfloat16: bool = True
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         check(self.granularity in GRANULARITIES, "--granularity", either(GRANULARITIES), self.granularity)
-        check(self.steps > 0, "--width-steps", "a number above 0", self.steps)
+        check(self.updates > 0, "--width-updates", "a number above 0", self.updates)
         check(0 < self.minutes < float("inf"), "--width-minutes", "a number above 0", self.minutes)
         check(self.batch > 0, "batch", "a number above 0", self.batch)
         check(0 <= self.headroom <= MOST_BITS, "headroom", f"0 to {MOST_BITS} bits", self.headroom)
@@ -82,13 +83,13 @@ class Moment:
     """How a descent stood.
 
     Attributes:
-        steps: done so far.
+        updates: done so far.
         loss: running mean of the loss, without the size.
         price: lambda, in loss per bit of the average.
         average: of the widths, by their shares.
     """
 
-    steps: int
+    updates: int
     loss: float
     price: float
     average: float
@@ -133,26 +134,26 @@ def descend(
         sizes: weights that each width counts for, [units].
         budget: average bits per weight.
         config: rate, and how far above the budget to start.
-        over: steps done -> how much of the descent is over, from 0 to 1; it ends at 1.
+        over: updates done -> how much of the descent is over, from 0 to 1; it ends at 1.
     """
     shares = sizes / sizes.sum()
     first = min(budget + config.headroom, float(MOST_BITS))
     widths = np.full(len(sizes), first)
     mean, square = np.zeros_like(widths), np.zeros_like(widths)
-    shown, price, steps = 0.0, 0.0, 0
+    shown, price, updates = 0.0, 0.0, 0
     trace: list[Moment] = []
-    while (done := over(steps)) < 1:
-        if done >= len(trace) / _TRACED and steps:
-            trace.append(Moment(steps, shown, price, float(shares @ widths)))
+    while (done := over(updates)) < 1:
+        if done >= len(trace) / _TRACED and updates:
+            trace.append(Moment(updates, shown, price, float(shares @ widths)))
         loss, gradient = slope(widths)
-        steps += 1
-        shown = loss if steps == 1 else 0.95 * shown + 0.05 * loss
+        updates += 1
+        shown = loss if updates == 1 else 0.95 * shown + 0.05 * loss
         mean = _MEAN_DECAY * mean + (1 - _MEAN_DECAY) * gradient
         square = _SQUARE_DECAY * square + (1 - _SQUARE_DECAY) * gradient**2
-        unbiased = mean / (1 - _MEAN_DECAY**steps), np.sqrt(square / (1 - _SQUARE_DECAY**steps))
+        unbiased = mean / (1 - _MEAN_DECAY**updates), np.sqrt(square / (1 - _SQUARE_DECAY**updates))
         allowed = scheduled(done, first, budget, config.falling)
-        widths, price = _step(widths, unbiased, shares, allowed, _rate(steps, done, config))
-    trace.append(Moment(steps, shown, price, float(shares @ widths)))
+        widths, price = _update(widths, unbiased, shares, allowed, _rate(updates, done, config))
+    trace.append(Moment(updates, shown, price, float(shares @ widths)))
     return Descent(widths, tuple(trace), first)
 
 
@@ -174,16 +175,16 @@ def scheduled(done: float, first: float, budget: float, falling: float) -> float
     return budget + (first - budget) * max(0.0, 1 - done / falling)
 
 
-def _rate(steps: int, done: float, config: DifferentiableConfig) -> float:
-    """Rises over the first steps, and falls to nothing once the budget is reached."""
+def _rate(updates: int, done: float, config: DifferentiableConfig) -> float:
+    """Rises over the first updates, and falls to nothing once the budget is reached."""
     left = min((1 - done) / (1 - config.falling), 1.0)
-    return config.rate * min(1.0, steps / _WARM_UP) * float(1 - np.cos(np.pi * left)) / 2
+    return config.rate * min(1.0, updates / _WARM_UP) * float(1 - np.cos(np.pi * left)) / 2
 
 
-def _step(
+def _update(
     widths: Array, moments: tuple[Array, Array], shares: Array, allowed: float, rate: float
 ) -> tuple[Array, float]:
-    """Widths after a step that lands on the average allowed, and its price."""
+    """Widths after an update that lands on the average allowed, and its price."""
     mean, spread = moments
     reach = max(_FURTHEST * rate, _FURTHEST_FALL * float(shares @ widths - allowed))
 

@@ -11,7 +11,7 @@ from onnx_cbq.evidence.statistics import collect_histograms
 from onnx_cbq.evidence.workload import Workload
 from onnx_cbq.quantize.activations import RANGES, choose_grid, join_grids
 from onnx_cbq.records import ActivationGrid, ActivationRules
-from onnx_cbq.settings import MOST_BITS, check, either
+from onnx_cbq.settings import MOST_BITS, check, check_kinds, either
 from onnx_cbq.system.progress import Progress, silent
 
 
@@ -28,6 +28,7 @@ class ActivationSettings:
     range: str = "mse"
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         widths = (0, *range(2, MOST_BITS + 1))
         check(self.bits in widths, "--activation-bits", "2 to 8, or 0 for float", self.bits)
         check(self.range in RANGES, "--activation-range", either(tuple(RANGES)), self.range)

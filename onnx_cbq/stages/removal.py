@@ -79,7 +79,7 @@ class Run:
         return "all" if self.grids else "off"
 
     def grid(self, use: Use) -> ActivationGrid | None:
-        """That of what a layer reads, whose steps its bias counts; None if either is float."""
+        """That of what a layer reads, whose multiples its bias counts; None if either is float."""
         return self.grids.get(self.placement.grid_of(use.activation)) if self.file.bias == "int32" else None
 
 

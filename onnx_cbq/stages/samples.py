@@ -13,7 +13,7 @@ from onnx_cbq.errors import CalibrationError, ConfigError
 from onnx_cbq.evidence.workload import Workload
 from onnx_cbq.model import Array
 from onnx_cbq.records.names import class_indices
-from onnx_cbq.settings import check
+from onnx_cbq.settings import check, check_kinds
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class SampleSettings:
     held_back: float = 0.0
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         for name, weight in self.class_weights:
             check(0 <= weight < float("inf"), f"--class-weight {name}", "a number of at least 0", weight)
         counted = self.samples is None or self.samples == "auto" or self.samples > 0

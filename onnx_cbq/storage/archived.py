@@ -12,7 +12,7 @@ from onnx import ModelProto
 from onnx_cbq.errors import VerificationError
 from onnx_cbq.model import Model
 from onnx_cbq.records import LayerWeights
-from onnx_cbq.settings import STORING, check, either, option
+from onnx_cbq.settings import STORING, check, check_kinds, either, option
 from onnx_cbq.storage.archive import Archive, archive, coded_bits, restore
 from onnx_cbq.storage.codes import PlainCodes
 from onnx_cbq.storage.coding.container import CODERS
@@ -56,6 +56,7 @@ class Archived(Storage):
     coder: str = option("ans", STORING, "|".join(CODERS))
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         check(self.coder in CODERS, "--coder", either(CODERS), self.coder)
 
     def codes(self) -> PlainCodes:

@@ -32,8 +32,8 @@ def bias_codes(bias: Array, scale: Array) -> Array:
 def power_of_two_codes(values: Array) -> tuple[Array, Array]:
     """int8 codes and the power of two that they are multiples of, the smallest that holds all values."""
     reach = float(np.abs(values).max(initial=0)) / LARGEST_CODE
-    step = np.float32(2.0 ** math.ceil(math.log2(reach))) if reach > 0 else np.float32(1)
-    return np.rint(values / step).astype(np.int8), np.array(step, np.float32)
+    unit = np.float32(2.0 ** math.ceil(math.log2(reach))) if reach > 0 else np.float32(1)
+    return np.rint(values / unit).astype(np.int8), np.array(unit, np.float32)
 
 
 def _before_branches(model: Model) -> set[str]:
@@ -288,19 +288,19 @@ class Writer:
         if use.activation not in self._integers:
             return str(use.bias)
         if self._rules.bias == "int8":
-            codes, step = power_of_two_codes(bias)
-            inputs = [self._constant(f"{use.bias}_q", codes), self._pooled(step, "scale")]
+            codes, unit = power_of_two_codes(bias)
+            inputs = [self._constant(f"{use.bias}_q", codes), self._pooled(unit, "scale")]
             return self._add(
                 "DequantizeLinear", [*inputs, self._pooled(np.array(0, np.int8), "zero")], f"{use.bias}_dq"
             )
         if bias.size not in (1, len(weights.scale)):
             return str(use.bias)
         scale = weights.bias_scale(self._grids[use.activation].scale)
-        steps = bias_codes(bias, scale)
+        multiples = bias_codes(bias, scale)
         if self._rules.bias == "float":
-            # On the steps of the sums, since a runtime of integers will put it there (onnxruntime does).
-            return self._constant(f"{use.bias}_rounded", (steps * scale).astype(np.float32))
-        codes = steps.astype(np.int32)
+            # On the multiples of the sums, since a runtime of integers will put it there (onnxruntime does).
+            return self._constant(f"{use.bias}_rounded", (multiples * scale).astype(np.float32))
+        codes = multiples.astype(np.int32)
         if layer.rules.per_tensor:
             inputs = [self._constant(f"{use.bias}_q", codes), self._pooled(scale.max(), "scale")]
             return self._add("DequantizeLinear", inputs, f"{use.bias}_dq")

@@ -68,14 +68,14 @@ class Batches:
         """Batches for ever, from number `start` on: the same whether or not those in front of it were made."""
         size = self.samples.fixed_batch or min(self.size, len(self.indices))
         per_epoch = max(len(self.indices) // size, 1)
-        step = start
+        update = start
         while True:
-            epoch, position = divmod(step, per_epoch)
+            epoch, position = divmod(update, per_epoch)
             order = np.random.default_rng((seed, epoch)).permutation(self.indices)
             chosen = np.resize(order[position * size : (position + 1) * size], size)
             random = np.random.default_rng((seed, epoch, position))
             yield self._batch(chosen, random, draw_views(self.augment, self.views, random))
-            step += 1
+            update += 1
 
     def in_order(self) -> Iterator[TrainingBatch]:
         """Every sample once, changed in the same way each time; a fixed batch is filled up with some that count double.

@@ -26,7 +26,7 @@ from onnx_cbq.records import Layer, LayerWeights
 from onnx_cbq.training.grids import LatentWeight
 from onnx_cbq.training.records import Rate
 
-# Steps between two looks at what the coder spends.
+# Updates between two looks at what the coder spends.
 REFRESH = 20
 # How fast the price follows: by so many times the share that is spent too much, at every look.
 _GAIN = 4.0

@@ -23,8 +23,8 @@ from onnx_cbq.quantize.grid import Grid
 from onnx_cbq.records import ActivationGrid, Lanes, Layer, LayerWeights
 from onnx_cbq.settings import MOST_BITS
 
-# How far a latent weight may start from its level towards the float weight, in steps. At half a step the next cell
-# begins: all weights that compensation moved would start at its edge, and cross it together at the first noise.
+# How far a latent weight may start from its level towards the float weight, in spacings. At half a spacing the next
+# cell begins: all weights that compensation moved would start at its edge, and cross it together at the first noise.
 _IN_CELL = 0.3
 
 

@@ -1,4 +1,4 @@
-"""The training itself: distillation from the float net, stopped by steps or time, never worse than it began."""
+"""The training itself: distillation from the float net, stopped by updates or time, never worse than it began."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from onnx_cbq.training.coded import REFRESH, Charge
 from onnx_cbq.training.records import Course, Held, Schedule
 from onnx_cbq.training.student import Pupil, Student, divergence, independent_divergences
 
-# The first steps raise the learning rate from nothing.
+# The first updates raise the learning rate from nothing.
 _WARM_UP = 20
 
 Net = TypeVar("Net", bound=Pupil)
@@ -136,7 +136,7 @@ def train(
     checkpoint: Checkpoint | None = None,
     progress: Progress = silent,
 ) -> Course:
-    """Train until the steps or the minutes are over; the student is left as it was best on the held-back samples.
+    """Train until the updates or the minutes are over; the student is left as it was best on the held-back samples.
 
     Args:
         student: is trained in place.
@@ -145,9 +145,9 @@ def train(
         objective: what is lowered.
         schedule: how long, and in which order.
         checkpoint: where the state is kept, and taken up from if it is there.
-        progress: told of every step.
+        progress: told of every update.
 
-    Cost per step: a pass forward of the float net for every view, one forward and one backward of the quantized net.
+    Cost per update: a pass forward of the float net for every view, one forward and one backward of the quantized net.
     """
     learned, held = batches
     answers = _expected(student, held)
@@ -160,19 +160,19 @@ def train(
         course, best = checkpoint.load(student, optimizer)
     begun, shown = time.monotonic() - course.seconds, 0.0
     with stopping.going_on() as interruption:
-        for batch in _until(course, schedule, learned.endless(schedule.seed, course.steps), begun):
+        for batch in _until(course, schedule, learned.endless(schedule.seed, course.updates), begun):
             share = _share(course, schedule, begun)
-            warm = min(1.0, (course.steps + 1) / _WARM_UP)
+            warm = min(1.0, (course.updates + 1) / _WARM_UP)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * warm * (1 + math.cos(math.pi * share)) / 2
-            if objective.charge is not None and course.steps % REFRESH == 0:
+            if objective.charge is not None and course.updates % REFRESH == 0:
                 objective.charge.follow()
-            loss = step(student, optimizer, objective, batch)
-            course.steps, course.seconds = course.steps + 1, time.monotonic() - begun
-            shown = loss if course.steps == 1 else 0.98 * shown + 0.02 * loss
+            loss = update(student, optimizer, objective, batch)
+            course.updates, course.seconds = course.updates + 1, time.monotonic() - begun
+            shown = loss if course.updates == 1 else 0.98 * shown + 0.02 * loss
             told = f"{schedule.title}, loss {shown:.4f}, held back {course.best.top1:.2f} %"
-            progress(told, course.steps, schedule.steps)
-            if course.steps % schedule.check_every == 0:
+            progress(told, course.updates, schedule.updates)
+            if course.updates % schedule.check_every == 0:
                 best = _keep_better(student, evaluate(student, held, answers, objective), objective, course, best)
                 if checkpoint is not None:
                     checkpoint.save(student, optimizer, course, best)
@@ -183,7 +183,7 @@ def train(
     return course
 
 
-def step(student: Net, optimizer: torch.optim.Optimizer, objective: Goal[Net], batch: TrainingBatch) -> float:
+def update(student: Net, optimizer: torch.optim.Optimizer, objective: Goal[Net], batch: TrainingBatch) -> float:
     """One update; returns the loss before it, without what bits cost."""
     student.train()
     loss, _ = objective(student, batch, batch.taught(student.teach))
@@ -217,9 +217,9 @@ def evaluate(student: Net, batches: Batches, answers: Sequence[Tensor], objectiv
 def _until(
     course: Course, schedule: Schedule, batches: Iterator[TrainingBatch], begun: float
 ) -> Iterator[TrainingBatch]:
-    """Batches until the steps or the minutes are over."""
+    """Batches until the updates or the minutes are over."""
     for batch in batches:
-        if course.steps >= schedule.steps:
+        if course.updates >= schedule.updates:
             return
         if time.monotonic() - begun >= 60 * schedule.minutes:
             course.stopped = "time"
@@ -228,12 +228,12 @@ def _until(
 
 
 def _share(course: Course, schedule: Schedule, begun: float) -> float:
-    """How much of the training is over: by steps or by time, whichever runs out first."""
+    """How much of the training is over: by updates or by time, whichever runs out first."""
     spent = (time.monotonic() - begun) / (60 * schedule.minutes)
-    by_steps = course.steps / schedule.steps
+    by_updates = course.updates / schedule.updates
     # Time decides only if it would run out first; otherwise a repeated run does the same.
-    runs_out = course.steps > _WARM_UP and spent > by_steps
-    return min(spent if runs_out else by_steps, 1.0)
+    runs_out = course.updates > _WARM_UP and spent > by_updates
+    return min(spent if runs_out else by_updates, 1.0)
 
 
 def _keep_better(
@@ -247,5 +247,5 @@ def _keep_better(
     course.losses.append(found.loss)
     if found.loss >= course.best.loss or not (objective.charge is None or objective.charge.is_met()):
         return best
-    course.best, course.best_step = found, course.steps
+    course.best, course.best_update = found, course.updates
     return copy.deepcopy(student.state_dict())

@@ -19,7 +19,7 @@ from onnx_cbq.stepping.units import Units
 from onnx_cbq.system import stopping
 from onnx_cbq.system.progress import Progress, silent
 from onnx_cbq.training.batches import Batches
-from onnx_cbq.training.loop import step, train
+from onnx_cbq.training.loop import train, update
 from onnx_cbq.training.nested import NestedNet, NestedObjective, importance
 from onnx_cbq.training.records import Course, Schedule
 from onnx_cbq.training.settings import StepConfig
@@ -29,7 +29,7 @@ from onnx_cbq.training.setup import Setup
 _SETTLING = 20
 # Batches that importance is taken from.
 _LOOKS = 2
-# Share of the minutes and of the steps that moving may take, with the training in between.
+# Share of the minutes and of the updates that moving may take, with the training in between.
 _MOVING = 1 / 3
 
 
@@ -72,12 +72,12 @@ def run_nesting(task: NestingTask, config: StepConfig, progress: Progress = sile
     net = NestedNet(task.units, task.original, len(config.macs), config.beta, first, bfloat16=setup.bfloat16)
     even = setup.tensor(np.ones(len(task.class_names)))
     objective = NestedObjective(config.alpha, config.beta, even, Grouping.single(task.class_names))
-    steps, stopped = _move_all(net, task, learned, objective, config, begun, progress)
+    updates, stopped = _move_all(net, task, learned, objective, config, begun, progress)
     net.settle(islice(learned.endless(config.seed + 4), _SETTLING))
     minutes = 0 if stopped else max(config.minutes - (time.monotonic() - begun) / 60, 0)
-    schedule = Schedule(max(config.steps - steps, 0), minutes, config.check_every, config.seed + 1, "train")
+    schedule = Schedule(max(config.updates - updates, 0), minutes, config.check_every, config.seed + 1, "train")
     course = train(net, _optimizer(net, config), (learned, held), objective, schedule, None, progress)
-    course.steps, course.seconds = course.steps + steps, time.monotonic() - begun
+    course.updates, course.seconds = course.updates + updates, time.monotonic() - begun
     if stopped:
         course.stopped = "Ctrl-C"
     return net.nested(), course
@@ -94,10 +94,10 @@ def _move_all(
 ) -> tuple[int, bool]:
     """Move units until every subnet is within its limit, training in between.
 
-    Returns how many steps were trained, and whether Ctrl-C came.
+    Returns how many updates were trained, and whether Ctrl-C came.
     """
-    units, optimizer, steps = task.units, _optimizer(net, config), 0
-    each = min(config.round_steps, int(_MOVING * config.steps / config.rounds))
+    units, optimizer, updates = task.units, _optimizer(net, config), 0
+    each = min(config.round_updates, int(_MOVING * config.updates / config.rounds))
     found: Array = np.zeros((len(config.macs), units.count))
     # Labels are those of images as they are.
     seen, learning = replace(learned, augment=(), views=1).endless(config.seed + 2), learned.endless(config.seed + 3)
@@ -109,12 +109,12 @@ def _move_all(
             for batch in islice(learning, each):
                 if time.monotonic() >= until:
                     break
-                loss = step(net, optimizer, objective, batch)
-                steps += 1
-                progress(f"move units, loss {loss:.4f}", steps, config.rounds * each)
+                loss = update(net, optimizer, objective, batch)
+                updates += 1
+                progress(f"move units, loss {loss:.4f}", updates, config.rounds * each)
     if interruption.came:
         net.assign(move_units(units, net.assignment, found, task.limits))
-    return steps, interruption.came
+    return updates, interruption.came
 
 
 def _limits(task: NestingTask, share: float) -> list[float]:

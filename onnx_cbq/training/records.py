@@ -84,8 +84,8 @@ class Schedule:
     """How long a training goes on.
 
     Attributes:
-        steps, minutes: at most; whichever is over first.
-        check_every: steps between two looks at the samples held back.
+        updates, minutes: at most; whichever is over first.
+        check_every: updates between two looks at the samples held back.
         seed: decides the order of the samples.
         title: what the user sees.
         usual_loss: at which the learning rates are meant; with more they rise with its square root, up to `MOST_RISE`
@@ -94,7 +94,7 @@ class Schedule:
 
     MOST_RISE: ClassVar[float] = 4.0
 
-    steps: int
+    updates: int
     minutes: float
     check_every: int
     seed: int
@@ -122,17 +122,17 @@ class Course:
 
     Attributes:
         start: the held-back samples before it; `best` those of what is kept.
-        best_step: steps after which that was; 0 as long as training has made nothing better.
-        steps: steps done; `stopped` says what ended them: "steps", "time" or "Ctrl-C".
+        best_update: updates after which that was; 0 as long as training has made nothing better.
+        updates: updates done; `stopped` says what ended them: "updates", "time" or "Ctrl-C".
         seconds: spent, those before a resumption included.
         losses: of the held-back samples at every look.
     """
 
     start: Held
     best: Held
-    best_step: int = 0
-    steps: int = 0
-    stopped: str = "steps"
+    best_update: int = 0
+    updates: int = 0
+    stopped: str = "updates"
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
 

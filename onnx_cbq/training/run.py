@@ -35,6 +35,6 @@ def run_training(
     objective = Objective(config.alpha, setup.tensor(task.class_weights), task.groups, student.charge, work.logits.kind)
     checkpoint = None if task.state is None else Checkpoint(task.state, task.key, task.resume)
     optimizer = torch.optim.Adam(student.groups((config.weight_rate, config.rate)), betas=(0.9, 0.999))
-    schedule = Schedule(config.steps, config.minutes, config.check_every, task.seed, "refine", _USUAL_LOSS)
+    schedule = Schedule(config.updates, config.minutes, config.check_every, task.seed, "refine", _USUAL_LOSS)
     course = train(student, optimizer, (learned, held), objective, schedule, checkpoint, progress)
-    return (student.quantized() if course.best_step else start), course
+    return (student.quantized() if course.best_update else start), course

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from onnx_cbq.errors import ConfigError
 from onnx_cbq.records.augmentation import AUGMENTATIONS, check_augmentation
-from onnx_cbq.settings import MOST_BITS, REACH, SAMPLES, TRAINING, check, option
+from onnx_cbq.settings import MOST_BITS, REACH, SAMPLES, TRAINING, check, check_kinds, option
 
 
 @dataclass(frozen=True)
@@ -16,11 +16,11 @@ class RefineConfig:
     """How weights, scales and biases are trained once the plan is fixed.
 
     Attributes:
-        steps: train so many steps at most.
+        updates: train for so many updates at most.
         minutes: train so long at most; where they run out first, the learning rate falls by the time, and a repeated
             run may give another file.
         batch: samples per update.
-        weight_rate: learning rate of latent weights, in steps of their layer's grid.
+        weight_rate: learning rate of latent weights, in spacings of their layer's grid.
         rate: learning rate of biases and of logarithms of scales. Both rise where training starts far from the float
             model (`training.records.Schedule`).
         alpha: share of the cross-entropy with the labels in the loss; the rest is the divergence from the float model.
@@ -28,11 +28,11 @@ class RefineConfig:
         views: of an image, drawn anew for each update, in which the float model answers; the mean of the answers is
             learned. Mirrored with "flip", moved with "shift".
         held_back: share of each class that no update sees, by which the best state is chosen.
-        check_every: steps between two looks at the samples held back.
+        check_every: updates between two looks at the samples held back.
         bfloat16: compute updates in bfloat16 where the processor has it.
     """
 
-    steps: int = option(1200, TRAINING, "N", flag="refine-steps")
+    updates: int = option(1200, TRAINING, "N", flag="refine-updates")
     minutes: float = option(15.0, TRAINING, "M", flag="refine-minutes")
     batch: int = 128
     weight_rate: float = 4e-3
@@ -45,7 +45,8 @@ class RefineConfig:
     bfloat16: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "check_every"):
+        check_kinds(self)
+        for name in ("updates", "batch", "check_every"):
             check(getattr(self, name) > 0, name, "a number above 0", getattr(self, name))
         check(0 < self.minutes < float("inf"), "--refine-minutes", "a number above 0", self.minutes)
         for name in ("weight_rate", "rate"):
@@ -73,7 +74,7 @@ class StepConfig:
     Attributes:
         macs: share of the model's multiplications that each subnet may have, rising.
         width: how many times as wide the net is that subnets are taken from, 1 to 2.
-        steps: train so many steps at most, those between moves included.
+        updates: train for so many updates at most, those between moves included.
         minutes: train so long at most; where they run out first, a repeated run may give other files.
         batch: samples per update.
         rate: learning rate at its highest.
@@ -83,9 +84,9 @@ class StepConfig:
         views: of an image, drawn anew for each update, in which the float model answers; the mean of the answers is
             learned. Mirrored with "flip", moved with "shift".
         held_back: share of each class that no update sees, by which the best state is chosen.
-        check_every: steps between two looks at the samples held back.
-        rounds: how often units are moved until every subnet is within its limit; `round_steps` are between two moves,
-            or fewer if that is more than a third of all steps.
+        check_every: updates between two looks at the samples held back.
+        rounds: how often units are moved until every subnet is within its limit; `round_updates` are between two moves,
+            or fewer if that is more than a third of all updates.
         bfloat16: compute updates in bfloat16 where the processor has it.
         seed: decides the order of the samples.
         logits: name of the output that holds the class scores.
@@ -94,7 +95,7 @@ class StepConfig:
 
     macs: tuple[float, ...] = option((0.1, 0.3, 0.5, 0.85), REACH, "A,B,C", read=_shares, written=_listed)
     width: float | None = option(None, REACH, "1..2", shown="as wide as --macs needs")
-    steps: int = option(10_000, TRAINING, "N")
+    updates: int = option(10_000, TRAINING, "N")
     minutes: float = option(20.0, TRAINING, "M")
     batch: int = 128
     rate: float = 3e-3
@@ -105,19 +106,20 @@ class StepConfig:
     held_back: float = 0.1
     check_every: int = 100
     rounds: int = 20
-    round_steps: int = 25
+    round_updates: int = 25
     bfloat16: bool = True
     seed: int = option(0, SAMPLES, "N")
     logits: str | None = option(None, SAMPLES, "NAME", shown="the only one of shape (samples, classes)")
     bits: int | None = option(None, REACH, "BITS", flag="quantize", shown="float")
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         rising = all(low < high for low, high in pairwise((0.0, *self.macs)))
         check(bool(self.macs) and rising and self.macs[-1] <= 1, "--macs", "rising shares up to 1", self.macs)
         check(self.width is None or 1 <= self.width <= 2, "--width", "1 to 2", self.width)
-        for name in ("steps", "batch", "check_every", "rounds"):
+        for name in ("updates", "batch", "check_every", "rounds"):
             check(getattr(self, name) > 0, name, "a number above 0", getattr(self, name))
-        check(self.round_steps >= 0, "round_steps", "a number of at least 0", self.round_steps)
+        check(self.round_updates >= 0, "round_updates", "a number of at least 0", self.round_updates)
         check(0 < self.minutes < float("inf"), "--minutes", "a number above 0", self.minutes)
         check(0 < self.rate < 1, "--rate", "a number between 0 and 1", self.rate)
         check(0 < self.beta <= 1, "--beta", "a number above 0, up to 1", self.beta)

@@ -44,7 +44,7 @@ class Values(nn.Module):
         return torch.where(largest > 0, largest / self.largest, 1.0)
 
     @property
-    def step(self) -> float:
+    def spacing(self) -> float:
         """The mean distance of neighbouring values."""
         values = self.values.detach()
         return float((values.max() - values.min()) / max(len(values) - 1, 1)) or 1.0
@@ -89,7 +89,7 @@ class SharedWeight(nn.Module):
     @property
     def weights(self) -> tuple[nn.Parameter, float]:
         """What makes the weights, and the distance that learning rates are relative to."""
-        return self.values.values, self.values.step
+        return self.values.values, self.values.spacing
 
     @property
     def others(self) -> tuple[nn.Parameter, ...]:

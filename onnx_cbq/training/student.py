@@ -78,11 +78,11 @@ class Student(Pupil):
         return self._lesson(graph(feeds, self._lesson.tensors))
 
     def groups(self, rates: tuple[float, float]) -> list[dict[str, object]]:
-        """Parameters for an optimizer: latent weights at a rate relative to their layer's step, then all else."""
+        """Parameters for an optimizer: latent weights at a rate relative to their layer's spacing, then all else."""
         weights, others = rates
         # Layers may share their values.
         latent = {id(grid.weights[0]): grid.weights for grid in self._by_layer.values()}
-        found = [{"params": [parameter], "lr": weights * step} for parameter, step in latent.values()]
+        found = [{"params": [parameter], "lr": weights * spacing} for parameter, spacing in latent.values()]
         scales = [parameter for grid in self._by_layer.values() for parameter in grid.others]
         learned = [parameter for grid in self.activations for parameter in grid.parameters()]
         return [*found, {"params": [*scales, *learned, *self.biases], "lr": others}]

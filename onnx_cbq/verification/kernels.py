@@ -2,7 +2,7 @@
 
 The fused graph runs once and gives the codes of every QuantizeLinear. Then the plain graph computes each of them again
 from the fused graph's own codes in front of it, so that nothing adds up from layer to layer. What may differ is the
-rounding of float32 numbers near the middle of two codes: one step. A kernel that saturates, or drops a scale, is off by
+rounding of float32 numbers near the middle of two codes: one code. A kernel that saturates, or drops a scale, is off by
 more, and the first that is has a name.
 """
 
@@ -25,8 +25,8 @@ from onnx_cbq.storage.files import write_model
 from onnx_cbq.system.processor import architecture
 from onnx_cbq.system.temporary import temporary_folder
 
-# Steps that a code may be off by, since both ways of computing it round.
-MOST_STEPS = 1
+# How far a code may be off, since both ways of computing it round.
+MOST_CODES = 1
 # Outputs in float that are computed from the same codes, relative to the largest.
 TOLERANCE = 1e-4
 
@@ -38,16 +38,17 @@ class Deviation:
     Attributes:
         node: what computes it.
         tensor: the codes.
-        steps: by how many the farthest is off; `share` of them are off by more than what was allowed, in [0, 1].
+        distance: by how many codes the farthest is off.
+        share: of the codes, how many are off by more than what was allowed, in [0, 1].
     """
 
     node: str
     tensor: str
-    steps: int
+    distance: int
     share: float
 
     def __str__(self) -> str:
-        return f"{self.node} is off by up to {self.steps} steps of its grid in {self.share:.3%} of its numbers"
+        return f"{self.node} is off by up to {self.distance} codes in {self.share:.3%} of its numbers"
 
 
 def check_kernels(path: Path, feeds: Feeds) -> None:
@@ -65,12 +66,12 @@ def check_kernels(path: Path, feeds: Feeds) -> None:
         more = f", and {len(found) - 1} tensors behind it" if len(found) > 1 else ""
         raise VerificationError(
             f"onnxruntime's kernels compute something else than the file says: {found[0]}{more}; expected at most "
-            f"{MOST_STEPS}; this is no fault of the model: give another --target, or report it as a bug"
+            f"{MOST_CODES}; this is no fault of the model: give another --target, or report it as a bug"
         )
 
 
-def deviations(model: Model, feeds: Feeds, most: int = MOST_STEPS) -> list[Deviation]:
-    """The tensors of codes that are off by more than `most` steps, in the order of the graph.
+def deviations(model: Model, feeds: Feeds, most: int = MOST_CODES) -> list[Deviation]:
+    """The tensors of codes that are off by more than `most` codes, in the order of the graph.
 
     Raises:
         VerificationError: no codes differ, but an output does.

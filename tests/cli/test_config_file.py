@@ -119,7 +119,7 @@ def test_no_file_that_it_names_is_an_output(tmp_path: Path, command: Command) ->
 @pytest.mark.parametrize(
     ("text", "options", "said"),
     [
-        ("[cbq]\nstep = 0.1", (), "only for --method cbq; leave out [cbq]"),
+        ("[cbq]\nstride = 0.1", (), "only for --method cbq; leave out [cbq]"),
         ("[search]\nexchanges = 3", ("--method", "cbq"), "only for --method rate-distortion; leave out [search]"),
         ("[refinement]\nrate = 0.1", (), "only for --refine; leave out [refinement]"),
         ("no-equalize = true\nequalize = true", (), "expected one value, got two"),
@@ -137,9 +137,9 @@ def test_what_would_be_ignored_is_refused(
 
 
 def test_what_is_typed_wins_over_a_table(tmp_path: Path, command: Command) -> None:
-    table = 'method = "differentiable"\n[differentiable]\nsteps = 4\nrate = 0.05\n'
-    found = run(tmp_path, command, table, "--width-steps", "2")
-    assert (found["width-steps"], found["differentiable"]) == (2, {"rate": 0.05})
+    table = 'method = "differentiable"\n[differentiable]\nupdates = 4\nrate = 0.05\n'
+    found = run(tmp_path, command, table, "--width-updates", "2")
+    assert (found["width-updates"], found["differentiable"]) == (2, {"rate": 0.05})
 
 
 @pytest.mark.parametrize("bits", [4.0, 8.0])
@@ -152,6 +152,36 @@ def test_a_run_without_data_is_repeated_too(tmp_path: Path, command: Command, bi
     assert (tmp_path / "first").read_bytes() == (tmp_path / "again").read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("stored", "typed", "found"),
+    [
+        ("refine = true", ("--no-refine",), {}),
+        ("no-equalize = true", ("--equalize",), {}),
+        ("equalize = true", ("--no-equalize",), {"equalize": False}),
+        ("run-check = true", ("--no-run-check",), {"run-check": False}),
+    ],
+)
+def test_a_switch_of_the_file_can_be_turned_on_the_command_line(
+    stored: str, typed: tuple[str, ...], found: dict[str, bool], tmp_path: Path, command: Command
+) -> None:
+    """The command line wins over the file, in what is on or off too."""
+    assert run(tmp_path, command, f"{stored}\n", *typed) == {**found, "rounding": "nearest", "samples": 60}
+
+
+@pytest.mark.parametrize("limit", [("--max-drop", "1"), ("--bytes", "9000", "--storage", "packed")])
+def test_bits_beside_what_finds_them_are_refused(limit: tuple[str, ...], command: Command) -> None:
+    """They would be ignored in silence."""
+    done = command("quantize", DIGITS_MODEL, "--data", DIGITS_CARD, "--bits", "3", *limit)
+    assert done.code == 2
+    assert f"{limit[0]} finds the bits by itself" in " ".join(done.err.split())
+
+
+def test_a_switch_and_its_opposite_are_refused(command: Command) -> None:
+    done = command("quantize", DIGITS_MODEL, "--data", DIGITS_CARD, "--equalize", "--no-equalize")
+    assert done.code == 2
+    assert "both --equalize and --no-equalize" in " ".join(done.err.split())
+
+
 QUICKLY = QuantizeConfig(
     samples=60, search=RateDistortionConfig(exchanges=2), compensation=RoundingConfig(refits=0, sweeps=0, rows=2000)
 )
@@ -161,14 +191,14 @@ QUICKLY = QuantizeConfig(
     "config",
     [
         replace(QUICKLY, bits=2.5, keep=(("12", 4),), class_weights=(("3", 2.0),), classes=("1", "3"), equalize=False),
-        replace(QUICKLY, bits=3, method="cbq", cbq=CbqConfig(pin_ends=False, step=0.1), samples=None),
+        replace(QUICKLY, bits=3, method="cbq", cbq=CbqConfig(pin_ends=False, stride=0.1), samples=None),
         replace(QUICKLY, method="uniform", bits=3, clusters=(("1", "2"), ("3",)), scoring=ScoringConfig(relative=True)),
         replace(QUICKLY, storage="archive", coder="huffman", bits=2, max_class_drop=90.0),
         replace(QUICKLY, storage="archive", codebook="ecsq", codebook_scope="net", bits=2.0),
         replace(QUICKLY, storage="packed", bytes=13_000, target="openvino", activation_bits=6),
         replace(QUICKLY, method="differentiable", differentiable=DifferentiableConfig("layer", 3, rate=0.05), bits=3),
         replace(
-            QUICKLY, method="uniform", bits=2, refine=RefineConfig(steps=2, views=2, augment=("flip",), check_every=1)
+            QUICKLY, method="uniform", bits=2, refine=RefineConfig(updates=2, views=2, augment=("flip",), check_every=1)
         ),
     ],
     ids=["classes", "cbq", "clusters", "archive", "ecsq", "bytes", "differentiable", "refine"],

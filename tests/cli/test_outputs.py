@@ -123,7 +123,7 @@ def test_step_replaces_no_model_in_its_folder(folder: Path, command: Command) ->
         (("steps/step_1.onnx", "--output", "steps"), REFUSED),
         (("model.onnx", "--output", "steps", "--json", "steps/stepping.json"), "is inside the folder 'steps' to write"),
     ):
-        done = command("step", *arguments, "--data", "card.toml", "--macs", "0.3,0.7", "--steps", 2)
+        done = command("step", *arguments, "--data", "card.toml", "--macs", "0.3,0.7", "--updates", 2)
         assert (done.code, expected in done.err) == (1, True), done
     assert content(folder) == before
 

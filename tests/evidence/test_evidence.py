@@ -23,7 +23,7 @@ from onnx_cbq.evidence import (
 )
 from onnx_cbq.evidence.workload import Workload, prepare
 from onnx_cbq.methods import PlanMethod
-from onnx_cbq.methods.entropy import measured_steps
+from onnx_cbq.methods.entropy import measured_spacings
 from onnx_cbq.records import Grouping
 from onnx_cbq.search.widths import DifferentiableConfig
 from onnx_cbq.stages.scene import Scene
@@ -37,13 +37,13 @@ PIECES = {
     "tables": width_tables,
     "by tables": measure_by_tables,
     "by nearest": measure_by_nearest,
-    "steps": measured_steps,
+    "spacings": measured_spacings,
 }
 QUICK: dict[str, Any] = {
     "samples": 40,
     "activation_bits": 0,
     "search": RateDistortionConfig(exchanges=0),
-    "differentiable": DifferentiableConfig(steps=1, batch=16, bfloat16=False),
+    "differentiable": DifferentiableConfig(updates=1, batch=16, bfloat16=False),
     "compensation": RoundingConfig(refits=0, sweeps=0, rows=1000, passes=1),
 }
 
@@ -126,9 +126,9 @@ def test_its_time_counts_for_the_stage_that_is_named(evidence: Evidence) -> None
     """And not for the search that happened to ask first; what is known takes no time of any stage."""
     with evidence.clock.stage("search"):
         evidence.of(Counted().piece)
-        evidence.of(Scaled(1), "steps")
+        evidence.of(Scaled(1), "spacings")
         evidence.of(Scaled(1), "codebook")
-    assert set(evidence.clock.seconds) == {"search", "statistics", "steps"}
+    assert set(evidence.clock.seconds) == {"search", "statistics", "spacings"}
 
 
 @pytest.mark.parametrize(
@@ -141,11 +141,11 @@ def test_its_time_counts_for_the_stage_that_is_named(evidence: Evidence) -> None
         ({"method": "differentiable", "rounding": "nearest"}, set()),
         ({}, {"scores", "sensitivity", "tables", "by tables"}),
         ({"rounding": "nearest"}, {"scores", "sensitivity", "tables", "by tables"}),
-        ({"storage": "archive"}, {"sensitivity", "by nearest", "steps"}),
+        ({"storage": "archive"}, {"sensitivity", "by nearest", "spacings"}),
         ({"codebook": "kmeans"}, set()),
         ({"codebook": "kmeans", "storage": "archive"}, set()),
         ({"codebook": "hessian-kmeans"}, {"sensitivity"}),
-        ({"codebook": "ecsq", "storage": "archive"}, {"sensitivity", "by nearest", "steps"}),
+        ({"codebook": "ecsq", "storage": "archive"}, {"sensitivity", "by nearest", "spacings"}),
         ({"codebook": "ecsq", "storage": "archive", "rounding": "nearest"}, {"sensitivity"}),
     ],
     ids=lambda given: " ".join(map(str, given.values())) or "default" if isinstance(given, dict) else "",

@@ -31,8 +31,8 @@ def config(**settings: Any) -> QuantizeConfig:
     [
         ({}, RateDistortion()),
         ({"search": RateDistortionConfig(exchanges=3, held_back=0.5)}, RateDistortion(held_back=0.5, exchanges=3)),
-        ({"method": "cbq", "cbq": CbqConfig(step=0.1)}, Cbq(step=0.1)),
-        ({"method": "differentiable", "differentiable": DifferentiableConfig(steps=7)}, Differentiable(steps=7)),
+        ({"method": "cbq", "cbq": CbqConfig(stride=0.1)}, Cbq(stride=0.1)),
+        ({"method": "differentiable", "differentiable": DifferentiableConfig(updates=7)}, Differentiable(updates=7)),
         ({"method": "uniform"}, Uniform()),
         ({"storage": "archive"}, Entropy()),
         ({"storage": "archive", "search": RateDistortionConfig(held_back=0.4)}, Entropy(0.4)),

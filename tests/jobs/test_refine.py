@@ -25,8 +25,8 @@ from tests.training.digits import COARSE, QUICK, make_solution
 def test_what_is_written_is_what_was_trained() -> None:
     """The file in onnxruntime beside the student in torch: a grid or a hook in the wrong place would part them."""
     scene, solution = make_solution()
-    trained, refined, notes = refine(scene, COARSE.choice.method, solution, Refinement(replace(QUICK, steps=40)))
-    assert "kept (step" in notes[0]
+    trained, refined, notes = refine(scene, COARSE.choice.method, solution, Refinement(replace(QUICK, updates=40)))
+    assert "kept (update" in notes[0]
     work = scene.work
     session = onnxruntime.InferenceSession(emit_solution(trained, refined).to_proto().SerializeToString())
     feeds = work.samples.read(np.arange(300))
@@ -56,7 +56,7 @@ def test_what_is_written_is_what_was_trained() -> None:
 )
 def test_training_keeps_to_the_target(settings: dict[str, object]) -> None:
     """The file is held against its target before it is returned; here again, with what was trained in it."""
-    config = replace(QuantizeConfig(samples=200), refine=replace(QUICK, steps=20), **settings)  # type: ignore[arg-type]
+    config = replace(QuantizeConfig(samples=200), refine=replace(QUICK, updates=20), **settings)  # type: ignore[arg-type]
     result = quantize(DIGITS_MODEL, DIGITS_CARD, config)
     assert lint(result.model, config.choice.target) == ()
 
@@ -65,16 +65,16 @@ def test_training_keeps_to_the_target(settings: dict[str, object]) -> None:
 def test_training_raises_accuracy_and_leaves_the_plan(storage: str) -> None:
     config = replace(COARSE, storage=storage)
     plain = quantize(DIGITS_MODEL, DIGITS_CARD, config)
-    better = quantize(DIGITS_MODEL, DIGITS_CARD, replace(config, refine=replace(QUICK, steps=100, check_every=20)))
+    better = quantize(DIGITS_MODEL, DIGITS_CARD, replace(config, refine=replace(QUICK, updates=100, check_every=20)))
     assert better.quantized.top1 > plain.quantized.top1
     for name, bits in plain.plan.bits.items():
         np.testing.assert_array_equal(better.plan.bits[name], bits)
-    assert any(note.startswith("--refine: all 100 steps") for note in better.notes)
+    assert any(note.startswith("--refine: all 100 updates") for note in better.notes)
 
 
 def test_channels_of_0_bits_are_still_removed() -> None:
     """Their biases are trained, and taken up by the layers behind."""
-    config = QuantizeConfig(bits=1, samples=100, refine=replace(QUICK, steps=8))
+    config = QuantizeConfig(bits=1, samples=100, refine=replace(QUICK, updates=8))
     result = quantize(DIGITS_MODEL, DIGITS_CARD, config)
     assert result.average_bits <= 1
     assert result.removal.removed
@@ -83,10 +83,10 @@ def test_channels_of_0_bits_are_still_removed() -> None:
 def test_the_state_goes_when_the_file_is_there(command: Command, tmp_path: Path) -> None:
     arguments = ("quantize", DIGITS_MODEL, "--data", DIGITS_CARD, "--bits", 2, "--samples", 100)
     output = tmp_path / "q.onnx"
-    done = command(*arguments, "--output", output, "--refine", "--refine-steps", 3, "--augment", "shift")
+    done = command(*arguments, "--output", output, "--refine", "--refine-updates", 3, "--augment", "shift")
     assert done.code == 0, done.err
     assert [path.name for path in tmp_path.iterdir()] == ["q.onnx"]
-    assert "--refine: all 3 steps" in done.out
+    assert "--refine: all 3 updates" in done.out
     # Their accuracy is not that of the images as they are.
     assert "samples held back and changed by shift" in " ".join(done.out.split())
 
@@ -104,7 +104,7 @@ def test_there_must_be_a_state_to_go_on_from(command: Command, tmp_path: Path) -
     "option",
     [
         ("--refine-minutes", 1),
-        ("--refine-steps", 9),
+        ("--refine-updates", 9),
         ("--alpha", 0.5),
         ("--views", 2),
         ("--resume",),
@@ -126,12 +126,12 @@ def test_settings_out_of_range_are_named(command: Command) -> None:
 def test_an_archive_is_trained_within_its_bytes(command: Command, tmp_path: Path) -> None:
     """Codes that learn without a price would spread out."""
     output = tmp_path / "q.cbqz"
-    few = ("--samples", 100, "--activation-bits", 0, "--refine-steps", 40)
+    few = ("--samples", 100, "--activation-bits", 0, "--refine-updates", 40)
     arguments = ("--storage", "archive", "--bytes", 4000, "--refine", *few)
     done = command("quantize", DIGITS_MODEL, "--data", DIGITS_CARD, "--output", output, *arguments)
     assert done.code == 0, done.err
     # Whether the start is kept depends on its few bytes of room.
-    assert "--refine: all 40 steps" in done.out
+    assert "--refine: all 40 updates" in done.out
     assert 0.97 * 4000 <= output.stat().st_size <= 4000
 
 
@@ -139,10 +139,19 @@ def test_shared_values_are_trained(command: Command, tmp_path: Path) -> None:
     output = tmp_path / "q.onnx"
     arguments = ("--codebook", "kmeans", "--storage", "packed", "--bits", 2, "--samples", 100)
     done = command(
-        "quantize", DIGITS_MODEL, "--data", DIGITS_CARD, "--output", output, *arguments, "--refine", "--refine-steps", 9
+        "quantize",
+        DIGITS_MODEL,
+        "--data",
+        DIGITS_CARD,
+        "--output",
+        output,
+        *arguments,
+        "--refine",
+        "--refine-updates",
+        9,
     )
     assert done.code == 0, done.err
-    assert "--refine: all 9 steps" in done.out
+    assert "--refine: all 9 updates" in done.out
     assert done.out.count("share 4 values") == 1
 
 
@@ -156,7 +165,7 @@ def test_a_state_belongs_to_its_settings(tmp_path: Path) -> None:
     """A state that another seed left is not gone on from."""
     path, method = tmp_path / "state", COARSE.choice.method
     scene, solution = make_solution()
-    first = Refinement(replace(QUICK, steps=4), "seed 0", State(path, resume=False))
+    first = Refinement(replace(QUICK, updates=4), "seed 0", State(path, resume=False))
     refine(scene, method, solution, first)
     assert path.exists()
     again = replace(first, state=State(path, resume=True))
@@ -168,10 +177,10 @@ def test_a_state_belongs_to_its_settings(tmp_path: Path) -> None:
 def test_a_state_that_another_seed_left_is_refused_by_the_whole_run(tmp_path: Path) -> None:
     """What stands for the settings must hold all of them: one that is missing would be mixed up with another."""
     path = tmp_path / "state"
-    config = replace(COARSE, refine=replace(QUICK, steps=4))
+    config = replace(COARSE, refine=replace(QUICK, updates=4))
     quantize(DIGITS_MODEL, DIGITS_CARD, config, state=State(path, resume=False))
     for changed in (replace(config, seed=1), replace(config, curve=(3.0,)), replace(config, class_weights=(("1", 2),))):
         with pytest.raises(ModelError, match="belongs to a run with another model"):
             quantize(DIGITS_MODEL, DIGITS_CARD, changed, state=State(path, resume=True))
     resumed = quantize(DIGITS_MODEL, DIGITS_CARD, config, state=State(path, resume=True))
-    assert any(note.startswith("--refine: all 4 steps") for note in resumed.notes)
+    assert any(note.startswith("--refine: all 4 updates") for note in resumed.notes)

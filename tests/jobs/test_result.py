@@ -118,7 +118,7 @@ def test_a_method_reports_in_its_own_words() -> None:
     learned = replace(result(), report=WidthReport({"first": widths}, (Moment(9, 0.1, 0.2, 2.0),)))
     found = json.loads(replace(learned, config=QuantizeConfig(method="differentiable")).to_json())["method"]
     assert found["name"] == "differentiable"
-    assert found["trace"] == [{"steps": 9, "loss": 0.1, "price": 0.2, "average": 2.0}]
+    assert found["trace"] == [{"updates": 9, "loss": 0.1, "price": 0.2, "average": 2.0}]
     assert found["layers"]["first"]["channels"] == [0, 1, 0, 0, 0, 0, 0, 0, 1]
     plain = replace(result(), report=NoReport(), config=QuantizeConfig(method="uniform"))
     assert json.loads(plain.to_json())["method"] == {"name": "uniform"}

@@ -26,7 +26,7 @@ from onnx_cbq.stepping.record import StepRecord
 from tests.command import Command, refused_without_torch
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 
-CONFIG = StepConfig(macs=(0.2, 0.4, 0.7), steps=120, rounds=6, rate=3e-3, bfloat16=False, check_every=40)
+CONFIG = StepConfig(macs=(0.2, 0.4, 0.7), updates=120, rounds=6, rate=3e-3, bfloat16=False, check_every=40)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -62,7 +62,7 @@ def test_accuracy_rises_and_limits_are_met(made: Steps) -> None:
     assert all(step.share <= limit for step, limit in zip(made.record.steps, CONFIG.macs, strict=True))
     assert all(step.latency_ms > 0 for step in made.record.steps)
     assert made.record.model_macs > 0
-    assert any(note.startswith("training: all 120 steps") for note in made.notes)
+    assert any(note.startswith("training: all 120 updates") for note in made.notes)
     json.loads(made.to_json())
 
 
@@ -95,14 +95,14 @@ def test_a_step_that_nobody_asks_for_is_not_run(folder: Path, monkeypatch: pytes
 
 
 def test_a_repeated_run_gives_the_same_files() -> None:
-    config = replace(CONFIG, steps=12, rounds=2, augment=("shift",))
+    config = replace(CONFIG, updates=12, rounds=2, augment=("shift",))
     first, second = (make_steps(DIGITS_MODEL, DIGITS_CARD, config) for _ in range(2))
     assert first.files == second.files
     assert [step.sha256 for step in first.record.steps] == [step.sha256 for step in second.record.steps]
 
 
 def test_quantized_steps_are_smaller_and_hardly_worse() -> None:
-    quick = replace(CONFIG, steps=6, rounds=1)
+    quick = replace(CONFIG, updates=6, rounds=1)
     plain, small = (make_steps(DIGITS_MODEL, DIGITS_CARD, replace(quick, bits=bits)) for bits in (None, 8))
     assert small.record.bits == 8
     assert sum(map(len, small.files.values())) < sum(map(len, plain.files.values()))
@@ -125,7 +125,7 @@ def test_a_step_that_computes_something_else_is_not_kept(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(subnets, "emit_steps", damaged)
     with pytest.raises(VerificationError, match=r"step 2 differs from its subnet by"):
-        make_steps(DIGITS_MODEL, DIGITS_CARD, replace(CONFIG, steps=2, rounds=1))
+        make_steps(DIGITS_MODEL, DIGITS_CARD, replace(CONFIG, updates=2, rounds=1))
 
 
 def test_a_folder_with_other_files_is_left_alone(made: Steps, tmp_path: Path) -> None:
@@ -146,11 +146,11 @@ def test_earlier_steps_are_replaced_as_a_whole(folder: Path, made: Steps) -> Non
 def test_the_command_writes_and_shows_the_steps(command: Command, tmp_path: Path) -> None:
     output, report = tmp_path / "steps", tmp_path / "report.json"
     shape = ("--macs", "0.3,0.6", "--width", 1.5)
-    done = command("step", DIGITS_MODEL, "--data", DIGITS_CARD, *shape, "--steps", 6, "-o", output, "--json", report)
+    done = command("step", DIGITS_MODEL, "--data", DIGITS_CARD, *shape, "--updates", 6, "-o", output, "--json", report)
     assert done.code == 0, done.err
     assert not done.err
     assert "MACs so far, %" in done.out
-    assert "training: all 6 steps" in done.out
+    assert "training: all 6 updates" in done.out
     assert "units instead of" in done.out
     written = json.loads(report.read_text())
     assert len(written["stepping"]["steps"]) == 2

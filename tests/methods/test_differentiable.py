@@ -29,7 +29,7 @@ from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 from tests.graphs import make_model, node
 from tests.scenes import scene_of
 
-QUICK = DifferentiableConfig(steps=30, batch=32, rate=0.1, bfloat16=False)
+QUICK = DifferentiableConfig(updates=30, batch=32, rate=0.1, bfloat16=False)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_channels_that_nothing_reads_end_narrower(work: Workload) -> None:
     rows = head.rows(weight)
     rows[:, : rows.shape[1] // 2] *= 1e-3
     changed = replace(work, model=work.model.with_constants({head.weight: head.unrows(rows)}))
-    bits = plan(changed, replace(QUICK, steps=60), bits=2).plan.bits[last.name]
+    bits = plan(changed, replace(QUICK, updates=60), bits=2).plan.bits[last.name]
     half = last.channels // 2
     assert bits[:half].mean() < bits[half:].mean() - 1
 
@@ -122,12 +122,12 @@ def test_time_ends_the_descent(work: Workload, monkeypatch: pytest.MonkeyPatch) 
     """With a clock that says a second went by at every look; the budget holds all the same."""
     ticks = iter(range(10_000))
     monkeypatch.setattr("onnx_cbq.methods.differentiable.time.monotonic", lambda: float(next(ticks)))
-    found = plan(work, replace(QUICK, steps=500, minutes=0.5), bits=2)
-    assert 20 < report_of(found).trace[-1].steps <= 31
+    found = plan(work, replace(QUICK, updates=500, minutes=0.5), bits=2)
+    assert 20 < report_of(found).trace[-1].updates <= 31
     assert 1.9 < found.plan.average_bits(work.layers) <= 2
 
 
-@pytest.mark.parametrize("refine", [None, RefineConfig(steps=4, batch=32, check_every=4, bfloat16=False)])
+@pytest.mark.parametrize("refine", [None, RefineConfig(updates=4, batch=32, check_every=4, bfloat16=False)])
 def test_the_report_shows_how_widths_moved(refine: RefineConfig | None) -> None:
     """With compensated rounding, with and without the refinement behind it."""
     config = QuantizeConfig(bits=2, method="differentiable", differentiable=QUICK, samples=100, refine=refine)
@@ -138,7 +138,7 @@ def test_the_report_shows_how_widths_moved(refine: RefineConfig | None) -> None:
     assert any(f"widths learned from {learned} samples of the card" in note for note in result.notes)
     found = json.loads(result.to_json())["method"]
     assert found["name"] == "differentiable"
-    assert [moment["steps"] for moment in found["trace"]][-1] == 30
+    assert [moment["updates"] for moment in found["trace"]][-1] == 30
     for name, layer in found["layers"].items():
         bits = result.plan.bits[name]
         assert layer["start"] == 3
@@ -158,25 +158,26 @@ def test_the_report_is_a_table_of_layers_by_width() -> None:
         ["a", "3.00", "2.50", "4.50", "1", "1"],
         ["b", "3.00", "2.00", "1.00", "4", ""],
     ]
-    assert report.lines()[1] == ("widths: 9 steps to a loss of 0.1000; there, 0.2000 is what a bit on average is worth")
-    assert report.to_json()["trace"][1] == {"steps": 9, "loss": 0.1, "price": 0.2, "average": 2.0}
+    worth = "there, 0.2000 is what a bit on average is worth"
+    assert report.lines()[1] == f"widths: 9 updates to a loss of 0.1000; {worth}"
+    assert report.to_json()["trace"][1] == {"updates": 9, "loss": 0.1, "price": 0.2, "average": 2.0}
     assert report.to_json()["layers"]["b"]["channels"] == (0, 4, 0, 0, 0, 0, 0, 0, 0)
 
 
 def test_the_command_prints_how_widths_moved(command: Command, tmp_path: Path) -> None:
     done = command(
         *("quantize", DIGITS_MODEL, "--data", DIGITS_CARD, "--output", tmp_path / "q.onnx", "--samples", 100),
-        *("--method", "differentiable", "--bits", 2, "--width-steps", 5, "--granularity", "layer"),
+        *("--method", "differentiable", "--bits", 2, "--width-updates", 5, "--granularity", "layer"),
         *("--augment", "shift", "--json", tmp_path / "q.json"),
     )
     assert done.code == 0, done.err
     assert json.loads((tmp_path / "q.json").read_text())["settings"]["augment"] == ["shift"]
-    assert "widths: 5 steps to a loss of" in done.out
+    assert "widths: 5 updates to a loss of" in done.out
     table = done.out.split("layer    start")[1]
     assert table.split("/7/Conv")[1].split()[0] == "3.00"
 
 
-@pytest.mark.parametrize("option", [("--granularity", "layer"), ("--width-steps", 9), ("--width-minutes", 1)])
+@pytest.mark.parametrize("option", [("--granularity", "layer"), ("--width-updates", 9), ("--width-minutes", 1)])
 def test_an_option_of_the_method_needs_the_method(command: Command, option: tuple[object, ...]) -> None:
     done = command("quantize", DIGITS_MODEL, "--data", DIGITS_CARD, *option)
     assert done.code == 2
@@ -198,7 +199,7 @@ def test_changed_images_need_something_that_learns_from_them(command: Command) -
         ("--bytes", 9000, "--storage", "packed"),
         ("--max-drop", 1),
         ("--granularity", "filter"),
-        ("--width-steps", 0),
+        ("--width-updates", 0),
         ("--width-minutes", 0),
     ],
 )

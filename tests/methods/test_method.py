@@ -104,7 +104,7 @@ def test_tiny_budgets_are_met(method: str, rounding: str, bits: float) -> None:
 @pytest.mark.parametrize("target", ["vitis", "qnn"])
 def test_a_layer_of_one_scale_has_one_width(method: str, target: str) -> None:
     """Its channels could not use others: the codes of a narrower one would still be multiplied by the same scale."""
-    quick = DifferentiableConfig(steps=5)
+    quick = DifferentiableConfig(updates=5)
     config = QuantizeConfig(bits=5, method=method, target=target, samples=200, rounding="nearest", differentiable=quick)
     result = quantize(DIGITS_MODEL, DIGITS_CARD, config)
     for layer in result.layers:

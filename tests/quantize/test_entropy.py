@@ -61,11 +61,11 @@ def test_the_error_told_is_the_error_made() -> None:
 
 
 def test_a_price_lowers_the_rate_and_pays_for_it() -> None:
-    """At the same rate, a larger step with no regard for length must have the larger error."""
+    """At the same rate, a larger spacing with no regard for length must have the larger error."""
     case = problem(64)
     priced = fit_entropy(case, constant(1.0, 64), constant(0.1, 64), CONFIG)
     rate, error = code_bits(priced.channels.codes), float(priced.error.sum())
-    plain = [fit_entropy(case, constant(step, 64), constant(0.0, 64), CONFIG) for step in np.linspace(1.0, 1.6, 13)]
+    plain = [fit_entropy(case, constant(size, 64), constant(0.0, 64), CONFIG) for size in np.linspace(1.0, 1.6, 13)]
     rates = np.array([code_bits(found.channels.codes) for found in plain])
     errors = np.array([found.error.sum() for found in plain])
     assert rate < rates[0]
@@ -90,13 +90,13 @@ def test_a_huge_price_leaves_nothing_and_a_tiny_step_stays_in_int8() -> None:
 
 def test_groups_are_rounded_as_if_alone() -> None:
     case = problem(6, groups=3)
-    steps = np.linspace(0.5, 1.5, 18).astype(np.float32)
+    spacings = np.linspace(0.5, 1.5, 18).astype(np.float32)
     prices = np.linspace(0.0, 0.2, 18).astype(np.float32)
-    together = fit_entropy(case, steps, prices, CONFIG).channels.codes
+    together = fit_entropy(case, spacings, prices, CONFIG).channels.codes
     for g in range(3):
         metric = case.metrics[0]
         part = type(metric)(metric.order[g, None], metric.matrix[g, None], metric.factor[g, None], metric.damping)
         s = slice(6 * g, 6 * g + 6)
-        alone = fit_entropy(Problem(case.aim[g, None], (part,)), steps[s], prices[s], CONFIG).channels.codes
+        alone = fit_entropy(Problem(case.aim[g, None], (part,)), spacings[s], prices[s], CONFIG).channels.codes
         # Sums in another order may turn a tie.
         assert (alone != together[s]).mean() < 0.01

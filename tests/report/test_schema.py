@@ -53,14 +53,14 @@ def test_the_schema_is_one() -> None:
                 *QUICK,
                 "--method",
                 "differentiable",
-                "--width-steps",
+                "--width-updates",
                 "3",
             ),
         ),
         ("data_free", ("quantize", DIGITS_MODEL, "--data-free", "--scheme", "log", "--bits", "4")),
         ("evaluate", ("evaluate", DIGITS_MODEL, "--data", DIGITS_CARD)),
         ("evaluate", ("evaluate", DIGITS_MODEL, "--data", DIGITS_CARD, "--reference", DIGITS_MODEL)),
-        ("step", ("step", DIGITS_MODEL, "--data", DIGITS_CARD, "--steps", "4", "--macs", "0.4,0.9")),
+        ("step", ("step", DIGITS_MODEL, "--data", DIGITS_CARD, "--updates", "4", "--macs", "0.4,0.9")),
     ],
 )
 def test_what_a_command_writes_has_its_form(

@@ -20,10 +20,10 @@ def search(
     config: CbqConfig | None = None,
     saliency: list[float] | None = None,
     sizes: list[int] | None = None,
-    steps: list[tuple[float, float]] | None = None,
+    moves: list[tuple[float, float]] | None = None,
 ) -> ThresholdSearch:
     count = len(importance)
-    seen: list[tuple[float, float]] = [] if steps is None else steps
+    seen: list[tuple[float, float]] = [] if moves is None else moves
     return search_thresholds(
         np.array(importance, float),
         np.zeros(count) if saliency is None else np.array(saliency, float),
@@ -50,7 +50,7 @@ class Table:
 
 IMPORTANCE = [1.0, 2.0, 3.0, 4.0]
 # A step is 0.25 x 4 = 1. T_1 = 0.8 and T_2 = 0.6 of an accuracy of 1.
-CONFIG = CbqConfig(most_bits=2, step=0.25, first_target=0.8, ratio=0.75)
+CONFIG = CbqConfig(most_bits=2, stride=0.25, first_target=0.8, ratio=0.75)
 
 
 @given(
@@ -67,14 +67,14 @@ def test_a_channel_gets_as_many_bits_as_thresholds_it_reaches(importance: list[f
 def test_thresholds_move_and_stop_as_worked_out_by_hand() -> None:
     """p_1 falls below T_1 = 0.8 at 3 and goes back to 2; p_2 keeps 0.65 above T_2 = 0.6 and goes on to the budget."""
     table = Table({(2, 2, 2, 2): 1.0, (0, 2, 2, 2): 0.9, (0, 0, 2, 2): 0.7, (0, 1, 2, 2): 0.85, (0, 1, 1, 2): 0.65})
-    steps: list[tuple[float, float]] = []
-    found = search(IMPORTANCE, 0.8, table, CONFIG, steps=steps)
+    moves: list[tuple[float, float]] = []
+    found = search(IMPORTANCE, 0.8, table, CONFIG, moves=moves)
     assert table.asked == [(2, 2, 2, 2), (0, 2, 2, 2), (0, 0, 2, 2), (0, 1, 2, 2), (0, 1, 1, 2)]
     assert found.bits.tolist() == [0, 1, 1, 1]
     assert found.thresholds == (2.0, 5.0)
-    assert found.steps == ((2.0, 1.0), (1.5, 0.9), (1.25, 0.85), (1.0, 0.65))
+    assert found.moves == ((2.0, 1.0), (1.5, 0.9), (1.25, 0.85), (1.0, 0.65))
     assert found.measured == 5
-    assert steps == [(2.0, 1.5), (2.0, 1.25), (2.0, 1.0)]
+    assert moves == [(2.0, 1.5), (2.0, 1.25), (2.0, 1.0)]
 
 
 def test_when_all_thresholds_stopped_the_targets_fall_and_all_go_on() -> None:
@@ -89,7 +89,7 @@ def test_when_all_thresholds_stopped_the_targets_fall_and_all_go_on() -> None:
     # T_2 of the first round is 0.6 and of the second 0.45: it is p_2 that passes first.
     assert asked[1:4] == [(0, 2, 2, 2), (1, 2, 2, 2), (0, 2, 2, 2)]
     assert asked[4] == (1, 2, 2, 2)
-    assert found.steps[1] == (1.75, 0.5)
+    assert found.moves[1] == (1.75, 0.5)
     assert found.bits.sum() <= 1.4 * 4
 
 
@@ -98,7 +98,7 @@ def test_the_last_step_goes_only_as_far_as_the_budget_asks() -> None:
 
     Channel 5 has the lowest saliency and goes; of channel 3, the next, 2 of 4 bits are enough to meet 3 x 6.
     """
-    found = search([1.0] * 6, 3.0, lambda _: 1.0, CbqConfig(most_bits=4, step=0.3), saliency=[5, 2, 4, 1, 3, 0])
+    found = search([1.0] * 6, 3.0, lambda _: 1.0, CbqConfig(most_bits=4, stride=0.3), saliency=[5, 2, 4, 1, 3, 0])
     assert found.bits.tolist() == [4, 4, 4, 2, 4, 0]
 
 

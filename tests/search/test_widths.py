@@ -14,12 +14,12 @@ from scipy.optimize import brentq
 from onnx_cbq.model import Array
 from onnx_cbq.search.widths import DifferentiableConfig, descend, round_widths, scheduled
 
-CONFIG = DifferentiableConfig(steps=600)
+CONFIG = DifferentiableConfig(updates=600)
 Slope = Callable[[Array], tuple[float, Array]]
 
 
-def by_steps(config: DifferentiableConfig = CONFIG) -> Callable[[int], float]:
-    return lambda steps: steps / config.steps
+def by_updates(config: DifferentiableConfig = CONFIG) -> Callable[[int], float]:
+    return lambda updates: updates / config.updates
 
 
 def noise(weights: Array) -> Slope:
@@ -44,21 +44,21 @@ def test_a_descent_ends_where_a_bit_is_worth_the_same_everywhere(budget: float) 
     sizes = random.choice([9.0, 72.0, 144.0], 30)
     weights = sizes * 4.0 ** random.uniform(-1, 1, 30)
     config = replace(CONFIG, rate=0.05)
-    found = descend(noise(weights), sizes, budget, config, by_steps(config))
-    # Noise keeps a step from being nothing until the end: a twentieth of a bit remains.
+    found = descend(noise(weights), sizes, budget, config, by_updates(config))
+    # Noise keeps a update from being nothing until the end: a twentieth of a bit remains.
     np.testing.assert_allclose(found.widths, water_filling(weights, sizes, budget), atol=0.05)
 
 
 def test_what_matters_less_ends_narrower() -> None:
     weights = np.repeat([1.0, 1e-3], 5)
-    found = descend(noise(weights), np.ones(10), 2.0, CONFIG, by_steps())
+    found = descend(noise(weights), np.ones(10), 2.0, CONFIG, by_updates())
     assert found.widths[:5].min() > found.widths[5:].max() + 2
 
 
-@pytest.mark.parametrize("steps", [600, 10])
-def test_every_step_lands_on_the_schedule(steps: int) -> None:
+@pytest.mark.parametrize("updates", [600, 10])
+def test_every_step_lands_on_the_schedule(updates: int) -> None:
     """A price that lags behind would leave the net above or below its budget, as would too short a stride."""
-    config = replace(CONFIG, steps=steps)
+    config = replace(CONFIG, updates=updates)
     sizes = np.array([1.0, 5.0, 2.0])
     averages: list[float] = []
     inner = noise(np.array([3.0, 1.0, 0.1]))
@@ -67,34 +67,37 @@ def test_every_step_lands_on_the_schedule(steps: int) -> None:
         averages.append(float(sizes @ widths / sizes.sum()))
         return inner(widths)
 
-    found = descend(slope, sizes, 2.0, config, by_steps(config))
-    wanted = [3.0, *(scheduled(step / steps, 3.0, 2.0, config.falling) for step in range(steps - 1))]
+    found = descend(slope, sizes, 2.0, config, by_updates(config))
+    wanted = [3.0, *(scheduled(update / updates, 3.0, 2.0, config.falling) for update in range(updates - 1))]
     np.testing.assert_allclose(averages, wanted, atol=1e-6)
     assert found.first == 3.0
-    assert [moment.steps for moment in found.trace] == [1, *range(max(steps // 10, 2), steps + 1, max(steps // 10, 1))]
+    assert [moment.updates for moment in found.trace] == [
+        1,
+        *range(max(updates // 10, 2), updates + 1, max(updates // 10, 1)),
+    ]
     assert found.trace[-1].average == pytest.approx(2.0)
     assert found.trace[-1].price > 0
 
 
 def test_a_budget_of_all_bits_needs_no_price() -> None:
-    found = descend(noise(np.ones(4)), np.ones(4), 8.0, CONFIG, by_steps())
+    found = descend(noise(np.ones(4)), np.ones(4), 8.0, CONFIG, by_updates())
     np.testing.assert_array_equal(found.widths, 8)
     assert found.trace[-1].price == 0
 
 
 def test_noise_alone_keeps_widths_in_range_and_on_budget() -> None:
     random = np.random.default_rng(0)
-    sizes = random.choice([9.0, 72.0], 40)
-    found = descend(lambda b: (1.0, random.standard_normal(len(b))), sizes, 0.5, replace(CONFIG, rate=0.3), by_steps())
+    sizes, config = random.choice([9.0, 72.0], 40), replace(CONFIG, rate=0.3)
+    found = descend(lambda b: (1.0, random.standard_normal(len(b))), sizes, 0.5, config, by_updates())
     assert found.widths.min() >= 0
     assert found.widths.max() <= 8
     assert sizes @ found.widths / sizes.sum() <= 0.5 + 1e-6
 
 
 def test_a_descent_ends_when_it_is_told() -> None:
-    """By time, say: fewer steps, and the budget is met all the same."""
-    found = descend(noise(np.ones(4)), np.ones(4), 2.0, CONFIG, lambda steps: steps / 30)
-    assert found.trace[-1].steps == 30
+    """By time, say: fewer updates, and the budget is met all the same."""
+    found = descend(noise(np.ones(4)), np.ones(4), 2.0, CONFIG, lambda updates: updates / 30)
+    assert found.trace[-1].updates == 30
     assert found.trace[-1].average == pytest.approx(2.0)
 
 

@@ -16,7 +16,7 @@ from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 from tests.scenes import gather, solved
 
 COARSE = QuantizeConfig(bits=2, method="uniform", rounding="nearest", samples=100, activation_bits=4)
-QUICK = RefineConfig(steps=12, batch=32, check_every=4, weight_rate=0.03, rate=1e-3, held_back=0.3, bfloat16=False)
+QUICK = RefineConfig(updates=12, batch=32, check_every=4, weight_rate=0.03, rate=1e-3, held_back=0.3, bfloat16=False)
 
 
 def make_solution(config: QuantizeConfig = COARSE) -> tuple[Scene, Solution]:

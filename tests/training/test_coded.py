@@ -144,7 +144,7 @@ def test_training_lowers_the_loss_at_no_more_bits(archived: tuple[Scene, Solutio
     rate = ARCHIVED.choice.method.coded_rate(*archived, room=0)
     assert rate is not None
     task, start = make_task(*archived, rate)
-    config = replace(QUICK, steps=480, check_every=10, weight_rate=0.001)
+    config = replace(QUICK, updates=480, check_every=10, weight_rate=0.001)
     found, course = run_training(task, start, config)
     assert course.best.loss < 0.95 * course.start.loss
     assert spent_by(found) <= rate.bits
@@ -159,5 +159,5 @@ def test_what_spends_more_is_not_kept(archived: tuple[Scene, Solution]) -> None:
     """Whatever its loss."""
     task, start = make_task(*archived)
     found, course = run_training(task, replace(start, rate=Rate(1, Archived().coded_bits)), QUICK)
-    assert course.best_step == 0
+    assert course.best_update == 0
     assert found.rounded is start.rounded

@@ -24,10 +24,10 @@ def solved() -> tuple[Scene, Solution]:
 def test_training_makes_a_coarse_net_better(solved: tuple[Scene, Solution]) -> None:
     """2 bits rounded to nearest, activations at 4 bits: there is much to gain."""
     task, start = make_task(*solved)
-    found, course = run_training(task, start, replace(QUICK, steps=100, check_every=20))
+    found, course = run_training(task, start, replace(QUICK, updates=100, check_every=20))
     assert course.best.loss < 0.6 * course.start.loss
-    assert course.best_step > 0
-    assert course.stopped == "steps"
+    assert course.best_update > 0
+    assert course.stopped == "updates"
     assert not same(found, start)
     assert any(found.grids[name].scale != grid.scale for name, grid in start.grids.items() if grid.bits < 8)
     assert all(found.grids[name] == grid for name, grid in start.grids.items() if grid.bits == 8)
@@ -37,7 +37,7 @@ def test_what_is_worse_is_not_kept(solved: tuple[Scene, Solution]) -> None:
     """A rate so high that everything breaks gives the start again, to the last bit."""
     task, start = make_task(*solved)
     found, course = run_training(task, start, replace(QUICK, weight_rate=0.99, rate=0.99, check_every=12))
-    assert course.best_step == 0
+    assert course.best_update == 0
     assert min(course.losses) >= course.start.loss
     assert same(found, start)
 
@@ -53,14 +53,14 @@ def test_time_ends_training(solved: tuple[Scene, Solution], monkeypatch: pytest.
     ticks = iter(range(10_000))
     monkeypatch.setattr("onnx_cbq.training.loop.time.monotonic", lambda: float(next(ticks)))
     task, start = make_task(*solved)
-    course = run_training(task, start, replace(QUICK, steps=500, minutes=0.5))[1]
+    course = run_training(task, start, replace(QUICK, updates=500, minutes=0.5))[1]
     assert course.stopped == "time"
-    assert 3 < course.steps <= 15
+    assert 3 < course.updates <= 15
 
 
 def test_ctrl_c_keeps_the_best_so_far(solved: tuple[Scene, Solution], monkeypatch: pytest.MonkeyPatch) -> None:
     task, start = make_task(*solved)
-    real, calls = loop.step, []
+    real, calls = loop.update, []
 
     def interrupted(*arguments: object) -> float:
         calls.append(1)
@@ -68,22 +68,22 @@ def test_ctrl_c_keeps_the_best_so_far(solved: tuple[Scene, Solution], monkeypatc
             raise KeyboardInterrupt
         return real(*arguments)  # type: ignore[arg-type,type-var]
 
-    monkeypatch.setattr(loop, "step", interrupted)
+    monkeypatch.setattr(loop, "update", interrupted)
     course = run_training(task, start, QUICK)[1]
-    assert (course.stopped, course.steps) == ("Ctrl-C", 8)
+    assert (course.stopped, course.updates) == ("Ctrl-C", 8)
     assert course.best.loss < course.start.loss
 
 
-def killed_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = loop.step, []
+def killed_after(updates: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = loop.update, []
 
     def killed(*arguments: object) -> float:
         calls.append(1)
-        if len(calls) > steps:
+        if len(calls) > updates:
             raise SystemExit
         return real(*arguments)  # type: ignore[arg-type,type-var]
 
-    monkeypatch.setattr(loop, "step", killed)
+    monkeypatch.setattr(loop, "update", killed)
 
 
 def test_a_killed_run_goes_on_to_the_same_result(
@@ -99,14 +99,14 @@ def test_a_killed_run_goes_on_to_the_same_result(
         with pytest.raises(SystemExit):
             run_training(kept, start, config)
     resumed, course = run_training(replace(kept, resume=True), start, config)
-    assert course.steps == config.steps
+    assert course.updates == config.updates
     assert same(resumed, whole)
 
 
 def test_the_state_of_another_run_is_refused(solved: tuple[Scene, Solution], tmp_path: Path) -> None:
     task, start = make_task(*solved)
     kept = replace(task, state=tmp_path / "state", key="this run")
-    run_training(kept, start, replace(QUICK, steps=4))
+    run_training(kept, start, replace(QUICK, updates=4))
     with pytest.raises(ModelError, match="belongs to a run with another model"):
         run_training(replace(kept, key="other", resume=True), start, QUICK)
 
@@ -122,12 +122,12 @@ def test_a_damaged_state_is_refused(solved: tuple[Scene, Solution], tmp_path: Pa
 def test_classes_that_do_not_count_do_not_decide(solved: tuple[Scene, Solution]) -> None:
     """The loss before training is that of the classes that count alone."""
     task, start = make_task(*solved)
-    every = run_training(task, start, replace(QUICK, steps=1))[1].start
+    every = run_training(task, start, replace(QUICK, updates=1))[1].start
     losses = []
     for m in range(10):
         one = np.zeros(10)
         one[m] = 1
-        losses.append(run_training(replace(task, class_weights=one), start, replace(QUICK, steps=1))[1].start.loss)
+        losses.append(run_training(replace(task, class_weights=one), start, replace(QUICK, updates=1))[1].start.loss)
     assert len(set(losses)) == 10
     # The task holds equally many samples of each class back.
     np.testing.assert_allclose(np.mean(losses), every.loss, rtol=1e-4)

@@ -27,7 +27,7 @@ from onnx_cbq.training.settings import StepConfig
 from tests.stepping.nets import CLASSES, joined_net, padded_net, random_nested, units_of
 
 STEPS = 3
-QUICK = StepConfig(macs=(0.3, 0.5, 0.8), steps=12, batch=16, rounds=2, round_steps=2, check_every=4, bfloat16=False)
+QUICK = StepConfig(macs=(0.3, 0.5, 0.8), updates=12, batch=16, rounds=2, round_updates=2, check_every=4, bfloat16=False)
 BETA = 0.6
 
 
@@ -95,7 +95,7 @@ def test_a_model_with_a_batch_of_one_is_trained_without_normalization() -> None:
     nested, course = run_nesting(
         NestingTask(units, units.model, shares_of(units), samples, np.arange(15), np.arange(15, 20), "abcde"), QUICK
     )
-    assert course.steps == 12
+    assert course.updates == 12
     assert all(np.isfinite(value).all() for value in nested.constants.values())
 
 
@@ -213,12 +213,12 @@ def task() -> NestingTask:
 
 
 def test_training_makes_subnets_better_within_their_limits(task: NestingTask) -> None:
-    nested, course = run_nesting(task, replace(QUICK, steps=90, check_every=20, rate=3e-3))
+    nested, course = run_nesting(task, replace(QUICK, updates=90, check_every=20, rate=3e-3))
     assert course.best.loss < 0.8 * course.start.loss
     limits = np.array(QUICK.macs) * task.units.macs
     assert (subnet_macs(task.units, nested.assignment, STEPS) <= limits).all()
-    assert course.stopped == "steps"
-    assert course.steps == 90
+    assert course.stopped == "updates"
+    assert course.updates == 90
 
 
 def test_a_repeated_run_gives_the_same(task: NestingTask) -> None:
@@ -237,9 +237,9 @@ def test_ctrl_c_while_units_move_still_gives_subnets_within_their_limits(
     def interrupted(*_: object) -> float:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(nesting, "step", interrupted)
+    monkeypatch.setattr(nesting, "update", interrupted)
     nested, course = run_nesting(task, QUICK)
-    assert (course.stopped, course.steps) == ("Ctrl-C", 0)
+    assert (course.stopped, course.updates) == ("Ctrl-C", 0)
     assert (subnet_macs(task.units, nested.assignment, STEPS) <= np.array(QUICK.macs) * task.units.macs).all()
 
 
@@ -247,7 +247,7 @@ def test_time_ends_moving_and_training(task: NestingTask, monkeypatch: pytest.Mo
     """With a clock that says a second went by at every look."""
     ticks = iter(range(100_000))
     monkeypatch.setattr("onnx_cbq.training.loop.time.monotonic", lambda: float(next(ticks)))
-    nested, course = run_nesting(task, replace(QUICK, steps=5000, round_steps=50, minutes=0.5))
+    nested, course = run_nesting(task, replace(QUICK, updates=5000, round_updates=50, minutes=0.5))
     assert course.stopped == "time"
-    assert course.steps < 40
+    assert course.updates < 40
     assert (subnet_macs(task.units, nested.assignment, STEPS) <= np.array(QUICK.macs) * task.units.macs).all()

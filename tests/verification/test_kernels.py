@@ -48,9 +48,9 @@ X = np.random.default_rng(1).standard_normal((4, 3, 6, 6)).astype(np.float32)
 
 
 class Shifted(Session):
-    """The plain graph finds codes of the first layer so many steps lower than the fused one has them."""
+    """The plain graph finds codes of the first layer so much lower than the fused one has them."""
 
-    steps = 2
+    distance = 2
 
     def __init__(self, model: Model | Path | bytes, optimization: Optimization = "all") -> None:
         super().__init__(model, optimization)
@@ -60,7 +60,7 @@ class Shifted(Session):
         values = super().run(feeds, outputs, seconds)
         if self._plain:
             name = [n for n, value in values.items() if value.dtype == np.uint8][1]
-            values[name] = np.where(values[name] > 100, values[name] - self.steps, values[name]).astype(np.uint8)
+            values[name] = np.where(values[name] > 100, values[name] - self.distance, values[name]).astype(np.uint8)
         return values
 
 
@@ -71,9 +71,7 @@ def test_a_right_file_passes(file: Path) -> None:
 
 def test_the_first_layer_that_deviates_is_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "Session", Shifted)
-    with pytest.raises(
-        VerificationError, match=r"Conv Conv_a is off by up to 2 steps of its grid in \d+\.\d+%"
-    ) as caught:
+    with pytest.raises(VerificationError, match=r"Conv Conv_a is off by up to 2 codes in \d+\.\d+%") as caught:
         check_kernels(file, {"x": X})
     assert "\n" not in str(caught.value)
 
@@ -81,7 +79,7 @@ def test_the_first_layer_that_deviates_is_named(file: Path, monkeypatch: pytest.
 def test_a_step_is_rounding(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two ways of computing a number next to the middle of two codes."""
     monkeypatch.setattr(kernels, "Session", Shifted)
-    monkeypatch.setattr(Shifted, "steps", 1)
+    monkeypatch.setattr(Shifted, "distance", 1)
     assert deviations(load(file), {"x": X}) == []
     assert [found.node for found in deviations(load(file), {"x": X}, most=0)] == ["Conv Conv_a"]
 
@@ -104,7 +102,7 @@ def test_an_output_that_differs_is_noticed(file: Path, monkeypatch: pytest.Monke
 
 
 def test_kernels_that_saturate_are_found_where_there_are_such(tmp_path: Path) -> None:
-    """By as many steps as the oracle says; elsewhere there is nothing to find."""
+    """By as many codes as the oracle says; elsewhere there is nothing to find."""
     path, x, (saturated, exact) = unsafe_file(tmp_path)
     found = deviations(load(path), {"x": x})
     if not saturates():
@@ -112,7 +110,7 @@ def test_kernels_that_saturate_are_found_where_there_are_such(tmp_path: Path) ->
         return
     assert [deviation.node for deviation in found] == ["Conv Conv_p"]
     expected = np.rint(exact / STEP).clip(0, 255) - np.rint(saturated / STEP).clip(0, 255)
-    assert abs(found[0].steps - expected.max()) <= 1
+    assert abs(found[0].distance - expected.max()) <= 1
     assert found[0].share == pytest.approx((expected > 1).mean(), abs=0.05)
 
 

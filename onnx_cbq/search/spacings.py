@@ -1,8 +1,8 @@
-"""Steps of entropy-coded grids: the same slope of loss over rate for every channel.
+"""Spacings of entropy-coded grids: the same slope of loss over rate for every channel.
 
 Let the loss be a_c times the squared error of channel c's row, and u_c the mean over its weights of what a squared
-error costs once the others make up for it. With step s the error of a weight is uniform, s^2 / 12 on average, and
-halving the step costs one bit per weight (high rate). Loss plus lambda times rate is least where
+error costs once the others make up for it. With spacing s the error of a weight is uniform, s^2 / 12 on average, and
+halving the spacing costs one bit per weight (high rate). Loss plus lambda times rate is least where
 
     a_c u_c s_c^2 ln 2 / 6 = lambda         so      s_c = tau / sqrt(a_c u_c),     lambda = tau^2 ln 2 / 6
 
@@ -24,8 +24,8 @@ LEAST_SENSITIVITY = 0.1
 _BISECTIONS = 30
 
 
-def steps_and_prices(sensitivity: Array, weights: Array, tau: float) -> tuple[Array, Array]:
-    """Steps s_c and prices of a bit in units of the row's squared error, [channels].
+def spacings_and_prices(sensitivity: Array, weights: Array, tau: float) -> tuple[Array, Array]:
+    """Spacings s_c and prices of a bit in units of the row's squared error, [channels].
 
     Args:
         sensitivity: a_c, what a row's squared error costs, [channels].
@@ -54,6 +54,6 @@ def find_tau(rate: Callable[[float], float], wanted: float, start: float) -> flo
 
 
 def reference_tau(sensitivity: Sequence[Array], weights: Sequence[Array], spreads: Sequence[Array]) -> float:
-    """A tau of about two bits per weight: steps as large as the standard deviation of the weights, `spreads`."""
+    """A tau of about two bits per weight: spacings as large as the standard deviation of the weights, `spreads`."""
     cost = np.concatenate([a * u * np.square(s) for a, u, s in zip(sensitivity, weights, spreads, strict=True)])
     return float(np.sqrt(max(float(cost.mean()), np.finfo(np.float64).tiny)))

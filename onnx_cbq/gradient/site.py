@@ -81,7 +81,7 @@ class Builder:
 
 
 @dataclass(frozen=True)
-class Step:
+class Site:
     """One node of the forward graph, to be differentiated.
 
     `dy[i]` names the gradient of output i, None if nothing depends on that output. `needed[i]` tells whether the
@@ -170,4 +170,4 @@ def _make_node(operator: str, inputs: Sequence[str], outputs: Sequence[str], att
 
 
 Gradients = Sequence[str | None]
-Rule = Callable[[Step], Gradients]
+Rule = Callable[[Site], Gradients]
