@@ -23,7 +23,7 @@ FIVE = RefineConfig(minutes=5, updates=10_000, augment=("flip", "shift", "mix"),
 FIFTEEN = replace(FIVE, minutes=15)
 # An update of VGG-small with 128 samples takes more than a second.
 SMALL = replace(FIFTEEN, batch=64)
-SHIFTED = replace(FIVE, augment=("shift", "mix"), steps=1500)
+SHIFTED = replace(FIVE, augment=("shift", "mix"), updates=1500)
 
 
 @dataclass(frozen=True)

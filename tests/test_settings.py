@@ -42,7 +42,7 @@ SETTINGS = (
 def test_what_no_field_can_be_is_refused_by_each(kind: Any) -> None:
     """Else a Python error tells of it, somewhere else and much later."""
     for name in (field.name for field in fields(kind)):
-        with pytest.raises(ConfigError, match="expected .*, got <object"):
+        with pytest.raises(ConfigError, match=r"expected .*, got <object"):
             kind(**{name: object()})
 
 
