@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,10 +11,11 @@ import numpy as np
 from onnx_cbq.calibration.draw import Draw
 from onnx_cbq.calibration.samples import Indices, Samples
 from onnx_cbq.errors import ModelError
+from onnx_cbq.evidence.relay import Relay
 from onnx_cbq.model import Array, Model
 from onnx_cbq.quantize.activations import Histogram
 from onnx_cbq.quantize.moments import Moments, MomentSums, combine, white
-from onnx_cbq.quantize.patches import has_rows, input_rows
+from onnx_cbq.quantize.patches import has_rows, input_rows, mean_row
 from onnx_cbq.records import Layer, Layers, Seen, Use
 from onnx_cbq.runtime import Feeds, Session
 from onnx_cbq.system.progress import Progress, silent
@@ -105,7 +107,8 @@ class Run:
     Attributes:
         samples, indices: which.
         size: how many at a time.
-        rows: how many layer inputs to take from them, at least one of each sample.
+        rows, rows_per_weight: how many layer inputs to take from them at most, and for each weight of a channel; at
+            least one of each sample.
         class_weights: what a sample counts, by its class.
     """
 
@@ -113,49 +116,62 @@ class Run:
     indices: Indices
     size: int
     rows: int
+    rows_per_weight: int
     class_weights: Array
 
 
-def collect_moments(model: Model, seen: Seen | None, layers: Sequence[Layer], run: Run) -> Mapping[str, Moments]:
+def collect_moments(
+    model: Model, seen: Seen | None, layers: Sequence[Layer], run: Run, relay: Relay | None = None
+) -> Mapping[str, Moments]:
     """Moments of the inputs of `layers` in the float `model`, by layer name.
 
-    `seen` is what they see instead of the model's tensors, None if the same. Memory: the moments, and the tensors of
-    one batch.
+    `seen` is what they see instead of the model's tensors, None if the same. With `relay` both begin where the layers
+    before have left them. Memory: the moments, the tensors of one batch, and what the relay keeps.
 
     Raises:
         ModelError: an input, or its square, is not finite.
     """
-    positions = -(-run.rows // len(run.indices))
-    aimed = _Tensors(model, [use.activation for layer in layers for use in layer.uses])
-    changed = seen and _Tensors(seen.model, [seen.name(use.activation) for layer in layers for use in layer.uses])
+    relay = relay or Relay.of(run.samples, run.indices, run.size)
+    names = [use.activation for layer in layers for use in layer.uses]
+    aimed = relay.aimed.stretch(model, names, relay.pending)
+    others = aimed
+    if seen is not None:
+        others = relay.changed.stretch(seen.model, [seen.name(name) for name in names], relay.pending)
+    passes, whole = relay.passes, aimed.needs_inputs or others.needs_inputs
     sums = {layer.name: [MomentSums(centred=use.bias is not None) for use in layer.uses] for layer in layers}
     squares = dict.fromkeys((layer.name for layer in layers), 0.0)
-    for number, batch in enumerate(run.samples.batches(run.indices, run.size)):
-        values = aimed.run(batch.feeds)
-        others = changed.run(batch.feeds) if changed else values
+    for number, batch in enumerate(passes if whole else passes.without_inputs()):
+        values = _finite(aimed.run(number, batch.feeds))
+        found = values if others is aimed else _finite(others.run(number, batch.feeds))
         # Samples that only fill up a fixed batch count nothing.
-        weights = np.zeros(len(next(iter(batch.feeds.values()))), np.float32)
+        weights = np.zeros(run.samples.fixed_batch or batch.count, np.float32)
         weights[: batch.count] = run.samples.weights(batch.labels, run.class_weights)
         for layer in layers:
             for use, total in zip(layer.uses, sums[layer.name], strict=True):
-                x, y = values[use.activation], others[seen.name(use.activation) if seen else use.activation]
+                x, y = values[use.activation], found[seen.name(use.activation) if seen else use.activation]
                 if has_rows(layer):
-                    _add_rows(total, (layer, use, positions, number), x, y, weights)
+                    _add_rows(total, (layer, use, positions_of(layer, run), number), x, y, weights)
                 else:
                     squares[layer.name] += float(np.square(y, dtype=np.float64).mean()) * batch.count / len(run.indices)
-    found = {
+    moments = {
         layer.name: combine([total.moments() for total in sums[layer.name]])
         if has_rows(layer)
         else white(layer, squares[layer.name] / len(layer.uses))
         for layer in layers
     }
     for layer in layers:
-        if not all(np.isfinite(part).all() for part in (*found[layer.name].second, *found[layer.name].cross)):
+        if not all(np.isfinite(part).all() for part in (*moments[layer.name].second, *moments[layer.name].cross)):
             raise ModelError(
                 f"tensor {layer.uses[0].activation!r}, the input of layer {layer.name!r}, holds values too large to be "
                 f"squared in float32; use --rounding nearest --method uniform, or scale the samples"
             )
-    return found
+    return moments
+
+
+def positions_of(layer: Layer, run: Run) -> int:
+    """How many rows to take from each sample: as many as the unknowns of a channel need, up to the run's."""
+    rows = min(run.rows, run.rows_per_weight * layer.weights_per_channel)
+    return math.ceil(rows / len(run.indices))
 
 
 def _add_rows(total: MomentSums, where: tuple[Layer, Use, int, int], x: Array, y: Array, weights: Array) -> None:
@@ -165,6 +181,9 @@ def _add_rows(total: MomentSums, where: tuple[Layer, Use, int, int], x: Array, y
     seen = aimed if y is x else input_rows(layer, use, y, positions, np.random.default_rng(number))
     with np.errstate(over="ignore", invalid="ignore"):
         total.add(aimed, seen, np.repeat(weights, aimed.shape[1] // len(weights)))
+        if use.bias is not None and weights.any():
+            of_x = mean_row(layer, use, x, weights)
+            total.add_means(of_x, of_x if y is x else mean_row(layer, use, y, weights), float(weights.sum()))
 
 
 class _Tensors:
@@ -177,10 +196,19 @@ class _Tensors:
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         values = {**self._session.run(feeds), **feeds}
-        for name in self._names:
-            if not np.isfinite(values[name]).all():
-                raise ModelError(
-                    f"tensor {name!r} holds NaN or infinity on the calibration samples; expected finite numbers; "
-                    f"check that the samples are prepared as the model was trained"
-                )
-        return {name: values[name] for name in self._names}
+        return _finite({name: values[name] for name in self._names})
+
+
+def _finite(values: dict[str, Array]) -> dict[str, Array]:
+    """The values as they are.
+
+    Raises:
+        ModelError: one is not finite.
+    """
+    for name, value in values.items():
+        if not np.isfinite(value).all():
+            raise ModelError(
+                f"tensor {name!r} holds NaN or infinity on the calibration samples; expected finite numbers; "
+                f"check that the samples are prepared as the model was trained"
+            )
+    return values

@@ -34,8 +34,8 @@ class Moments:
     Attributes:
         second: H, float64 [groups, n, n] for each part.
         cross: C, likewise; the same arrays as `second` if nothing in front is quantized.
-        means: for each use of the layer, the mean of x and of x~, float64 [groups, weights per channel]; empty if they
-            are not known.
+        means: for each use of the layer, the mean of x and of x~ over all its rows, float64 [groups, weights per
+            channel]; empty if they are not known.
         rows: number of rows per group.
     """
 
@@ -62,9 +62,19 @@ class MomentSums:
         self._sums: list[Array] = []
         self._second: list[Array] = []
         self._cross: list[Array] = []
+        self._means: list[Array] = []
+        self._mean_weight = 0.0
+
+    def add_means(self, aimed: Array, seen: Array, weight: float) -> None:
+        """Count the means of all rows of x and of x~ in a part of the samples, [groups, n], that weighs so much."""
+        if not self._means:
+            self._means = [np.zeros(aimed.shape), np.zeros(seen.shape)]
+        for total, part in zip(self._means, (aimed, seen), strict=True):
+            np.add(total, weight * part, out=total)
+        self._mean_weight += weight
 
     def add(self, aimed: Array, seen: Array, weights: Array) -> None:
-        """Count rows: x `aimed` and x~ `seen`, float32 [groups, rows, n], each with its weight [rows].
+        """Count some of the rows: x `aimed` and x~ `seen`, float32 [groups, rows, n], each with its weight [rows].
 
         Cost: 2 n multiplications per value, or 4 n where `seen` is not `aimed`.
         """
@@ -94,7 +104,10 @@ class MomentSums:
             cross = tuple(
                 self._less(m * scale, aimed[:, s], seen[:, s]) for m, s in zip(self._cross, slices, strict=True)
             )
-        return Moments(second, cross, ((aimed, seen),), self._rows)
+        means = (aimed, seen)
+        if self._means:
+            means = (self._means[0] / self._mean_weight, self._means[1] / self._mean_weight)
+        return Moments(second, cross, (means,), self._rows)
 
     def _less(self, matrix: Array, left: Array, right: Array) -> Array:
         return matrix - left[:, :, None] * right[:, None, :] if self._centred else matrix

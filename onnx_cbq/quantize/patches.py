@@ -50,8 +50,31 @@ def input_rows(layer: Layer, use: Use, x: Array, positions: int, random: np.rand
     return taken.transpose(1, 0, 3, 2, 4).reshape(layer.groups, count * len(chosen), -1)
 
 
+def mean_row(layer: Layer, use: Use, x: Array, weights: Array) -> Array:
+    """The mean of the rows under all output positions, float64 [groups, weights per channel].
+
+    `weights` say what the samples count, [n]. Cost: an addition per value of x, since the mean of windows is the window
+    of the mean.
+    """
+    if use.windows is None:
+        matrix = _matrix(layer, use, x)
+        return np.asarray((weights @ matrix.mean(axis=1, dtype=np.float64))[None] / weights.sum())
+    mean = (weights.astype(np.float64) @ x.reshape(len(x), -1)).reshape(1, *x.shape[1:]) / weights.sum()
+    transposed = layer.operator == "ConvTranspose"
+    positions = math.prod(use.windows.inputs if transposed else use.windows.outputs)
+    return np.asarray(input_rows(layer, use, mean, positions, np.random.default_rng(0)).mean(axis=1))
+
+
 def _vectors(layer: Layer, use: Use, x: Array, positions: int, random: np.random.Generator) -> Array:
     """The vectors that a Gemm or MatMul multiplies, [1, rows, n]."""
+    matrix = _matrix(layer, use, x)
+    if matrix.shape[1] > positions:
+        matrix = matrix[:, _choose(matrix.shape[1], positions, random)]
+    return matrix.reshape(1, -1, matrix.shape[-1])
+
+
+def _matrix(layer: Layer, use: Use, x: Array) -> Array:
+    """All vectors of each sample, [samples, positions, n]."""
     batch_axis = use.batch_axis
     if use.weight_index == 0:
         x = np.moveaxis(x, -2, -1)
@@ -59,10 +82,7 @@ def _vectors(layer: Layer, use: Use, x: Array, positions: int, random: np.random
     # Samples and positions may share an axis, samples first.
     merged = use.output_shape[use.batch_axis] // layer.samples
     samples = x.shape[batch_axis] // merged
-    matrix = np.moveaxis(x, batch_axis, 0).reshape(samples, -1, x.shape[-1])
-    if matrix.shape[1] > positions:
-        matrix = matrix[:, _choose(matrix.shape[1], positions, random)]
-    return matrix.reshape(1, -1, x.shape[-1])
+    return np.moveaxis(x, batch_axis, 0).reshape(samples, -1, x.shape[-1])
 
 
 def _choose(total: int, wanted: int, random: np.random.Generator) -> Array:

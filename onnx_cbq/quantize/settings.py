@@ -17,7 +17,8 @@ class RoundingConfig:
         order: columns by "falling" second moment, or in the order of the "file".
         refits: how often scales are fitted to the codes and the codes to the scales after compensation.
         sweeps: passes of coordinate descent per refit.
-        rows: layer inputs that moments are taken over; with fewer samples than that, several positions of each.
+        rows: layer inputs that moments are taken over at most; with fewer samples than that, several positions of each.
+        rows_per_weight: so many for each weight of a channel, if that is less.
         passes: at most so many times the float and the quantized model are run side by side, so that layers see what
             the quantized layers in front of them give; deeper models share passes.
     """
@@ -27,6 +28,7 @@ class RoundingConfig:
     refits: int = 3
     sweeps: int = 3
     rows: int = 24_000
+    rows_per_weight: int = 40
     passes: int = 32
 
     def __post_init__(self) -> None:
@@ -35,5 +37,5 @@ class RoundingConfig:
         check(self.order in ("falling", "file"), "order", '"falling" or "file"', self.order)
         for name in ("refits", "sweeps"):
             check(getattr(self, name) >= 0, name, "a number of at least 0", getattr(self, name))
-        for name in ("rows", "passes"):
+        for name in ("rows", "rows_per_weight", "passes"):
             check(getattr(self, name) > 0, name, "a number above 0", getattr(self, name))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
 
+from onnx_cbq.evidence.relay import Relay
 from onnx_cbq.evidence.statistics import Run, collect_moments
 from onnx_cbq.model import Array, Model
 from onnx_cbq.quantize.fit import fit
@@ -46,16 +47,19 @@ def round_in_order(
     """Round every layer of `model` by `fitting`, with the moments that the already quantized layers leave it.
 
     `simulated` is the model with its activations on their grids, None if they stay float. Cost: a forward pass of both
-    models for each of `config.passes` groups of layers, and the solver's.
+    models where what they keep fits (see `evidence.relay`), else up to one for each of `config.passes` groups of
+    layers, and the solver's.
     """
     start = simulated or Seen(model, {})
     weights: dict[str, LayerWeights] = {}
     constants: dict[str, Array] = {}
     biases: dict[str, Array] = {}
     damped: list[str] = []
+    relay = Relay.of(run.samples, run.indices, run.size)
     for group in _groups(layers, config.passes):
+        relay = replace(relay, pending=_pending(layers, weights))
         seen = Seen(start.model.with_constants(constants), start.names) if constants or simulated else None
-        moments = collect_moments(model, seen, group, run)
+        moments = collect_moments(model, seen, group, run, relay)
         for layer in group:
             rows = layer.rows(model.weight(layer.weight))
             problem = make_problem(rows, moments[layer.name], config, layer)
@@ -72,6 +76,13 @@ def round_in_order(
         progress("rounding", len(weights), len(layers))
     notes = [f"more damping than {config.damping:g} was needed for: {', '.join(damped)}"] if damped else []
     return Rounded(weights, biases, tuple(notes))
+
+
+def _pending(layers: Layers, done: Collection[str]) -> frozenset[str]:
+    """The constants of the layers that are not done."""
+    left = [layer for layer in layers if layer.name not in done]
+    biases = (use.bias for layer in left for use in layer.uses if use.bias)
+    return frozenset(chain((layer.weight for layer in left), biases))
 
 
 def fitting_plan(plan: Plan, config: RoundingConfig) -> Callable[[Layer, Problem], Channels]:
