@@ -154,21 +154,28 @@ class PlanMeasure:
         self._layers = layers
         self._rounder = rounder
         self._values: dict[str, tuple[bytes, dict[str, Array]]] = {}
-        self._batches = replayable(*held)
+        samples, indices, size = held
+        self._batches = replayable(samples, spread_out(indices, samples.fixed_batch or size), size)
+        self._count, self._counted = 0, np.zeros(self._logits.kind.classes)
         self._reference: list[tuple[Array, tuple[Array, ...]]] = []
         spreads = {one.tensor: Spread() for one in self._further}
         for answer in self._run(self._model, self._names):
             self._reference.append((self._log_shares(answer.logits), answer.further))
+            self._count += len(answer.labels)
+            self._counted += self._logits.kind.counts(answer.labels).sum(axis=0)
             for one, values in zip(self._further, answer.further, strict=True):
                 spreads[one.tensor].add(values)
         self._variances = [spreads[one.tensor].variance for one in self._further]
 
-    def __call__(self, plan: Plan) -> Measured:
-        """Run the model that `plan` makes over the held-back samples."""
+    def __call__(self, plan: Plan, stop: Callable[[Measured], bool] | None = None) -> Measured:
+        """Run the model that `plan` makes over the held-back samples.
+
+        After each batch `stop` may say, of what the samples so far have given, that the others need not be run.
+        """
         constants: dict[str, Array] = {}
         for layer in self._layers:
             constants |= self._constants(layer, plan.bits[layer.name])
-        return self.run(constants)
+        return self._compare(self._model.with_constants(constants), self._names, stop)
 
     def run(self, constants: Mapping[str, Array]) -> Measured:
         """Run the model with some constants replaced over the held-back samples."""
@@ -179,18 +186,25 @@ class PlanMeasure:
         names = tuple(seen.name(name) for name in self._names)
         return self._compare(seen.model.with_graph(outputs=dict.fromkeys(names)), names)
 
-    def _compare(self, model: Model, names: tuple[str, ...]) -> Measured:
+    def _compare(
+        self, model: Model, names: tuple[str, ...], stop: Callable[[Measured], bool] | None = None
+    ) -> Measured:
         kind = self._logits.kind
-        answers, hits, counted = np.zeros((3, kind.classes))
+        answers, hits = np.zeros((2, kind.classes))
         divergences, further = [], []
         for (reference, others), answer in zip(self._reference, self._run(model, names), strict=True):
             labels = answer.labels
             divergences.append(kind.divergences(reference, self._log_shares(answer.logits), labels))
-            counted += kind.counts(labels).sum(axis=0)
             given, right = kind.hits(answer.scores, labels, self._groups)
             answers, hits = answers + given, hits + right
             further.append(self._distances(others, answer.further, len(labels)))
-        return Measured(answers, hits, counted, np.concatenate(divergences), np.concatenate(further))
+            found = np.concatenate(divergences)
+            # As if all classes were as frequent so far as they are in the end.
+            counted = self._counted * (len(found) / self._count)
+            measured = Measured(answers, hits, counted, found, np.concatenate(further))
+            if stop is not None and stop(measured):
+                break
+        return measured
 
     def _distances(self, reference: Sequence[Array], found: Sequence[Array], count: int) -> Array:
         """The distance of the further outputs of each sample, summed over the outputs, [samples]."""
@@ -245,6 +259,12 @@ def _some_elements(values: Array, batch_axis: int, count: int) -> Array:
 def _spread(count: int, most: int) -> Array:
     """`most` of `count` places, evenly spread."""
     return np.linspace(0, count - 1, most).astype(np.int64)
+
+
+def spread_out(indices: Indices, size: int) -> Indices:
+    """The samples in an order in which every batch has some from everywhere: sources often have a class in a row."""
+    batches = -(-len(indices) // size)
+    return np.concatenate([indices[first::batches] for first in range(batches)])
 
 
 def replayable(samples: Samples, indices: Indices, size: int) -> Callable[[], Iterator[Batch]]:

@@ -14,7 +14,7 @@ from onnx_cbq.methods.criteria import Usable, predicted_losses, usable
 from onnx_cbq.methods.method import Fit, PlanMethod, Planned
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.table import WIDTHS
-from onnx_cbq.search.rate_distortion import RateDistortionConfig, search_plan
+from onnx_cbq.search.rate_distortion import Hopeless, RateDistortionConfig, search_plan
 from onnx_cbq.settings import MOST_BITS
 from onnx_cbq.stages.scene import Scene
 from onnx_cbq.storage import Storage
@@ -80,11 +80,12 @@ class RateDistortion(RateDistortionConfig, PlanMethod):
         total = search.exchanges + len(free.layers)
         done = 0
 
-        def losses(bits: Array) -> Array:
+        def losses(bits: Array, hopeless: Hopeless | None = None) -> Array:
             nonlocal done
             done += 1
             scene.progress("search", min(done, total), total)
-            return measure(free.plan(bits)).losses(weights)
+            stop = None if hopeless is None else lambda found: hopeless(found.losses(weights))
+            return measure(free.plan(bits), stop).losses(weights)
 
         predicted = _predicted(free, evidence, can, weights, lambda bits: float(losses(bits).mean()))
         allowed = np.ones((len(free.sizes), WIDTHS), bool)

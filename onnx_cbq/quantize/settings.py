@@ -28,7 +28,7 @@ class RoundingConfig:
     refits: int = 3
     sweeps: int = 3
     rows: int = 24_000
-    rows_per_weight: int = 40
+    rows_per_weight: int = 100
     passes: int = 32
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -22,6 +23,18 @@ from onnx_cbq.model import Array
 from onnx_cbq.settings import check, check_kinds
 
 _BISECTIONS = 60
+# Whether what a plan loses on the first of the samples is enough to know that it is not wanted, [samples so far].
+Hopeless = Callable[[Array], bool]
+
+
+class Measure(Protocol):
+    """What the model that is quantized by a plan loses, by measurement."""
+
+    def __call__(self, bits: Array, hopeless: Hopeless | None = None) -> Array | float:
+        """The loss of each sample, or the mean, for the widths int8 [channels].
+
+        It may stop as soon as `hopeless` says so, and then gives the losses of the first samples alone.
+        """
 
 
 @dataclass(frozen=True)
@@ -128,13 +141,14 @@ def search_plan(
     sizes: Array,
     allowed: Array,
     budget: float,
-    measure: Callable[[Array], Array | float],
+    measure: Measure,
     config: RateDistortionConfig,
 ) -> RatePlan:
     """The best plan by measurement.
 
     A trade between layers must lower the losses by more than `config.certainty` standard errors of the mean of what it
-    saves, sample by sample: of many trades some look good on the samples at hand only.
+    saves, sample by sample: of many trades some look good on the samples at hand only. One that saves nothing on the
+    first samples is not measured any further.
 
     Args:
         criteria: name -> predicted losses [channels, widths].
@@ -142,16 +156,19 @@ def search_plan(
         sizes: weights per channel [channels].
         allowed: bool [channels, widths].
         budget: average bits per weight.
-        measure: the loss of the model quantized by a plan (int8 [channels]), of each sample or the mean.
+        measure: what plans lose.
         config: how much to measure.
     """
     known: dict[bytes, Array] = {}
 
-    def losses_of(bits: Array) -> Array:
+    def losses_of(bits: Array, hopeless: Hopeless | None = None) -> Array:
         key = bits.tobytes()
         if key not in known:
-            known[key] = np.atleast_1d(np.asarray(measure(bits), np.float64))
+            known[key] = np.atleast_1d(np.asarray(measure(bits, hopeless), np.float64))
         return known[key]
+
+    def saves_nothing(losses: Array) -> bool:
+        return bool((loss[: len(losses)] - losses).mean() <= 0)
 
     plans = {name: allocate(losses, sizes, budget, allowed) for name, losses in criteria.items()}
     measured = {name: float(losses_of(bits).mean()) for name, bits in plans.items()}
@@ -167,8 +184,9 @@ def search_plan(
                 tried = factors.copy()
                 tried[layer] *= factor
                 candidate = allocate(criteria[winner] * tried[layer_of][:, None], sizes, budget, allowed)
-                if saves(loss - losses_of(candidate), config.certainty):
-                    bits, loss, factors = candidate, losses_of(candidate), tried
+                found = losses_of(candidate, saves_nothing)
+                if len(found) == len(loss) and saves(loss - found, config.certainty):
+                    bits, loss, factors = candidate, found, tried
                     exchanges += 1
                     break
     return RatePlan(bits, winner, measured, float(loss.mean()), exchanges, len(known) - len(measured))

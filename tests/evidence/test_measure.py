@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from onnx_cbq.calibration.draw import draw
-from onnx_cbq.evidence.measure import Measured, NearestRounder, PlanMeasure, Rounder, TableRounder
+from onnx_cbq.evidence.measure import Measured, NearestRounder, PlanMeasure, Rounder, TableRounder, spread_out
 from onnx_cbq.evidence.tables import make_tables, run_of
 from onnx_cbq.evidence.workload import Workload, prepare
 from onnx_cbq.model import Array
@@ -180,7 +180,32 @@ def test_losses_weigh_classes(work: Workload) -> None:
     assert found.loss(np.eye(CLASSES)[2]) == pytest.approx(found.divergence[2] / found.counts[2])
     weights = np.arange(CLASSES)
     assert found.losses(weights).mean() == pytest.approx(found.loss(weights))
-    labels = work.samples.labels[everything(work)]
+    labels = work.samples.labels[spread_out(everything(work), 10)]
     np.testing.assert_array_equal(found.losses(weights)[labels == 0], 0)
     expected_loss = (weights * found.divergence).sum() / (weights * found.counts).sum()
     assert found.loss(weights) == pytest.approx(expected_loss)
+
+
+def test_a_measure_that_is_stopped_gives_the_first_samples_on_the_same_scale(work: Workload) -> None:
+    """A plan that is given up early is held against the same samples of another, so their losses must be the same."""
+    measure, plan = measure_of(work, NearestRounder(work.model)), random_plan(work, 3)
+    whole, asked = measure(plan), []
+
+    def stop(found: Measured) -> bool:
+        asked.append(len(found.divergences))
+        return len(asked) == 2
+
+    part, weights = measure(plan, stop), np.arange(1.0, CLASSES + 1)
+    assert asked == [10, 20]
+    np.testing.assert_array_equal(part.divergences, whole.divergences[:20])
+    np.testing.assert_allclose(part.losses(weights), whole.losses(weights)[:20], rtol=1e-12)
+
+
+@pytest.mark.parametrize(("count", "size"), [(10, 3), (12, 4), (5, 8), (1, 1)])
+def test_every_batch_has_samples_from_everywhere(count: int, size: int) -> None:
+    """Folders give one class after the other; the first batch would then know nothing of the others."""
+    found = spread_out(np.arange(count), size)
+    assert sorted(found.tolist()) == list(range(count))
+    first = found[: -(-count // -(-count // size))]
+    assert np.diff(first).max(initial=0) <= -(-count // size)
+    assert first.max() >= count - -(-count // size)

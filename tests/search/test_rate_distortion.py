@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from onnx_cbq.model import Array
-from onnx_cbq.search.rate_distortion import RateDistortionConfig, RatePlan, allocate, saves, search_plan
+from onnx_cbq.search.rate_distortion import Hopeless, RateDistortionConfig, RatePlan, allocate, saves, search_plan
 
 WIDTHS = 9
 
@@ -145,6 +145,7 @@ def test_a_width_that_is_worse_than_a_narrower_one_is_not_bought() -> None:
 CHANNELS, LAYERS = 24, 4
 LAYER_OF = np.repeat(np.arange(LAYERS), CHANNELS // LAYERS)
 SIZES = np.repeat([9.0, 18.0, 36.0, 4.0], CHANNELS // LAYERS)
+CONFIG = RateDistortionConfig()
 ALLOWED = np.ones((CHANNELS, WIDTHS), bool)
 
 
@@ -159,7 +160,7 @@ class Measure:
         self.loss = loss
         self.asked: list[bytes] = []
 
-    def __call__(self, bits: Array) -> float:
+    def __call__(self, bits: Array, hopeless: Hopeless | None = None) -> float:
         self.asked.append(bits.tobytes())
         return self.loss(bits)
 
@@ -255,7 +256,7 @@ def test_a_trade_that_only_some_samples_like_is_left(certainty: float, accepted:
     losses = np.array([[4.0, 1.0, 0.0], [4.0, 1.1, 0.0]])
     noise = np.array([3.0, -2.5, -2.5, 1.9])
 
-    def measure(bits: Array) -> Array:
+    def measure(bits: Array, hopeless: Hopeless | None = None) -> Array:  # noqa: ARG001
         return np.ones(4) + (noise if bits.tolist() != start.tolist() else 0.0)
 
     sizes, allowed = np.array([1.0, 1.0]), np.ones(losses.shape, bool)
@@ -264,6 +265,27 @@ def test_a_trade_that_only_some_samples_like_is_left(certainty: float, accepted:
     found = search_plan({"only": losses}, np.arange(2), sizes, allowed, 1.5, measure, config)
     assert found.tried > 0
     assert (found.exchanges > 0) is accepted
+
+
+def test_a_trade_that_loses_on_the_first_samples_is_given_up_and_never_taken() -> None:
+    """Most trades lose; what is left of the samples then tells nothing. The rest would have made it look good."""
+    losses = np.array([[4.0, 1.0, 0.0], [4.0, 1.1, 0.0]])
+    start = allocate(losses, np.ones(2), 1.5)
+    seen: list[int] = []
+
+    def measure(bits: Array, hopeless: Hopeless | None = None) -> Array:
+        found = np.ones(8) if bits.tolist() == start.tolist() else np.array([1.1, 1.2] + [-9.0, -9.1] * 3)
+        for count in range(2, 8, 2):
+            if hopeless is not None and hopeless(found[:count]):
+                found = found[:count]
+                break
+        seen.append(len(found))
+        return found
+
+    found = search_plan({"only": losses}, np.arange(2), np.ones(2), np.ones((2, 3), bool), 1.5, measure, CONFIG)
+    assert seen[0] == 8
+    assert set(seen[1:]) == {2}
+    assert (found.exchanges, found.loss) == (0, 1.0)
 
 
 @pytest.mark.parametrize(
