@@ -89,6 +89,10 @@ class CalibrationSet:
         """The card's class names, else the source's."""
         return self.card.classes or self.source.class_names
 
+    def with_card(self, card: Card) -> CalibrationSet:
+        """The same samples, prepared as another card says."""
+        return replace(self, source=self.source.framed(card), card=card)
+
     def for_model(self, inputs: Sequence[InputSpec]) -> Samples:
         """The samples, fitted to a model's inputs.
 
@@ -97,7 +101,8 @@ class CalibrationSet:
         """
         names = _match_inputs(self.source, inputs)
         fixed = next((spec.shape[0] for spec in inputs if spec.shape), None)
-        source = self.source.decoded_to(1 if any(wants_grey(spec) for spec in inputs) else 3)
+        grey = self.card.channels == "grey" or any(wants_grey(spec) for spec in inputs)
+        source = self.source.decoded_to(1 if grey else 3)
         images = isinstance(source, ImageSource)
         preparations = {
             spec.name: fit(self.card, spec, source.read(names[spec.name], [0])[0], source.label, from_images=images)
@@ -215,11 +220,20 @@ class Samples:
         Raises:
             CalibrationError: a sample cannot be read, or holds NaN or infinity.
         """
-        source = self.data.source
-        return {
-            name: step.apply(source.read(self.names[name], list(indices)), indices, source.label)
-            for name, step in self.preparations.items()
-        }
+        return self.prepare(self.raw(indices), indices)
+
+    def raw(self, indices: Sequence[int] | Indices) -> dict[str, Array]:
+        """Some samples as the source has them, images decoded: input name -> [len(indices), ...]."""
+        return {name: self.data.source.read(array, list(indices)) for name, array in self.names.items()}
+
+    def prepare(self, raw: Mapping[str, Array], indices: Sequence[int] | Indices) -> dict[str, Array]:
+        """What `raw` gave, prepared.
+
+        Raises:
+            CalibrationError: a sample does not fit, or holds NaN or infinity.
+        """
+        label = self.data.source.label
+        return {name: step.apply(raw[name], indices, label) for name, step in self.preparations.items()}
 
     def batches(self, indices: Indices, size: int) -> Iterator[Batch]:
         """The samples `indices` in order, `size` at a time; the next batch is read while the last one is used."""
