@@ -25,12 +25,14 @@ class Preparation:
 
     Attributes:
         shape: of a raw sample.
+        axis: of its channels or features.
         channels: what its channels become, or None if they stay.
         per_sample: how each sample is brought to a common range by itself, or None.
         channel_axis: that of the channels in a prepared sample, 0 or 2; None if it is no image.
     """
 
     shape: tuple[int, ...]
+    axis: int
     dtype: np.dtype[np.generic]
     channels: Channels | None
     per_sample: str | None
@@ -127,6 +129,7 @@ def fit(card: Card, spec: InputSpec, sample: Array, label: str, *, from_images: 
     mean, std = (card.mean, card.std) if np.issubdtype(spec.dtype, np.floating) else ((0.0,), (1.0,))
     return Preparation(
         shape=sample.shape,
+        axis=axis,
         dtype=spec.dtype,
         channels=channels,
         per_sample=card.per_sample,

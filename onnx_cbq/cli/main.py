@@ -38,6 +38,9 @@ class Command:
 
 COMMANDS = (
     Command(
+        "card", "card", "Write a first card for MODEL: try the well-known ways to prepare samples, and measure each."
+    ),
+    Command(
         "quantize",
         "quantize",
         "Quantize MODEL and prove what it costs: accuracy overall and per class, bytes, latency.",

@@ -1,0 +1,343 @@
+"""Find out how a model wants its samples: try what is well known, measure each, and write the best as a first card.
+
+The full product of all that could be tried is not run. Layout and size come from shapes as far as they say; then what
+becomes of the values is tried together with the order of channels; then how images come to their size, with the best
+values; then the values that were tied once more. Each stage is a race: who is plainly behind after a fifth or a half of
+the samples drops out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnx_cbq.calibration import CalibrationSet, Card
+from onnx_cbq.calibration.candidates import FRAMINGS, Candidate, framed, framing_candidates, value_candidates
+from onnx_cbq.calibration.draw import draw
+from onnx_cbq.calibration.samples import Indices, Samples
+from onnx_cbq.calibration.survey import Survey, survey
+from onnx_cbq.calibration.written import card_text, keys_of
+from onnx_cbq.errors import CalibrationError, ModelError, VerificationError
+from onnx_cbq.evidence.trials import Outcome, Trials
+from onnx_cbq.evidence.workload import ModelSource, judge, left_out, make_example, scores_notes, without_samples
+from onnx_cbq.graph.load import load
+from onnx_cbq.graph.logits import Logits
+from onnx_cbq.graph.shapes import Shapes
+from onnx_cbq.jobs.versions import all_versions
+from onnx_cbq.model import Model
+from onnx_cbq.records.figures import to_json_text
+from onnx_cbq.search.racing import beats_guessing, chance_of_lead, moved_classes
+from onnx_cbq.settings import SAMPLES, check, check_kinds, option
+from onnx_cbq.system.progress import Clock, Progress, silent
+
+# Levels of tests: a tie, better than guessing as the best of dozens, classes of another order.
+TIED, GUESSING, MOVED = 0.05, 0.001, 0.001
+# Tied values that are tried again once the size is known; samples of a class that show whether its number is another.
+_AGAIN, _OF_A_CLASS = 4, 4
+# Losses within a twentieth of the least are alike; of those the plainest is taken, which stands first in the tables.
+_ALIKE = 1.05
+
+
+@dataclass(frozen=True)
+class CardConfig:
+    """How a first card is looked for.
+
+    Attributes:
+        samples: samples that are tried, drawn evenly from the classes.
+        seed: decides which samples are drawn.
+        logits: name of the output that holds the class scores; the only one that fits if it is left out.
+        size: height and width of images for a model that takes any; the images' own, else 224, if it is left out.
+    """
+
+    samples: int = option(300, SAMPLES, "N")
+    seed: int = option(0, SAMPLES, "N")
+    logits: str | None = option(None, SAMPLES, "NAME", shown="the only one that fits")
+    size: int | None = option(None, SAMPLES, "N", shown="the images' own, else 224")
+
+    def __post_init__(self) -> None:
+        check_kinds(self)
+        check(self.samples >= 20, "--samples", "20 or more", self.samples)
+        check(self.size is None or self.size > 0, "--size", "a whole number above 0", self.size)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A candidate and what came of it; `tied` if the most accurate is not plainly ahead of it on the same samples."""
+
+    candidate: Candidate
+    outcome: Outcome
+    tied: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object; accuracy and confidence in percent."""
+        outcome, ran = self.outcome, self.outcome.failure is None
+        return {
+            "name": self.candidate.name,
+            "keys": keys_of(self.candidate.card),
+            "samples": outcome.samples,
+            "accuracy": 100 * outcome.accuracy if ran else None,
+            "confidence": 100 * float(outcome.confidence.mean()) if ran else None,
+            "loss": float(outcome.loss.mean()) if ran else None,
+            "tied": self.tied,
+            "failure": outcome.failure,
+        }
+
+
+@dataclass(frozen=True)
+class CardResult:
+    """What was tried, best first, and what speaks against the best.
+
+    Attributes:
+        rows: the candidates by accuracy, behind the one to take: of those that are tied with the most accurate the one
+            whose right answers are likeliest.
+        guessing: accuracy of the best constant answer, in [0, 1].
+        refusal: why the best is no card to go on with, or None.
+        notes: what a user should know.
+        seconds: per stage.
+    """
+
+    rows: tuple[Tried, ...]
+    guessing: float
+    refusal: str | None
+    notes: tuple[str, ...]
+    seconds: Mapping[str, float]
+    versions: Mapping[str, str]
+    config: CardConfig
+
+    @property
+    def best(self) -> Tried:
+        """The best candidate."""
+        return self.rows[0]
+
+    @property
+    def tied(self) -> tuple[Tried, ...]:
+        """The others that the samples do not tell from the best."""
+        return tuple(row for row in self.rows[1:] if row.tied)
+
+    def verdict(self) -> list[str]:
+        """The best in words, and its ties."""
+        outcome, others = self.best.outcome, [row.candidate.name for row in self.tied]
+        right = f"{100 * outcome.accuracy:.1f} % right of {outcome.samples} samples"
+        best = (
+            f"best: {self.best.candidate.name}: {right}, mean confidence {100 * float(outcome.confidence.mean()):.1f} %"
+        )
+        if not others:
+            return [best]
+        told = (
+            f"{outcome.samples} samples do not tell its accuracy from {len(others)} more (sign test, {100 * TIED:g} %)"
+        )
+        return [best, f"a tie, which the loss decided: {told}: {'; '.join(others)}"]
+
+    def text(self, folder: Path) -> str:
+        """The card, for a file in `folder`, with its figures as comments.
+
+        Raises:
+            VerificationError: the best is no card to go on with.
+        """
+        if self.refusal is not None:
+            raise VerificationError(self.refusal)
+        comments = [*self.verdict(), "Compare the accuracy with the one that the model is known for."]
+        return card_text(self.best.candidate.card, folder, comments)
+
+    def to_json(self) -> str:
+        """The result as JSON."""
+        return to_json_text(
+            "card",
+            {
+                "tried": [row.to_json() for row in self.rows],
+                "guessing": 100 * self.guessing,
+                "refusal": self.refusal,
+                "notes": list(self.notes),
+                "seconds": dict(self.seconds),
+                "versions": dict(self.versions),
+            },
+        )
+
+
+def find_card(
+    model: ModelSource,
+    source: Path,
+    config: CardConfig | None = None,
+    classes: Sequence[str] | None = None,
+    progress: Progress = silent,
+    *,
+    skip_unreadable: bool = False,
+) -> CardResult:
+    """Try how a model may want the samples of a source; `classes` are names in the order of its outputs.
+
+    Raises:
+        OnnxCbqError: the model or the source cannot be used, or nothing that is tried can be run.
+    """
+    config, clock = config or CardConfig(), Clock()
+    with clock.stage("samples"):
+        loaded = load(model)
+        base = Card(source, classes=None if classes is None else tuple(classes))
+        data = CalibrationSet.of_card(base, skip_unreadable=skip_unreadable)
+        seen = survey(data, loaded.inputs, config.size)
+        first = _first(base, seen)
+        logits, known = _fitted(loaded, data, first, config)
+        names = known.check_labels(logits.classes)
+        order = _order(known, names, config)
+    trials = Trials(loaded, data, logits, known)
+    candidates = {candidate.card: candidate for candidate in first}
+    with clock.stage("values"):
+        alive = trials.race([*candidates], order, "values", progress)
+    if seen.is_resized:
+        with clock.stage("framing"):
+            candidates |= _framings(trials, candidates, alive, seen, (order, progress))
+    with clock.stage("order"):
+        rows, share = _ranked(trials, candidates), _constant(known, order)
+        refusal = _refusal(rows, share, trials, known, names, config)
+    notes = (*seen.notes, *without_samples(known, names), *left_out(known), *scores_notes(logits))
+    return CardResult(rows, share, refusal, notes, clock.seconds, all_versions(), config)
+
+
+def _first(base: Card, seen: Survey) -> list[Candidate]:
+    """Every layout that may be meant with all that may become of the values, images cropped as most are."""
+    found = [
+        candidate
+        for layout, figures in seen.layouts.items()
+        for candidate in value_candidates(replace(base, layout=layout), figures, image=seen.image, whole=seen.whole)
+    ]
+    return [framed(one, FRAMINGS[0], seen.size) for one in found] if seen.is_resized and seen.size else found
+
+
+def _fitted(
+    model: Model, data: CalibrationSet, candidates: Sequence[Candidate], config: CardConfig
+) -> tuple[Logits, Samples]:
+    """The class scores, and the samples with their labels, under the first candidate that the model runs with."""
+    failure: CalibrationError | ModelError | None = None
+    tried: set[Any] = set()
+    for candidate in candidates:
+        card = candidate.card
+        if (card.layout, card.channels) in tried:  # values decide about no shape
+            continue
+        tried.add((card.layout, card.channels))
+        try:
+            samples = data.with_card(card).for_model(model.inputs)
+            shapes: Shapes = make_example(samples).shapes(model)
+        except (CalibrationError, ModelError) as error:
+            failure = failure or error
+            continue
+        return judge(model, shapes, samples, config.logits)
+    assert failure is not None
+    raise failure
+
+
+def _order(samples: Samples, names: Sequence[str], config: CardConfig) -> Indices:
+    """The samples that are tried, in a random order; of more classes than samples some, one of each."""
+    random = np.random.default_rng(config.seed)
+    seen = np.setdiff1d(np.arange(len(names)), samples.empty_classes(names))
+    among = random.permutation(seen)[: config.samples]
+    drawn = draw(samples, names, config.samples, config.seed, among.tolist())
+    return random.permutation(drawn.indices)
+
+
+def _framings(
+    trials: Trials,
+    candidates: Mapping[Card, Candidate],
+    alive: Sequence[Card],
+    seen: Survey,
+    race: tuple[Indices, Progress],
+) -> dict[Card, Candidate]:
+    """The best values with every framing, then the values that were tied with the best framing."""
+    (order, progress), outcomes = race, trials.outcomes
+    assert seen.size is not None
+    ranked = sorted(alive, key=lambda card: _rank(outcomes[card]))
+    framings = {one.card: one for one in framing_candidates(candidates[ranked[0]], seen.size)}
+    left = trials.race([*framings], order, "sizes", progress)
+    best = min(left, key=lambda card: _rank(outcomes[card]))
+    framing = next(framing for framing in FRAMINGS if framing.name == framings[best].framing)
+    again = {one.card: one for card in ranked[1:_AGAIN] if (one := framed(candidates[card], framing, seen.size))}
+    if again and framing is not FRAMINGS[0]:
+        trials.race([best, *again], order, "values again", progress)
+    return framings | again
+
+
+def _rank(outcome: Outcome) -> tuple[float, ...]:
+    """Best first: what was tried on most samples, since the others dropped out; accuracy; loss."""
+    loss = float(outcome.loss.mean()) if outcome.samples else np.inf
+    return outcome.failure is not None, -outcome.samples, -outcome.accuracy, loss
+
+
+def _ranked(trials: Trials, candidates: Mapping[Card, Candidate]) -> tuple[Tried, ...]:
+    """What was tried, by accuracy; but the first is, of all that are tied with the most accurate, the one to take."""
+    found = sorted(((one, trials.outcomes[card]) for card, one in candidates.items()), key=lambda row: _rank(row[1]))
+    top = found[0][1]
+    rows = [Tried(one, outcome, _is_tied(top, outcome)) for one, outcome in found]
+    tied = [row for row in rows if row.tied]
+    least = min(float(row.outcome.loss.mean()) for row in tied)
+    likely = [row for row in tied if row.outcome.loss.mean() <= _ALIKE * least]
+    place = {card: number for number, card in enumerate(candidates)}
+    taken = min(likely, key=lambda row: place[row.candidate.card])
+    return (taken, *(row for row in rows if row is not taken))
+
+
+def _is_tied(best: Outcome, other: Outcome) -> bool:
+    if other.failure is not None or other.samples != best.samples:
+        return False
+    return chance_of_lead(best.right, other.right) >= TIED
+
+
+def _constant(samples: Samples, order: Indices) -> float:
+    """How often the best constant answer is right on the samples that are tried."""
+    truth = samples.truth[order]
+    assert samples.known is not None
+    if samples.known.kind.several:
+        yes = truth.mean(axis=0)
+        return float(np.maximum(yes, 1 - yes).mean())
+    known = truth[truth >= 0]
+    return float(np.bincount(known).max() / max(known.size, 1))
+
+
+def _refusal(
+    rows: Sequence[Tried], share: float, trials: Trials, samples: Samples, names: Sequence[str], config: CardConfig
+) -> str | None:
+    """Why the best is no card to go on with: it guesses, or its classes have another order than the labels."""
+    best, label = rows[0], samples.data.source.label
+    guesses = not beats_guessing(best.outcome.right, share, GUESSING)
+    moved = None
+    if best.outcome.predicted.min() >= 0:
+        order = _repeated(samples, names, config)
+        tried = [row.candidate.card for row in rows if row.tied][: 4 * _AGAIN] if guesses else [best.candidate.card]
+        moved = next(filter(None, (_moved(trials.run(card, order), samples, order, names) for card in tried)), None)
+    figures = f"{100 * best.outcome.accuracy:.1f} % right of {best.outcome.samples} samples"
+    if moved is not None:
+        return (
+            f"{label}: {figures} at best, but the labels have another order than the model's classes: {moved}; give "
+            f"the names of the classes in the order of the model's outputs with --classes FILE"
+        )
+    if guesses:
+        return (
+            f"{label}: {figures} at best, no better than the {100 * share:.1f} % of a constant answer: nothing that "
+            f"was tried fits, or the classes have another order than the labels; give --classes FILE, or write the "
+            f"card from the code that feeds the model"
+        )
+    return None
+
+
+def _repeated(samples: Samples, names: Sequence[str], config: CardConfig) -> Indices:
+    """Samples of as many classes as have several among so many, to see what each is taken for."""
+    counts = np.bincount(samples.labels, minlength=len(names))
+    random = np.random.default_rng(config.seed)
+    among = random.permutation(np.flatnonzero(counts >= 2))[: max(config.samples // _OF_A_CLASS, 2)]
+    if not len(among):
+        return np.zeros(0, np.int64)
+    return draw(samples, names, max(config.samples, len(among)), config.seed, among.tolist()).indices
+
+
+def _moved(found: Outcome, samples: Samples, order: Indices, names: Sequence[str]) -> str | None:
+    """Which classes are taken for which others, if another numbering is plainly better than the labels' own."""
+    if not found.samples or found.failure is not None:
+        return None
+    labels = samples.labels[order]
+    numbering = moved_classes(labels, found.predicted)
+    if numbering is None or chance_of_lead(numbering[0].astype(np.float64), found.right) >= MOVED:
+        return None
+    moves = [(m, p) for m, p in numbering[1].items() if m != p]
+    shown = ", ".join(f"{names[m]!r} (label {m}) is taken for class {p}" for m, p in moves[:3])
+    return f"{shown}{', ...' if len(moves) > 3 else ''}"
