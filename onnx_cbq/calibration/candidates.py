@@ -31,9 +31,9 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """In one line."""
-        layout = self.card.layout or ""
-        return ", ".join(filter(None, (layout, self.card.channels, self.values, self.framing)))
+        """In a few words; the order of channels where it is turned."""
+        order = "" if self.card.channels == "RGB" else self.card.channels
+        return ", ".join(filter(None, (order, self.values, self.framing)))
 
 
 @dataclass(frozen=True)
@@ -84,24 +84,22 @@ NORMALISATIONS = (
     Normalisation("0..1"),
     Normalisation("-1..1", (0.5,), (0.5,)),
     Normalisation("0..255", top=255),
-    Normalisation("ImageNet's mean and deviation", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    Normalisation("CIFAR-10's mean and deviation", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    # The mean over images of their own deviations, which many have in its place.
-    Normalisation("CIFAR-10's mean and inner deviation", (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-    Normalisation(
-        "CLIP's mean and deviation", (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-    ),
+    Normalisation("ImageNet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    Normalisation("CIFAR-10", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    # With the mean over images of their own deviations, which many have in place of the set's.
+    Normalisation("CIFAR-10, within images", (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    Normalisation("CLIP", (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     # EfficientNet-Lite.
     Normalisation("(x - 127) / 128", (127,), (128,), top=255),
     # Keras' mode "caffe": VGG, ResNet.
-    Normalisation("0..255 less ImageNet's mean", (123.68, 116.779, 103.939), top=255),
-    Normalisation("MNIST's mean and deviation", (0.1307,), (0.3081,)),
-    Normalisation("Fashion-MNIST's mean and deviation", (0.2860,), (0.3530,)),
-    Normalisation("each image standardised", per_sample="standardise"),
-    Normalisation("each image to 0..1", per_sample="range"),
+    Normalisation("caffe", (123.68, 116.779, 103.939), top=255),
+    Normalisation("MNIST", (0.1307,), (0.3081,)),
+    Normalisation("Fashion-MNIST", (0.2860,), (0.3530,)),
+    Normalisation("per image standardised", per_sample="standardise"),
+    Normalisation("per image 0..1", per_sample="range"),
 )
 # Those of grey images alone.
-_GREY_ONLY = ("MNIST's mean and deviation", "Fashion-MNIST's mean and deviation")
+_GREY_ONLY = ("MNIST", "Fashion-MNIST")
 ORDERS = ("RGB", "BGR")
 
 
@@ -119,16 +117,16 @@ def _letterbox(size: tuple[int, int]) -> dict[str, Any]:
 
 # The first is what values are tried with.
 FRAMINGS = (
-    Framing("crop share 0.875, bilinear", _share(0.875)),
-    Framing("crop share 0.875, bicubic", _share(0.875, interpolation="bicubic")),
-    Framing("crop share 0.875, bilinear without antialias", _share(0.875, antialias=False)),
-    Framing("crop share 0.95, bicubic", _share(0.95, interpolation="bicubic")),
-    Framing("crop share 1, bilinear", _share(1.0)),
-    Framing("crop share 1, bicubic", _share(1.0, interpolation="bicubic")),
-    Framing("squashed, bilinear", _exact()),
-    Framing("squashed, bicubic", _exact(interpolation="bicubic")),
-    Framing("squashed, bilinear without antialias", _exact(antialias=False)),
-    Framing("longer side, black border", _letterbox),
+    Framing("crop 0.875, bilinear", _share(0.875)),
+    Framing("crop 0.875, bicubic", _share(0.875, interpolation="bicubic")),
+    Framing("crop 0.875, no antialias", _share(0.875, antialias=False)),
+    Framing("crop 0.95, bicubic", _share(0.95, interpolation="bicubic")),
+    Framing("crop 1, bilinear", _share(1.0)),
+    Framing("crop 1, bicubic", _share(1.0, interpolation="bicubic")),
+    Framing("squash, bilinear", _exact()),
+    Framing("squash, bicubic", _exact(interpolation="bicubic")),
+    Framing("squash, no antialias", _exact(antialias=False)),
+    Framing("letterbox", _letterbox),
 )
 
 
@@ -145,12 +143,13 @@ def _to_range(figures: Figures) -> dict[str, Any]:
     return {"mean": figures.lows, "std": _divisors(spans)}
 
 
+# By figures of the samples themselves, which are near those of training if there are enough.
 FEATURES = (
     Feature("as stored", lambda figures: {}),  # noqa: ARG005, every entry has the same form
-    Feature("standardised by the samples' mean and deviation of each feature", _standardised),
-    Feature("standardised by one mean and deviation of the samples", _standardised_together),
-    Feature("each feature to 0..1 by the samples' least and greatest", _to_range),
-    Feature("each sample standardised", lambda figures: {"per_sample": "standardise"}),  # noqa: ARG005
+    Feature("features standardised", _standardised),
+    Feature("all standardised as one", _standardised_together),
+    Feature("features to 0..1", _to_range),
+    Feature("per sample standardised", lambda figures: {"per_sample": "standardise"}),  # noqa: ARG005
 )
 
 
@@ -180,16 +179,19 @@ def framed(candidate: Candidate, framing: Framing, size: tuple[int, int]) -> Can
 
 
 def _of_images(base: Card, figures: Figures) -> tuple[Candidate, ...]:
+    """The well-known normalisations of images of so many channels, for all that the stored values may be a range of."""
+    fitting = [one for one in NORMALISATIONS if len(one.mean) in (1, figures.channels)]
+    fitting = [one for one in fitting if one.name not in _GREY_ONLY or figures.channels == 1]
     found = []
     for order in ORDERS if figures.channels == 3 else ORDERS[:1]:
+        card = replace(base, channels=order)
         for low, high in _ranges(figures):
-            of = "" if figures.exact or (low, high) in ((0, 255), (0, 1)) else f" of {low:g}..{high:g}"
-            for one in NORMALISATIONS:
-                if len(one.mean) not in (1, figures.channels) or (one.name in _GREY_ONLY and figures.channels != 1):
-                    continue
-                keys = one.keys(low, high, order)
-                name = one.name if one.per_sample else one.name + of
-                found.append(Candidate(replace(base, channels=order, **keys), name))
+            of = "" if (low, high) in ((0, 255), (0, 1)) else f" of {low:g}..{high:g}"
+            fixed = [one for one in fitting if one.per_sample is None]
+            found += [Candidate(replace(card, **one.keys(low, high, order)), one.name + of) for one in fixed]
+        # Last, since of what does the same the first is taken.
+        own = [one for one in fitting if one.per_sample is not None]
+        found += [Candidate(replace(card, **one.keys(0, 1, order)), one.name) for one in own]
     return _distinct(found)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from onnx_cbq.calibration.card import Card
 from onnx_cbq.errors import OutputError
 
+_COLUMNS = 118
 _ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 _LAST_CONTROL, _DELETE = 0x1F, 0x7F
 
@@ -20,7 +22,7 @@ def card_text(card: Card, folder: Path, comments: Sequence[str] = ()) -> str:
     Raises:
         OutputError: the source's name is no text.
     """
-    lines = [f"# {' '.join(comment.split())}".rstrip() for comment in comments]
+    lines = [f"# {line}" for comment in comments for line in textwrap.wrap(comment, _COLUMNS, break_long_words=False)]
     lines.append(f"source = {_value(source_from(card.source, folder))}")
     for field in fields(Card):
         value = getattr(card, field.name)

@@ -31,7 +31,7 @@ from onnx_cbq.jobs.versions import all_versions
 from onnx_cbq.model import Model
 from onnx_cbq.records.figures import to_json_text
 from onnx_cbq.search.racing import beats_guessing, chance_of_lead, moved_classes
-from onnx_cbq.settings import SAMPLES, check, check_kinds, option
+from onnx_cbq.settings import SAMPLES, changed_options, check, check_kinds, option
 from onnx_cbq.system.progress import Clock, Progress, silent
 
 # Levels of tests: a tie, better than guessing as the best of dozens, classes of another order.
@@ -118,13 +118,16 @@ class CardResult:
         """The others that the samples do not tell from the best."""
         return tuple(row for row in self.rows[1:] if row.tied)
 
+    def name(self, row: Tried) -> str:
+        """What a candidate is called, with its layout where several were tried."""
+        several = len({other.candidate.card.layout for other in self.rows}) > 1
+        return f"{row.candidate.card.layout or 'as stored'}, {row.candidate.name}" if several else row.candidate.name
+
     def verdict(self) -> list[str]:
         """The best in words, and its ties."""
-        outcome, others = self.best.outcome, [row.candidate.name for row in self.tied]
+        outcome, others = self.best.outcome, [self.name(row) for row in self.tied]
         right = f"{100 * outcome.accuracy:.1f} % right of {outcome.samples} samples"
-        best = (
-            f"best: {self.best.candidate.name}: {right}, mean confidence {100 * float(outcome.confidence.mean()):.1f} %"
-        )
+        best = f"best: {self.name(self.best)}: {right}, mean confidence {100 * float(outcome.confidence.mean()):.1f} %"
         if not others:
             return [best]
         told = (
@@ -154,6 +157,7 @@ class CardResult:
                 "notes": list(self.notes),
                 "seconds": dict(self.seconds),
                 "versions": dict(self.versions),
+                "settings": changed_options(self.config),
             },
         )
 

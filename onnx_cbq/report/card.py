@@ -32,7 +32,7 @@ def card_table(result: CardResult) -> RenderableType:
     seconds = ", ".join(f"{name} {spent:.1f}" for name, spent in result.seconds.items())
     lines = [
         *([f"{hidden} more are in the JSON"] if hidden > 0 else []),
-        *(f"cannot be run: {row.candidate.name}: {row.outcome.failure}" for row in failed),
+        *(f"cannot be run: {result.name(row)}: {row.outcome.failure}" for row in failed),
         "what was plainly behind dropped out after fewer samples; loss: mean -log of the right answer's probability",
         f"a constant answer is right on {100 * result.guessing:.1f} %",
         *([] if result.refusal else result.verdict()),
