@@ -60,7 +60,8 @@ def _of_images(data: CalibrationSet, spec: InputSpec, asked: int | None) -> Surv
         found = _USUAL_SIZE, _USUAL_SIZE
         notes = (f"the model takes images of any size, and they differ: {_USUAL_SIZE} was taken; --size gives another",)
     whole = not np.issubdtype(spec.dtype, np.floating)
-    return Survey({"NHWC": of_pixels(colours)}, True, whole, found, given != found, notes)  # noqa: FBT003
+    figures: dict[str | None, Figures] = {"NHWC": of_pixels(colours)}
+    return Survey(figures, image=True, whole=whole, size=found, is_resized=given != found, notes=notes)
 
 
 def _model_size(spec: InputSpec) -> tuple[int, int] | None:
@@ -101,8 +102,11 @@ def _of_arrays(data: CalibrationSet, inputs: Sequence[InputSpec]) -> Survey:
         raise failure
     whole = not np.issubdtype(spec.dtype, np.floating)
     figures = {layout: measured(_batches(data, name), axis) for (_, axis), layout in layouts.items()}
-    image = sample.ndim == 3 and all(one.channels in _CHANNELS for one in figures.values())
-    return Survey(figures, image, whole)
+    if sample.ndim != 3:
+        return Survey(figures, image=False, whole=whole)
+    # A square image in colour is one of as many channels as rows in the other layout, which nobody means.
+    images = {layout: one for layout, one in figures.items() if one.channels in _CHANNELS}
+    return Survey(images or figures, image=bool(images), whole=whole)
 
 
 def _batches(data: CalibrationSet, name: str) -> Iterator[Array]:

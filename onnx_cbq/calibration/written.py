@@ -22,7 +22,8 @@ def card_text(card: Card, folder: Path, comments: Sequence[str] = ()) -> str:
     Raises:
         OutputError: the source's name is no text.
     """
-    lines = [f"# {line}" for comment in comments for line in textwrap.wrap(comment, _COLUMNS, break_long_words=False)]
+    plain = ("".join(letter if letter.isprintable() else " " for letter in comment) for comment in comments)
+    lines = [f"# {line}" for comment in plain for line in textwrap.wrap(comment, _COLUMNS, break_long_words=False)]
     lines.append(f"source = {_value(source_from(card.source, folder))}")
     for field in fields(Card):
         value = getattr(card, field.name)

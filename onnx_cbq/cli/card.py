@@ -14,7 +14,8 @@ from onnx_cbq.cli.options import Flag, Owner, command, fields_for, flags_of, giv
 from onnx_cbq.cli.outputs import Inputs, check_outputs
 from onnx_cbq.cli.shared import JsonPath, ModelPath, Quiet, SkipUnreadable
 from onnx_cbq.errors import CalibrationError, OutputError, VerificationError
-from onnx_cbq.jobs.card import CardConfig, find_card
+from onnx_cbq.jobs.card import find_card
+from onnx_cbq.jobs.card_result import CardConfig
 from onnx_cbq.report.card import card_table
 from onnx_cbq.settings import FIRST, OUTPUT, SAMPLES
 from onnx_cbq.storage.files import write_text

@@ -9,7 +9,7 @@ the samples drops out.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,146 +20,24 @@ from onnx_cbq.calibration.candidates import FRAMINGS, Candidate, framed, framing
 from onnx_cbq.calibration.draw import draw
 from onnx_cbq.calibration.samples import Indices, Samples
 from onnx_cbq.calibration.survey import Survey, survey
-from onnx_cbq.calibration.written import card_text, keys_of
-from onnx_cbq.errors import CalibrationError, ModelError, VerificationError
+from onnx_cbq.errors import CalibrationError, ModelError
 from onnx_cbq.evidence.trials import Outcome, Trials
 from onnx_cbq.evidence.workload import ModelSource, judge, left_out, make_example, scores_notes, without_samples
 from onnx_cbq.graph.load import load
 from onnx_cbq.graph.logits import Logits
 from onnx_cbq.graph.shapes import Shapes
+from onnx_cbq.jobs.card_result import TIED, CardConfig, CardResult, Tried
 from onnx_cbq.jobs.versions import all_versions
 from onnx_cbq.model import Model
-from onnx_cbq.records.figures import to_json_text
 from onnx_cbq.search.racing import beats_guessing, chance_of_lead, moved_classes
-from onnx_cbq.settings import SAMPLES, changed_options, check, check_kinds, option
 from onnx_cbq.system.progress import Clock, Progress, silent
 
-# Levels of tests: a tie, better than guessing as the best of dozens, classes of another order.
-TIED, GUESSING, MOVED = 0.05, 0.001, 0.001
+# Levels of tests: better than guessing as the best of dozens, classes of another order.
+_GUESSING, _MOVED = 0.001, 0.001
 # Tied values that are tried again once the size is known; samples of a class that show whether its number is another.
 _AGAIN, _OF_A_CLASS = 4, 4
 # Losses within a twentieth of the least are alike; of those the plainest is taken, which stands first in the tables.
 _ALIKE = 1.05
-
-
-@dataclass(frozen=True)
-class CardConfig:
-    """How a first card is looked for.
-
-    Attributes:
-        samples: samples that are tried, drawn evenly from the classes.
-        seed: decides which samples are drawn.
-        logits: name of the output that holds the class scores; the only one that fits if it is left out.
-        size: height and width of images for a model that takes any; the images' own, else 224, if it is left out.
-    """
-
-    samples: int = option(300, SAMPLES, "N")
-    seed: int = option(0, SAMPLES, "N")
-    logits: str | None = option(None, SAMPLES, "NAME", shown="the only one that fits")
-    size: int | None = option(None, SAMPLES, "N", shown="the images' own, else 224")
-
-    def __post_init__(self) -> None:
-        check_kinds(self)
-        check(self.samples >= 20, "--samples", "20 or more", self.samples)
-        check(self.size is None or self.size > 0, "--size", "a whole number above 0", self.size)
-
-
-@dataclass(frozen=True)
-class Tried:
-    """A candidate and what came of it; `tied` if the most accurate is not plainly ahead of it on the same samples."""
-
-    candidate: Candidate
-    outcome: Outcome
-    tied: bool
-
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON object; accuracy and confidence in percent."""
-        outcome, ran = self.outcome, self.outcome.failure is None
-        return {
-            "name": self.candidate.name,
-            "keys": keys_of(self.candidate.card),
-            "samples": outcome.samples,
-            "accuracy": 100 * outcome.accuracy if ran else None,
-            "confidence": 100 * float(outcome.confidence.mean()) if ran else None,
-            "loss": float(outcome.loss.mean()) if ran else None,
-            "tied": self.tied,
-            "failure": outcome.failure,
-        }
-
-
-@dataclass(frozen=True)
-class CardResult:
-    """What was tried, best first, and what speaks against the best.
-
-    Attributes:
-        rows: the candidates by accuracy, behind the one to take: of those that are tied with the most accurate the one
-            whose right answers are likeliest.
-        guessing: accuracy of the best constant answer, in [0, 1].
-        refusal: why the best is no card to go on with, or None.
-        notes: what a user should know.
-        seconds: per stage.
-    """
-
-    rows: tuple[Tried, ...]
-    guessing: float
-    refusal: str | None
-    notes: tuple[str, ...]
-    seconds: Mapping[str, float]
-    versions: Mapping[str, str]
-    config: CardConfig
-
-    @property
-    def best(self) -> Tried:
-        """The best candidate."""
-        return self.rows[0]
-
-    @property
-    def tied(self) -> tuple[Tried, ...]:
-        """The others that the samples do not tell from the best."""
-        return tuple(row for row in self.rows[1:] if row.tied)
-
-    def name(self, row: Tried) -> str:
-        """What a candidate is called, with its layout where several were tried."""
-        several = len({other.candidate.card.layout for other in self.rows}) > 1
-        return f"{row.candidate.card.layout or 'as stored'}, {row.candidate.name}" if several else row.candidate.name
-
-    def verdict(self) -> list[str]:
-        """The best in words, and its ties."""
-        outcome, others = self.best.outcome, [self.name(row) for row in self.tied]
-        right = f"{100 * outcome.accuracy:.1f} % right of {outcome.samples} samples"
-        best = f"best: {self.name(self.best)}: {right}, mean confidence {100 * float(outcome.confidence.mean()):.1f} %"
-        if not others:
-            return [best]
-        told = (
-            f"{outcome.samples} samples do not tell its accuracy from {len(others)} more (sign test, {100 * TIED:g} %)"
-        )
-        return [best, f"a tie, which the loss decided: {told}: {'; '.join(others)}"]
-
-    def text(self, folder: Path) -> str:
-        """The card, for a file in `folder`, with its figures as comments.
-
-        Raises:
-            VerificationError: the best is no card to go on with.
-        """
-        if self.refusal is not None:
-            raise VerificationError(self.refusal)
-        comments = [*self.verdict(), "Compare the accuracy with the one that the model is known for."]
-        return card_text(self.best.candidate.card, folder, comments)
-
-    def to_json(self) -> str:
-        """The result as JSON."""
-        return to_json_text(
-            "card",
-            {
-                "tried": [row.to_json() for row in self.rows],
-                "guessing": 100 * self.guessing,
-                "refusal": self.refusal,
-                "notes": list(self.notes),
-                "seconds": dict(self.seconds),
-                "versions": dict(self.versions),
-                "settings": changed_options(self.config),
-            },
-        )
 
 
 def find_card(
@@ -190,9 +68,9 @@ def find_card(
     candidates = {candidate.card: candidate for candidate in first}
     with clock.stage("values"):
         alive = trials.race([*candidates], order, "values", progress)
-    if seen.is_resized:
+    if seen.is_resized and seen.size is not None:
         with clock.stage("framing"):
-            candidates |= _framings(trials, candidates, alive, seen, (order, progress))
+            candidates |= _framings(trials, candidates, alive, seen.size, (order, progress))
     with clock.stage("order"):
         rows, share = _ranked(trials, candidates), _constant(known, order)
         refusal = _refusal(rows, share, trials, known, names, config)
@@ -243,23 +121,35 @@ def _order(samples: Samples, names: Sequence[str], config: CardConfig) -> Indice
 
 def _framings(
     trials: Trials,
-    candidates: Mapping[Card, Candidate],
+    first: Mapping[Card, Candidate],
     alive: Sequence[Card],
-    seen: Survey,
+    size: tuple[int, int],
     race: tuple[Indices, Progress],
 ) -> dict[Card, Candidate]:
-    """The best values with every framing, then the values that were tied with the best framing."""
+    """The best values with every framing, then values again with the best framing.
+
+    Those that were tied, or all of them where the framing that they were tried with is plainly behind: what was best
+    among answers to the wrong part of an image says little.
+    """
     (order, progress), outcomes = race, trials.outcomes
-    assert seen.size is not None
     ranked = sorted(alive, key=lambda card: _rank(outcomes[card]))
-    framings = {one.card: one for one in framing_candidates(candidates[ranked[0]], seen.size)}
-    left = trials.race([*framings], order, "sizes", progress)
+    found = {one.card: one for one in framing_candidates(first[ranked[0]], size)}
+    left = trials.race([*found], order, "sizes", progress)
     best = min(left, key=lambda card: _rank(outcomes[card]))
-    framing = next(framing for framing in FRAMINGS if framing.name == framings[best].framing)
-    again = {one.card: one for card in ranked[1:_AGAIN] if (one := framed(candidates[card], framing, seen.size))}
-    if again and framing is not FRAMINGS[0]:
-        trials.race([best, *again], order, "values again", progress)
-    return framings | again
+    usual = ranked[0] in left and _is_tied(outcomes[best], outcomes[ranked[0]])
+    values = ranked[1:_AGAIN] if usual else list(first)
+    framing = next(framing for framing in FRAMINGS if framing.name == found[best].framing)
+    again = {one.card: one for one in (framed(first[card], framing, size) for card in values)}
+    winner = found[best]
+    if framing is not FRAMINGS[0]:
+        alive = trials.race([best, *again], order, "values again", progress)
+        winner = (found | again)[min(alive, key=lambda card: _rank(outcomes[card]))]
+        found |= again
+    if winner.values != first[ranked[0]].values:
+        last = {one.card: one for one in framing_candidates(winner, size)}
+        trials.race([*last], order, "sizes again", progress)
+        found |= last
+    return found
 
 
 def _rank(outcome: Outcome) -> tuple[float, ...]:
@@ -303,23 +193,24 @@ def _refusal(
 ) -> str | None:
     """Why the best is no card to go on with: it guesses, or its classes have another order than the labels."""
     best, label = rows[0], samples.data.source.label
-    guesses = not beats_guessing(best.outcome.right, share, GUESSING)
+    guesses = not beats_guessing(best.outcome.right, share, _GUESSING)
     moved = None
     if best.outcome.predicted.min() >= 0:
         order = _repeated(samples, names, config)
         tried = [row.candidate.card for row in rows if row.tied][: 4 * _AGAIN] if guesses else [best.candidate.card]
         moved = next(filter(None, (_moved(trials.run(card, order), samples, order, names) for card in tried)), None)
     figures = f"{100 * best.outcome.accuracy:.1f} % right of {best.outcome.samples} samples"
+    named = samples.data.are_images or samples.data.source.labels.dtype.kind == "U"
+    advice = "give their names in the order of its outputs with --classes FILE" if named else "number 'y' as it does"
     if moved is not None:
         return (
-            f"{label}: {figures} at best, but the labels have another order than the model's classes: {moved}; give "
-            f"the names of the classes in the order of the model's outputs with --classes FILE"
+            f"{label}: {figures} at best, but the labels have another order than the model's classes: {moved}; {advice}"
         )
     if guesses:
         return (
             f"{label}: {figures} at best, no better than the {100 * share:.1f} % of a constant answer: nothing that "
-            f"was tried fits, or the classes have another order than the labels; give --classes FILE, or write the "
-            f"card from the code that feeds the model"
+            f"was tried fits, or the classes have another order than the labels: {advice}, or write the card from the "
+            f"code that feeds the model"
         )
     return None
 
@@ -340,7 +231,7 @@ def _moved(found: Outcome, samples: Samples, order: Indices, names: Sequence[str
         return None
     labels = samples.labels[order]
     numbering = moved_classes(labels, found.predicted)
-    if numbering is None or chance_of_lead(numbering[0].astype(np.float64), found.right) >= MOVED:
+    if numbering is None or chance_of_lead(numbering[0].astype(np.float64), found.right) >= _MOVED:
         return None
     moves = [(m, p) for m, p in numbering[1].items() if m != p]
     shown = ", ".join(f"{names[m]!r} (label {m}) is taken for class {p}" for m, p in moves[:3])

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_cbq.calibration.candidates import Candidate
-from onnx_cbq.jobs.card import CardResult, Tried
+from onnx_cbq.jobs.card_result import CardResult, Tried
 
 # Beyond so many only the JSON has them.
 _LISTED = 20
