@@ -66,10 +66,15 @@ class Normalisation:
 
 @dataclass(frozen=True)
 class Framing:
-    """How images come to the size of a model: keys of a card, by its height and width."""
+    """How images come to the size of a model: keys of a card, by its height and width.
+
+    Attributes:
+        square: whether it is for models that take squares alone.
+    """
 
     name: str
     keys: Callable[[tuple[int, int]], dict[str, Any]]
+    square: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ def _exact(**keys: Any) -> Callable[[tuple[int, int]], dict[str, Any]]:
 
 
 def _letterbox(size: tuple[int, int]) -> dict[str, Any]:
-    return {"resize": (min(size),), "resize_side": "longer", "crop": _shortest(size), "pad": 0}
+    return {"resize": size[:1], "resize_side": "longer", "crop": size[:1], "pad": 0}
 
 
 # The first is what values are tried with.
@@ -126,7 +131,7 @@ FRAMINGS = (
     Framing("squash, bilinear", _exact()),
     Framing("squash, bicubic", _exact(interpolation="bicubic")),
     Framing("squash, no antialias", _exact(antialias=False)),
-    Framing("letterbox", _letterbox),
+    Framing("letterbox", _letterbox, square=True),
 )
 
 
@@ -168,7 +173,7 @@ def value_candidates(base: Card, figures: Figures, *, image: bool, whole: bool) 
 
 def framing_candidates(best: Candidate, size: tuple[int, int]) -> tuple[Candidate, ...]:
     """The best values so far with every framing."""
-    return tuple(framed(best, framing, size) for framing in FRAMINGS)
+    return tuple(framed(best, one, size) for one in FRAMINGS if size[0] == size[1] or not one.square)
 
 
 def framed(candidate: Candidate, framing: Framing, size: tuple[int, int]) -> Candidate:

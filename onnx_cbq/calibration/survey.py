@@ -55,10 +55,13 @@ def _of_images(data: CalibrationSet, spec: InputSpec, asked: int | None) -> Surv
     colours = 1 if wants_grey(spec) else 3
     wanted, given = _model_size(spec), _common_size(data, colours)
     notes: tuple[str, ...] = ()
+    if wanted is not None and asked not in (None, *wanted):
+        raise CalibrationError(f"--size {asked}: the model takes {wanted[0]}x{wanted[1]}; leave --size out")
     found = wanted if wanted is not None else (asked, asked) if asked is not None else given
-    if found is None:
-        found = _USUAL_SIZE, _USUAL_SIZE
-        notes = (f"the model takes images of any size, and they differ: {_USUAL_SIZE} was taken; --size gives another",)
+    if wanted is None and asked is None:
+        what = "and they differ" if found is None else "and they have one"
+        found = found or (_USUAL_SIZE, _USUAL_SIZE)
+        notes = (f"the model takes images of any size, {what}: {found[0]}x{found[1]} was taken; --size gives another",)
     whole = not np.issubdtype(spec.dtype, np.floating)
     figures: dict[str | None, Figures] = {"NHWC": of_pixels(colours)}
     return Survey(figures, image=True, whole=whole, size=found, is_resized=given != found, notes=notes)

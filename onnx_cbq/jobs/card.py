@@ -28,7 +28,7 @@ from onnx_cbq.graph.logits import Logits
 from onnx_cbq.graph.shapes import Shapes
 from onnx_cbq.jobs.card_result import TIED, CardConfig, CardResult, Tried
 from onnx_cbq.jobs.versions import all_versions
-from onnx_cbq.model import Model
+from onnx_cbq.model import Array, Model
 from onnx_cbq.search.racing import beats_guessing, chance_of_lead, moved_classes
 from onnx_cbq.system.progress import Clock, Progress, silent
 
@@ -36,6 +36,8 @@ from onnx_cbq.system.progress import Clock, Progress, silent
 _GUESSING, _MOVED = 0.001, 0.001
 # Tied values that are tried again once the size is known; samples of a class that show whether its number is another.
 _AGAIN, _OF_A_CLASS = 4, 4
+# Shares of a class's samples that are taken for another, and for itself, where its number is another.
+_MOSTLY, _SELDOM = 0.6, 0.2
 # Losses within a twentieth of the least are alike; of those the plainest is taken, which stands first in the tables.
 _ALIKE = 1.05
 
@@ -198,7 +200,8 @@ def _refusal(
     if best.outcome.predicted.min() >= 0:
         order = _repeated(samples, names, config)
         tried = [row.candidate.card for row in rows if row.tied][: 4 * _AGAIN] if guesses else [best.candidate.card]
-        moved = next(filter(None, (_moved(trials.run(card, order), samples, order, names) for card in tried)), None)
+        found = (_moved(trials.run(card, order), samples.labels[order], names, plain=not guesses) for card in tried)
+        moved = next(filter(None, found), None)
     figures = f"{100 * best.outcome.accuracy:.1f} % right of {best.outcome.samples} samples"
     named = samples.data.are_images or samples.data.source.labels.dtype.kind == "U"
     advice = "give their names in the order of its outputs with --classes FILE" if named else "number 'y' as it does"
@@ -225,14 +228,23 @@ def _repeated(samples: Samples, names: Sequence[str], config: CardConfig) -> Ind
     return draw(samples, names, max(config.samples, len(among)), config.seed, among.tolist()).indices
 
 
-def _moved(found: Outcome, samples: Samples, order: Indices, names: Sequence[str]) -> str | None:
-    """Which classes are taken for which others, if another numbering is plainly better than the labels' own."""
+def _moved(found: Outcome, labels: Array, names: Sequence[str], *, plain: bool) -> str | None:
+    """Which classes are taken for which others, if another numbering is better than the labels' own.
+
+    `plain` asks that most samples of a class are taken for that other one, and few for its own: a net that confuses
+    classes is no reason to renumber them.
+    """
     if not found.samples or found.failure is not None:
         return None
-    labels = samples.labels[order]
     numbering = moved_classes(labels, found.predicted)
     if numbering is None or chance_of_lead(numbering[0].astype(np.float64), found.right) >= _MOVED:
         return None
+
+    def share(label: int, taken: int) -> float:
+        return float((found.predicted[labels == label] == taken).mean())
+
     moves = [(m, p) for m, p in numbering[1].items() if m != p]
+    if plain:
+        moves = [(m, p) for m, p in moves if share(m, p) > _MOSTLY and share(m, m) < _SELDOM]
     shown = ", ".join(f"{names[m]!r} (label {m}) is taken for class {p}" for m, p in moves[:3])
-    return f"{shown}{', ...' if len(moves) > 3 else ''}"
+    return f"{shown}{', ...' if len(moves) > 3 else ''}" if moves else None

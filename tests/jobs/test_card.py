@@ -10,7 +10,7 @@ import onnx
 import pytest
 from PIL import Image
 
-from onnx_cbq.errors import CalibrationError, ModelError, VerificationError
+from onnx_cbq.errors import CalibrationError, ModelError, OnnxCbqError, VerificationError
 from onnx_cbq.jobs.card import find_card
 from onnx_cbq.jobs.card_result import CardConfig, CardResult
 from onnx_cbq.model import Array
@@ -266,3 +266,93 @@ def test_the_draw_follows_the_seed(tmp_path: Path) -> None:
     rights = [result.best.outcome.loss for result in (first, same, other)]
     np.testing.assert_array_equal(rights[0], rights[1])
     assert not np.array_equal(rights[0], rights[2])
+
+
+def confusing(tmp_path: Path, taken: Array) -> CardResult:
+    """A net of 4 classes whose answers are the samples themselves; `taken` of 10 samples of class 0 are called 1."""
+    y = np.repeat(np.arange(4), 20)
+    answers = y.copy()
+    answers[:20][taken] = 1
+    model = make_model([node("Mul", "x t", "y")], {"x": ["N", 4]}, ["y"], {"t": np.array(5, np.float32)})
+    return found(tmp_path, model, np.eye(4)[answers].astype(np.float32), y, samples=80)
+
+
+def test_a_net_that_confuses_two_classes_is_not_refused(tmp_path: Path) -> None:
+    """Half of a class is taken for another, which is the net's fault and no order of the labels."""
+    assert confusing(tmp_path, np.arange(20) % 2 == 0).refusal is None
+    assert confusing(tmp_path, np.ones(20, bool)).refusal is None  # none of its own samples would fit the number 1
+
+
+def resizable(side: int) -> onnx.ModelProto:
+    model = colour_at(slice(None), slice(None), side)
+    nodes = [node("ReduceMean", "x axes", "m", keepdims=0), *model.graph.node[2:]]
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    return make_model(nodes, {"x": ["N", 3, "H", "W"]}, ["y"], {name: constants[name] for name in ("axes", "w", "b")})
+
+
+@pytest.mark.parametrize(
+    ("sizes", "size", "note", "crop"),
+    [
+        ((20, 24), None, "and they differ: 224x224 was taken; --size gives another", (224,)),
+        ((20, 24), 16, None, (16,)),
+        ((20, 20), None, "and they have one: 20x20 was taken; --size gives another", None),
+        ((20, 20), 16, None, (16,)),
+    ],
+)
+def test_a_model_of_any_size_is_told_of(
+    tmp_path: Path, sizes: tuple[int, int], size: int | None, note: str | None, crop: tuple[int, ...] | None
+) -> None:
+    labels = np.arange(40) % 4
+    images = [np.broadcast_to(PALETTE[m], (sizes[i % 2], 20, 3)).copy() for i, m in enumerate(labels)]
+    source = folder_of(tmp_path / "images", images, labels, list("abcd"))
+    result = find_card(resizable(14), source, CardConfig(samples=40, size=size))
+    assert [str(note) in found for found in result.notes] == ([] if note is None else [True])
+    assert result.best.candidate.card.crop == crop
+    assert result.best.outcome.accuracy == 1.0
+
+
+def test_a_size_that_the_model_does_not_take_is_refused(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "images", [np.zeros((9, 9, 3), np.uint8)] * 8, np.arange(8) % 4, list("abcd"))
+    with pytest.raises(CalibrationError, match="--size 16: the model takes 14x14; leave --size out"):
+        find_card(colour_at(slice(None), slice(None), 14), source, CardConfig(samples=20, size=16))
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    labels = np.arange(40) % 4
+    images = [np.broadcast_to(PALETTE[m], (20, 24, 3)).copy() for m in labels]
+    source = folder_of(tmp_path / "images", images, labels, list("abcd"))
+    (source / "a" / "bad.png").write_bytes(b"no image")
+    model = colour_at(slice(None), slice(None), 14)
+    with pytest.raises(OnnxCbqError, match=r"bad\.png: cannot be read as an image"):
+        find_card(model, source, CardConfig(samples=41))
+    result = find_card(model, source, CardConfig(samples=41), skip_unreadable=True)
+    assert "1 unreadable images were left out" in result.notes
+
+
+def test_several_classes_of_a_sample(tmp_path: Path) -> None:
+    """Labels of 0 and 1 for each class behind sigmoids, features on a scale that the net was not made for."""
+    random = np.random.default_rng(0)
+    y = random.integers(0, 2, (120, 6))
+    x = 40 * (y + random.normal(0, 0.2, y.shape)) + 100
+    standard = (x - x.mean(axis=0)) / x.std(axis=0)
+    assert ((standard > 0) == y).mean() > 0.98
+    model = make_model(
+        [node("Mul", "x t", "z"), node("Sigmoid", "z", "y")], {"x": ["N", 6]}, ["y"], {"t": np.array(5, np.float32)}
+    )
+    result = found(tmp_path, model, x, y, samples=120)
+    assert result.best.candidate.values in ("features standardised", "all standardised as one")
+    assert result.best.outcome.accuracy == pytest.approx(((standard > 0) == y).mean(), abs=0.02)
+    assert result.refusal is None
+
+
+def test_positions_that_have_a_label_each(tmp_path: Path) -> None:
+    """A net that takes each token's own number for its class, where some do not count."""
+    ids = np.random.default_rng(0).integers(0, 3, (60, 4))
+    labels = np.where(np.random.default_rng(1).random(ids.shape) < 0.2, -100, ids)
+    nodes = [node("Gather", "t x", "y")]
+    table = {"t": (5 * np.eye(3)).astype(np.float32)}
+    model = make_model(nodes, {"x": ["N", 4]}, ["y"], table, dtypes={"x": np.int64})
+    result = found(tmp_path, model, ids, labels, samples=60)
+    assert result.best.outcome.accuracy == 1.0
+    assert result.guessing == pytest.approx(np.bincount(labels[labels >= 0]).max() / (labels >= 0).sum())
+    assert result.refusal is None
