@@ -31,9 +31,13 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """In a few words; the order of channels where it is turned."""
-        order = "" if self.card.channels == "RGB" else self.card.channels
-        return ", ".join(filter(None, (order, self.values, self.framing)))
+        """In a few words."""
+        return ", ".join(filter(None, (self.content, self.framing)))
+
+    @property
+    def content(self) -> str:
+        """The values, and the order of channels where it is turned."""
+        return self.values if self.card.channels == "RGB" else f"{self.card.channels}, {self.values}"
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from onnx_cbq.calibration.samples import CalibrationSet
 from onnx_cbq.errors import CalibrationError
 from onnx_cbq.model import Array, InputSpec
 
-# Samples that figures are taken of, and images whose sizes are compared, evenly spread over the source.
-_MEASURED, _COMPARED, _BATCH = 5000, 60, 50
+# Samples that figures are taken of, and images whose sizes are compared, evenly spread over the source. Of large
+# samples as many are taken as have so many bytes, at least a few.
+_MEASURED, _MEASURED_BYTES, _FEW, _COMPARED, _BATCH = 5000, 64 << 20, 200, 60, 50
 # Height and width where a model takes any and images have several.
 _USUAL_SIZE = 224
 _CHANNELS = (1, 3)
@@ -104,7 +105,8 @@ def _of_arrays(data: CalibrationSet, inputs: Sequence[InputSpec]) -> Survey:
     if failure is not None and not layouts:
         raise failure
     whole = not np.issubdtype(spec.dtype, np.floating)
-    figures = {layout: measured(_batches(data, name), axis) for (_, axis), layout in layouts.items()}
+    count = min(_MEASURED, max(_MEASURED_BYTES // max(sample.nbytes, 1), _FEW))
+    figures = {layout: measured(_batches(data, name, count), axis) for (_, axis), layout in layouts.items()}
     if sample.ndim != 3:
         return Survey(figures, image=False, whole=whole)
     # A square image in colour is one of as many channels as rows in the other layout, which nobody means.
@@ -112,9 +114,9 @@ def _of_arrays(data: CalibrationSet, inputs: Sequence[InputSpec]) -> Survey:
     return Survey(images or figures, image=bool(images), whole=whole)
 
 
-def _batches(data: CalibrationSet, name: str) -> Iterator[Array]:
+def _batches(data: CalibrationSet, name: str, count: int) -> Iterator[Array]:
     """Samples that figures are taken of."""
-    indices = _spread(len(data.labels), _MEASURED)
+    indices = _spread(len(data.labels), count)
     for start in range(0, len(indices), _BATCH):
         yield data.source.read(name, [int(index) for index in indices[start : start + _BATCH]])
 

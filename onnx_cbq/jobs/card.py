@@ -36,6 +36,8 @@ from onnx_cbq.system.progress import Clock, Progress, silent
 _GUESSING, _MOVED = 0.001, 0.001
 # Tied values that are tried again once the size is known; samples of a class that show whether its number is another.
 _AGAIN, _OF_A_CLASS = 4, 4
+# Samples that every candidate is tried on for classes of another order, where all of them guess.
+_OF_ALL = 120
 # Shares of a class's samples that are taken for another, and for itself, where its number is another.
 _MOSTLY, _SELDOM = 0.6, 0.2
 # Losses within a twentieth of the least are alike; of those the plainest is taken, which stands first in the tables.
@@ -196,18 +198,22 @@ def _refusal(
     """Why the best is no card to go on with: it guesses, or its classes have another order than the labels."""
     best, label = rows[0], samples.data.source.label
     guesses = not beats_guessing(best.outcome.right, share, _GUESSING)
-    moved = None
+    moved: list[tuple[float, str]] = []
     if best.outcome.predicted.min() >= 0:
-        order = _repeated(samples, names, config)
-        tried = [row.candidate.card for row in rows if row.tied][: 4 * _AGAIN] if guesses else [best.candidate.card]
-        found = (_moved(trials.run(card, order), samples.labels[order], names, plain=not guesses) for card in tried)
-        moved = next(filter(None, found), None)
+        # Under labels of another order the right preparation may well be the last.
+        count = min(config.samples, _OF_ALL) if guesses else config.samples
+        order = _repeated(samples, names, count, config.seed)
+        for row in [row for row in rows if row.outcome.failure is None] if guesses else [best]:
+            found = trials.run(row.candidate.card, order)
+            told = _moved(found, samples.labels[order], names, plain=not guesses)
+            moved += [] if told is None else [(told[0], f"{told[1]} ({row.candidate.name})")]
     figures = f"{100 * best.outcome.accuracy:.1f} % right of {best.outcome.samples} samples"
     named = samples.data.are_images or samples.data.source.labels.dtype.kind == "U"
     advice = "give their names in the order of its outputs with --classes FILE" if named else "number 'y' as it does"
-    if moved is not None:
+    if moved:
         return (
-            f"{label}: {figures} at best, but the labels have another order than the model's classes: {moved}; {advice}"
+            f"{label}: {figures} at best, but the labels have another order than the model's classes: {max(moved)[1]}; "
+            f"{advice}"
         )
     if guesses:
         return (
@@ -218,18 +224,20 @@ def _refusal(
     return None
 
 
-def _repeated(samples: Samples, names: Sequence[str], config: CardConfig) -> Indices:
+def _repeated(samples: Samples, names: Sequence[str], count: int, seed: int) -> Indices:
     """Samples of as many classes as have several among so many, to see what each is taken for."""
     counts = np.bincount(samples.labels, minlength=len(names))
-    random = np.random.default_rng(config.seed)
-    among = random.permutation(np.flatnonzero(counts >= 2))[: max(config.samples // _OF_A_CLASS, 2)]
+    random = np.random.default_rng(seed)
+    among = random.permutation(np.flatnonzero(counts >= 2))[: max(count // _OF_A_CLASS, 2)]
     if not len(among):
         return np.zeros(0, np.int64)
-    return draw(samples, names, max(config.samples, len(among)), config.seed, among.tolist()).indices
+    return draw(samples, names, max(count, len(among)), seed, among.tolist()).indices
 
 
-def _moved(found: Outcome, labels: Array, names: Sequence[str], *, plain: bool) -> str | None:
+def _moved(found: Outcome, labels: Array, names: Sequence[str], *, plain: bool) -> tuple[float, str] | None:
     """Which classes are taken for which others, if another numbering is better than the labels' own.
+
+    Behind the share of the samples that would be right under it.
 
     `plain` asks that most samples of a class are taken for that other one, and few for its own: a net that confuses
     classes is no reason to renumber them.
@@ -247,4 +255,6 @@ def _moved(found: Outcome, labels: Array, names: Sequence[str], *, plain: bool) 
     if plain:
         moves = [(m, p) for m, p in moves if share(m, p) > _MOSTLY and share(m, m) < _SELDOM]
     shown = ", ".join(f"{names[m]!r} (label {m}) is taken for class {p}" for m, p in moves[:3])
-    return f"{shown}{', ...' if len(moves) > 3 else ''}" if moves else None
+    right = float(numbering[0].mean())
+    text = f"{shown}{', ...' if len(moves) > 3 else ''}; numbered so {100 * right:.1f} % would be right"
+    return (right, text) if moves else None

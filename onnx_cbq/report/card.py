@@ -44,8 +44,7 @@ def card_table(result: CardResult) -> RenderableType:
 
 _COLUMNS: Mapping[str, Callable[[Candidate], str]] = {
     "layout": lambda candidate: candidate.card.layout or "as stored",
-    "channels": lambda candidate: candidate.card.channels,
-    "values": lambda candidate: candidate.values,
+    "values": lambda candidate: candidate.content,
     "size": lambda candidate: candidate.framing,
 }
 
