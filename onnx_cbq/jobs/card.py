@@ -40,8 +40,10 @@ _AGAIN, _OF_A_CLASS = 4, 4
 _OF_ALL = 120
 # Shares of a class's samples that are taken for another, and for itself, where its number is another.
 _MOSTLY, _SELDOM = 0.6, 0.2
-# Losses within a twentieth of the least are alike; of those the plainest is taken, which stands first in the tables.
-_ALIKE = 1.05
+# Losses within a twentieth of the least are alike, and those below 3 / samples: where no answer is wrong, so many may be,
+# and the loss falls the more a net is overdriven whose scores grow with its input. Of those that are alike the plainest
+# is taken, which stands first in the tables.
+_ALIKE, _RULE_OF_THREE = 1.05, 3
 
 
 def find_card(
@@ -168,8 +170,8 @@ def _ranked(trials: Trials, candidates: Mapping[Card, Candidate]) -> tuple[Tried
     top = found[0][1]
     rows = [Tried(one, outcome, _is_tied(top, outcome)) for one, outcome in found]
     tied = [row for row in rows if row.tied]
-    least = min(float(row.outcome.loss.mean()) for row in tied)
-    likely = [row for row in tied if row.outcome.loss.mean() <= _ALIKE * least]
+    least = max(_ALIKE * min(float(row.outcome.loss.mean()) for row in tied), _RULE_OF_THREE / top.samples)
+    likely = [row for row in tied if row.outcome.loss.mean() <= least]
     place = {card: number for number, card in enumerate(candidates)}
     taken = min(likely, key=lambda row: place[row.candidate.card])
     return (taken, *(row for row in rows if row is not taken))

@@ -362,3 +362,17 @@ def test_positions_that_have_a_label_each(tmp_path: Path) -> None:
     assert result.best.outcome.accuracy == 1.0
     assert result.guessing == pytest.approx(np.bincount(labels[labels >= 0]).max() / (labels >= 0).sum())
     assert result.refusal is None
+
+
+def test_a_net_that_is_surer_the_larger_its_input_is_not_overdriven(tmp_path: Path) -> None:
+    """Without an error the loss falls with the scale of the scores, and 0..255 would be taken for the best."""
+    labels = np.arange(120) % 4
+    x = np.random.default_rng(0).normal(0, 5, (120, 5, 5, 3)) + PALETTE[labels][:, None, None]
+    directions = (PALETTE / np.linalg.norm(PALETTE, axis=1, keepdims=True)).T
+    nodes = [node("ReduceMean", "x axes", "m", keepdims=0), node("MatMul", "m w", "y")]
+    constants = {"w": (30 * directions).astype(np.float32), "axes": np.array([1, 2])}
+    model = make_model(nodes, {"x": ["N", 5, 5, 3]}, ["y"], constants)
+    result = found(tmp_path, model, np.clip(np.rint(x), 0, 255).astype(np.uint8), labels, samples=120)
+    overdriven = next(row for row in result.rows if row.candidate.name == "0..255")
+    assert (overdriven.tied, overdriven.outcome.loss.mean() < result.best.outcome.loss.mean()) == (True, True)
+    assert result.best.candidate.name == "0..1"
