@@ -40,7 +40,7 @@ _AGAIN, _OF_A_CLASS = 4, 4
 _OF_ALL = 120
 # Shares of a class's samples that are taken for another, and for itself, where its number is another.
 _MOSTLY, _SELDOM = 0.6, 0.2
-# Losses within a twentieth of the least are alike, and those below 3 / samples: where no answer is wrong so many may be,
+# Losses within a twentieth of the least are alike, and those below 3 / samples: where none is wrong so many may be,
 # and the loss of a net whose scores grow with its input falls the more it is overdriven. Of those that are alike the
 # plainest is taken, which stands first in the tables.
 _ALIKE, _RULE_OF_THREE = 1.05, 3
