@@ -1,6 +1,7 @@
 """A calibration card: a TOML file that says where labelled samples are and how to prepare them.
 
-Preparation is, in this order: resize, crop (images), then (x * scale - mean) / std in float32, then the model's layout.
+Preparation is, in this order: resize, crop (images), channels, each sample by itself, then (x * scale - mean) / std in
+float32, then the model's layout.
 """
 
 from __future__ import annotations
@@ -24,6 +25,12 @@ _MOST_DOTS = 1000
 _MOST = (1 << 31) - 1
 _LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).smallest_normal)
 LAYOUTS = ("NHWC", "NCHW")
+CHANNELS = ("RGB", "BGR", "grey")
+PER_SAMPLE = ("standardise", "range")
+SIDES = ("shorter", "longer")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box")
+# Those that can be sampled at single points.
+_POINTWISE = ("nearest", "bilinear", "bicubic")
 _A_CARD = 'a card is a .toml file whose line source = "..." names an .npz file or a folder of images; see docs/cards.md'
 
 
@@ -34,21 +41,37 @@ class Card:
     Attributes:
         source: an `.npz` with `x` and `y` (optionally `class_names`), or a folder with one sub-folder per class.
         layout: order of the axes of the samples as stored, "NHWC" or "NCHW"; None if it is the model's own.
+        channels: what images become: "RGB" leaves the channels as stored, "BGR" turns their order, "grey" makes one of
+            them, repeated where the model takes three. `mean` and `std` are in the order that comes of it.
+        per_sample: "standardise" makes (x - mean) / max(deviation, 1 / sqrt(values)) of each sample by its own figures,
+            "range" (x - least) / (greatest - least); None leaves it.
         scale: multiplied first. It, mean and std apply to inputs of real numbers; whole ones (token ids) stay as is.
         mean, std: subtracted, divided by; one number, or one per channel.
-        resize: images only: length of the shorter side, or (height, width).
+        resize: images only: length of the side that `resize_side` names, or (height, width).
+        resize_side: "shorter" or "longer".
+        interpolation: of resizing, one of `INTERPOLATIONS`.
+        antialias: whether filters grow with what a picture shrinks by.
         crop: images only: side of the centre square, or (height, width).
+        crop_share: in place of `resize`: the share of the resized shorter side that `crop` is.
+        pad: grey value that fills a picture up to `crop` where it is smaller; None refuses such a picture.
         classes: class names in the order of the labels; for a folder, the sub-folders in the order of the labels.
         limit: at most so many samples of each class are used.
     """
 
     source: Path
     layout: str | None = None
+    channels: str = "RGB"
+    per_sample: str | None = None
     scale: float = 1.0
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     resize: tuple[int, ...] | None = None
+    resize_side: str = "shorter"
+    interpolation: str = "bilinear"
+    antialias: bool = True
     crop: tuple[int, ...] | None = None
+    crop_share: float | None = None
+    pad: int | None = None
     classes: tuple[str, ...] | None = None
     limit: int | None = None
 
@@ -77,6 +100,7 @@ def load_card(path: Path, source: Path | None = None) -> Card:
         raise CalibrationError(f"{path}: unknown key {shown(key)}{_nearest(key, known)}")
     if source is None and "source" not in values:
         raise CalibrationError(f"{path}: no key 'source'; name an .npz file or a folder of images, or give --source")
+    _check_together(values, path)
     settings = {key: _PARSERS[key](value, f"{path}: {key}") for key, value in values.items() if key != "source"}
     where = source if source is not None else path.parent / _text(values["source"], f"{path}: source")
     return Card(source=where, **settings)
@@ -90,6 +114,23 @@ def _parsed(text: str) -> dict[str, Any]:
         if any(part.count(".") > _MOST_DOTS for part in (*keys, header)):
             raise ValueError(f"a key of more than {_MOST_DOTS} parts")
     return tomllib.loads(text)
+
+
+def _check_together(values: Mapping[str, Any], path: Path) -> None:
+    """Refuse keys that mean nothing, or two things, beside the others."""
+    resizes = "resize" in values or "crop_share" in values
+    if "crop_share" in values and ("crop" not in values or "resize" in values):
+        raise CalibrationError(f"{path}: crop_share: stands beside crop and in place of resize; set crop alone")
+    if "resize_side" in values and not isinstance(values.get("resize"), int):
+        raise CalibrationError(f"{path}: resize_side: is of a resize that is one number; set resize = 256, say")
+    for key in ("interpolation", "antialias"):
+        if key in values and not resizes:
+            raise CalibrationError(f"{path}: {key}: nothing is resized; set resize or crop_share, or leave it out")
+    if "pad" in values and "crop" not in values:
+        raise CalibrationError(f"{path}: pad: fills images up to crop; set crop, or leave pad out")
+    pointwise = values.get("interpolation", "bilinear") in _POINTWISE
+    if values.get("antialias") is False and not pointwise and values["interpolation"] in INTERPOLATIONS:
+        raise CalibrationError(f"{path}: antialias: false is for interpolation {_listing(_POINTWISE)}; leave it out")
 
 
 def _nearest(key: str, known: set[str]) -> str:
@@ -107,10 +148,36 @@ def _text(value: object, where: str) -> str:
     return value
 
 
-def _layout(value: object, where: str) -> str:
-    if value not in LAYOUTS:
-        raise _wrong(where, " or ".join(f'"{layout}"' for layout in LAYOUTS), value)
-    return str(value)
+def _listing(words: tuple[str, ...]) -> str:
+    return " or ".join(f'"{word}"' for word in words)
+
+
+def _one_of(*words: str) -> Callable[[object, str], str]:
+    def read(value: object, where: str) -> str:
+        if value not in words:
+            raise _wrong(where, _listing(words), value)
+        return str(value)
+
+    return read
+
+
+def _switch(value: object, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong(where, "true or false", value)
+    return value
+
+
+def _share(value: object, where: str) -> float:
+    number = _number(value, where)
+    if not 0.01 <= number <= 1:
+        raise _wrong(where, "a share from 0.01 to 1", value)
+    return number
+
+
+def _grey_value(value: object, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 255:
+        raise _wrong(where, "a whole number from 0 to 255", value)
+    return value
 
 
 def _number(value: object, where: str) -> float:
@@ -161,12 +228,19 @@ def _names(value: object, where: str) -> tuple[str, ...]:
 
 
 _PARSERS: Mapping[str, Callable[[object, str], Any]] = {
-    "layout": _layout,
+    "layout": _one_of(*LAYOUTS),
+    "channels": _one_of(*CHANNELS),
+    "per_sample": _one_of(*PER_SAMPLE),
     "scale": _number,
     "mean": _numbers,
     "std": _divisors,
     "resize": _size,
+    "resize_side": _one_of(*SIDES),
+    "interpolation": _one_of(*INTERPOLATIONS),
+    "antialias": _switch,
     "crop": _size,
+    "crop_share": _share,
+    "pad": _grey_value,
     "classes": _names,
     "limit": _count,
 }

@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from onnx_cbq.calibration.card import Card
 from onnx_cbq.calibration.files import open_plain, reason
+from onnx_cbq.calibration.resize import MOST_PIXELS, cropped, resized
 from onnx_cbq.calibration.sources import Source
 from onnx_cbq.errors import CalibrationError
 from onnx_cbq.model import Array
@@ -28,7 +29,7 @@ from onnx_cbq.system.allowance import advice, allowed
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _FORMATS = ("PNG", "JPEG")
 # An image may have so many pixels, or so many for a byte of its file if that is more: a photograph has less than ten.
-_MOST_PIXELS, _PIXELS_PER_BYTE = 1 << 26, 100
+_PIXELS_PER_BYTE = 100
 # Pixels times scans of a JPEG: a few seconds.
 _MOST_SCANNED = 1 << 30
 # Larger ones are decoded one at a time, since every thread would hold hundreds of megabytes.
@@ -42,7 +43,7 @@ class ImageSource(Source):
     def __init__(self, path: Path, card: Card, *, skip_unreadable: bool) -> None:
         self.inputs = ("x",)
         self.label = str(path)
-        self._card = card
+        self.card = card
         self.channels = 3
         try:
             self.class_names, files = _listed(path, card)
@@ -65,11 +66,17 @@ class ImageSource(Source):
         other.channels = channels
         return other
 
+    def framed(self, card: Card) -> Source:
+        """The same images, resized and cropped as another card says."""
+        other = copy.copy(self)
+        other.card = card
+        return other
+
     def read(self, name: str, indices: Sequence[int]) -> Array:
         """Images `indices`, decoded, resized and cropped, [len(indices), height, width, channels] in uint8."""
         del name
         files = [self._files[i] for i in indices]
-        images = list(self._pool.map(lambda file: _read_image(file, self._card, self.channels), files))
+        images = list(self._pool.map(lambda file: _read_image(file, self.card, self.channels), files))
         for file, image in zip(files, images, strict=True):
             if image.shape != images[0].shape:
                 sizes = " and ".join(f"{w}x{h}" for h, w, _ in (image.shape, images[0].shape))
@@ -78,7 +85,7 @@ class ImageSource(Source):
 
     def _is_readable(self, file: Path) -> bool:
         try:
-            _read_image(file, self._card, self.channels)
+            _read_image(file, self.card, self.channels)
         except CalibrationError:
             return False
         return True
@@ -122,9 +129,8 @@ def _read_image(file: Path, card: Card, channels: int) -> Array:
         CalibrationError: it cannot be read, is too large, or smaller than the crop.
     """
     try:
-        picture = _decoded(file, "L" if channels == 1 else "RGB")
-        if card.resize:
-            picture = picture.resize(_resized(picture.size, card.resize), Image.Resampling.BILINEAR)
+        picture = resized(_decoded(file, "L" if channels == 1 else "RGB"), card)
+        pixels = np.asarray(cropped(picture, card, file))
     except CalibrationError:
         raise
     except Exception as error:  # whatever a decoder makes of damaged data
@@ -134,16 +140,13 @@ def _read_image(file: Path, card: Card, channels: int) -> Array:
         raise CalibrationError(
             f"{file}: cannot be read as an image ({what}); replace it, or leave such files out with --skip-unreadable"
         ) from error
-    if card.crop:
-        picture = _crop(picture, card.crop, file)
-    pixels = np.asarray(picture)
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def _decoded(file: Path, mode: str) -> Image.Image:
     with open_plain(file) as stream, Image.open(stream, formats=_FORMATS) as image:
         pixels, size = image.width * image.height, os.fstat(stream.fileno()).st_size
-        most = allowed(max(_MOST_PIXELS, _PIXELS_PER_BYTE * size))
+        most = allowed(max(MOST_PIXELS, _PIXELS_PER_BYTE * size))
         if pixels > most:
             raise ValueError(f"{size:,} bytes that claim {image.width}x{image.height} pixels; {advice(pixels, most)}")
         scans = _scans(stream) if image.format != "PNG" else 1
@@ -172,34 +175,3 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if not image.mode.startswith("I"):
         return image
     return Image.fromarray((np.clip(np.asarray(image), 0, 0xFFFF).astype(np.uint16) >> 8).astype(np.uint8))
-
-
-def _resized(size: tuple[int, int], target: tuple[int, ...]) -> tuple[int, int]:
-    """Width and height after `resize`: as given, or with the shorter side of that length, rounded as torchvision does.
-
-    A pixel more or less would shift the whole image against the one that a model was trained on.
-
-    Raises:
-        ValueError: that, or what lies between, would be far larger than any image.
-    """
-    width, height = size
-    if len(target) == 2:
-        found = target[1], target[0]
-    else:
-        longer = int(target[0] * max(size) / min(size))
-        found = (target[0], longer) if width <= height else (longer, target[0])
-    # Pillow resizes rows first.
-    pixels, most = found[0] * max(found[1], height), allowed(_MOST_PIXELS)
-    if pixels > most:
-        raise ValueError(f"{width}x{height} resized to {found[0]}x{found[1]} is too large; {advice(pixels, most)}")
-    return found
-
-
-def _crop(picture: Image.Image, target: tuple[int, ...], file: Path) -> Image.Image:
-    height, width = target if len(target) == 2 else (target[0], target[0])
-    left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
-    if picture.width < width or picture.height < height:
-        raise CalibrationError(
-            f"{file}: {picture.width}x{picture.height} is smaller than crop {width}x{height}; set a larger resize"
-        )
-    return picture.crop((left, top, left + width, top + height))

@@ -60,6 +60,15 @@ class CalibrationSet:
             CalibrationError: the card or its source is wrong.
         """
         card = load_card(Path(path), None if source is None else Path(source))
+        return CalibrationSet.of_card(card, skip_unreadable=skip_unreadable)
+
+    @staticmethod
+    def of_card(card: Card, *, skip_unreadable: bool = False) -> CalibrationSet:
+        """The samples of a card that is in memory.
+
+        Raises:
+            CalibrationError: its source is wrong.
+        """
         return _checked(CalibrationSet(_open(card, skip_unreadable=skip_unreadable), card))
 
     @staticmethod
@@ -85,9 +94,18 @@ class CalibrationSet:
         return self.source.labels if self.relabelled is None else self.relabelled
 
     @property
+    def are_images(self) -> bool:
+        """Whether samples are decoded from files of images."""
+        return isinstance(self.source, ImageSource)
+
+    @property
     def class_names(self) -> tuple[str, ...] | None:
         """The card's class names, else the source's."""
         return self.card.classes or self.source.class_names
+
+    def with_card(self, card: Card) -> CalibrationSet:
+        """The same samples, prepared as another card says."""
+        return replace(self, source=self.source.framed(card), card=card)
 
     def for_model(self, inputs: Sequence[InputSpec]) -> Samples:
         """The samples, fitted to a model's inputs.
@@ -97,10 +115,12 @@ class CalibrationSet:
         """
         names = _match_inputs(self.source, inputs)
         fixed = next((spec.shape[0] for spec in inputs if spec.shape), None)
-        source = self.source.decoded_to(1 if any(wants_grey(spec) for spec in inputs) else 3)
-        images = isinstance(source, ImageSource)
+        grey = self.card.channels == "grey" or any(wants_grey(spec) for spec in inputs)
+        source = self.source.decoded_to(1 if grey else 3)
         preparations = {
-            spec.name: fit(self.card, spec, source.read(names[spec.name], [0])[0], source.label, from_images=images)
+            spec.name: fit(
+                self.card, spec, source.read(names[spec.name], [0])[0], source.label, from_images=self.are_images
+            )
             for spec in inputs
         }
         return Samples(replace(self, source=source), names, preparations, fixed)
@@ -215,11 +235,31 @@ class Samples:
         Raises:
             CalibrationError: a sample cannot be read, or holds NaN or infinity.
         """
-        source = self.data.source
-        return {
-            name: step.apply(source.read(self.names[name], list(indices)), indices, source.label)
-            for name, step in self.preparations.items()
-        }
+        return self.prepare(self.raw(indices), indices)
+
+    def raw(self, indices: Sequence[int] | Indices) -> dict[str, Array]:
+        """Some samples as the source has them, images decoded: input name -> [len(indices), ...]."""
+        return {name: self.data.source.read(array, list(indices)) for name, array in self.names.items()}
+
+    def prepare(self, raw: Mapping[str, Array], indices: Sequence[int] | Indices) -> dict[str, Array]:
+        """What `raw` gave, prepared.
+
+        Raises:
+            CalibrationError: a sample does not fit, or holds NaN or infinity.
+        """
+        label = self.data.source.label
+        return {name: step.apply(raw[name], indices, label) for name, step in self.preparations.items()}
+
+    def raw_batches(self, indices: Indices, size: int) -> Iterator[tuple[Indices, dict[str, Array]]]:
+        """The samples `indices` as the source has them, `size` at a time; the next are read while the last are used.
+
+        Where the model insists on a batch, the last one is filled up with samples that came before.
+        """
+        step = self.fixed_batch or size
+        chunks = [indices[start : start + step] for start in range(0, len(indices), step)]
+        filled = [chunk if self.fixed_batch is None else np.resize(chunk, step) for chunk in chunks]
+        raw = _ahead(self.raw(chunk) for chunk in filled)
+        return zip(chunks, raw, strict=True)
 
     def batches(self, indices: Indices, size: int) -> Iterator[Batch]:
         """The samples `indices` in order, `size` at a time; the next batch is read while the last one is used."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from onnx_cbq.calibration.card import Card
 from onnx_cbq.errors import CalibrationError
 from onnx_cbq.model import Array
 
@@ -42,6 +43,11 @@ class Source(ABC):
     def decoded_to(self, channels: int) -> Source:
         """The same samples, with images decoded to so many channels (1 grey, 3 RGB); arrays stay as they are."""
         del channels
+        return self
+
+    def framed(self, card: Card) -> Source:
+        """The same samples, with images resized and cropped as another card says; arrays stay as they are."""
+        del card
         return self
 
 

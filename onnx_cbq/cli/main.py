@@ -47,6 +47,9 @@ COMMANDS = (
         "evaluate",
         "Run MODEL on all samples of a card: accuracy overall and per class, bytes, latency at batch 1.",
     ),
+    Command(
+        "card", "card", "Write a first card for MODEL: try the well-known ways to prepare samples, and measure each."
+    ),
     Command("score", "score", "Score every channel of MODEL by how many classes need it."),
     Command("inspect", "inspect", "List the layers of a float MODEL, or the bits per layer of one that onnx-cbq made."),
     Command(

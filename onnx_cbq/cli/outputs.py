@@ -29,7 +29,8 @@ class Inputs:
 
     Attributes:
         models: with the files that hold their weights.
-        card, source: with the file of samples, or all files of their folder; `source` replaces the card's own.
+        card, source: with the file of samples, or all files of their folder; `source` replaces the card's own, if there
+            is a card.
         others: any other file.
     """
 
@@ -44,9 +45,11 @@ class Inputs:
             yield model
             yield from data_files(model)
         yield from filter(None, self.others)
+        source = self.source
         if self.card is not None:
             yield self.card
             source = load_card(self.card, self.source).source
+        if source is not None:
             yield source
             yield from _in_folder(source)
 

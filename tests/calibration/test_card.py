@@ -23,11 +23,18 @@ def test_everything_but_the_source_has_a_default(tmp_path: Path) -> None:
     assert load_card(write(tmp_path, 'source = "a.npz"')) == Card(
         source=tmp_path / "a.npz",
         layout=None,
+        channels="RGB",
+        per_sample=None,
         scale=1.0,
         mean=(0.0,),
         std=(1.0,),
         resize=None,
+        resize_side="shorter",
+        interpolation="bilinear",
+        antialias=True,
         crop=None,
+        crop_share=None,
+        pad=None,
         classes=None,
         limit=None,
     )
@@ -40,17 +47,40 @@ def test_every_key_is_read(tmp_path: Path) -> None:
             """
             source = "images"
             layout = "NCHW"
+            channels = "BGR"
+            per_sample = "range"
             scale = 0.5
             mean = [1, 2.5]
             std = 3
             resize = 40
+            resize_side = "longer"
+            interpolation = "bicubic"
+            antialias = false
             crop = [20, 30]
+            pad = 114
             classes = ["b", "a"]
             limit = 7
             """,
         )
     )
-    assert card == Card(tmp_path / "images", "NCHW", 0.5, (1.0, 2.5), (3.0,), (40,), (20, 30), ("b", "a"), 7)
+    assert card == Card(
+        source=tmp_path / "images",
+        layout="NCHW",
+        channels="BGR",
+        per_sample="range",
+        scale=0.5,
+        mean=(1.0, 2.5),
+        std=(3.0,),
+        resize=(40,),
+        resize_side="longer",
+        interpolation="bicubic",
+        antialias=False,
+        crop=(20, 30),
+        pad=114,
+        classes=("b", "a"),
+        limit=7,
+    )
+    assert load_card(write(tmp_path, 'source = "images"\ncrop = 224\ncrop_share = 0.875')).crop_share == 0.875
 
 
 @pytest.mark.parametrize(
@@ -72,9 +102,7 @@ def test_unknown_key_names_the_nearest(tmp_path: Path, key: str, nearest: str) -
 
 
 def test_key_unlike_any_other_lists_all(tmp_path: Path) -> None:
-    with pytest.raises(
-        CalibrationError, match=r"unknown key 'zzz'; known keys: classes, crop, layout, .*, source, std"
-    ):
+    with pytest.raises(CalibrationError, match=r"unknown key 'zzz'; known keys: antialias, channels, .*, source, std"):
         load_card(write(tmp_path, 'source = "a.npz"\nzzz = 1'))
 
 
@@ -101,6 +129,23 @@ def test_key_unlike_any_other_lists_all(tmp_path: Path) -> None:
         ("resize = [1, 2, 3]", r"resize: expected one size, or \[height, width\]"),
         ("crop = []", r"crop: expected one size, or \[height, width\]"),
         ("crop = [8, true]", "crop: expected a whole number above 0, got True"),
+        ('channels = "rgb"', 'channels: expected "RGB" or "BGR" or "grey", got \'rgb\''),
+        ("per_sample = true", 'per_sample: expected "standardise" or "range", got True'),
+        ('resize = 8\nresize_side = "long"', 'resize_side: expected "shorter" or "longer"'),
+        ('resize = 8\ninterpolation = "cubic"', 'interpolation: expected "nearest" or "bilinear" or "bicubic"'),
+        ("resize = 8\nantialias = 1", "antialias: expected true or false, got 1"),
+        ("crop = 8\ncrop_share = 0", "crop_share: expected a share from 0.01 to 1, got 0"),
+        ("crop = 8\ncrop_share = 87.5", "crop_share: expected a share from 0.01 to 1, got 87.5"),
+        ("crop = 8\npad = 256", "pad: expected a whole number from 0 to 255, got 256"),
+        ("crop = 8\npad = true", "pad: expected a whole number from 0 to 255, got True"),
+        # Keys that mean nothing, or two things, beside the others.
+        ("crop_share = 0.9", "crop_share: stands beside crop and in place of resize"),
+        ("crop = 8\nresize = 9\ncrop_share = 0.9", "crop_share: stands beside crop and in place of resize"),
+        ('resize = [8, 9]\nresize_side = "longer"', "resize_side: is of a resize that is one number"),
+        ('interpolation = "bicubic"', "interpolation: nothing is resized; set resize or crop_share"),
+        ("crop = 8\nantialias = false", "antialias: nothing is resized"),
+        ("pad = 0", "pad: fills images up to crop"),
+        ('resize = 8\ninterpolation = "lanczos"\nantialias = false', 'antialias: false is for interpolation "nearest"'),
         ('classes = "cat"', "classes: expected a list of names, got 'cat'"),
         ("classes = []", "classes: expected a list of names"),
         ("classes = [1, 2]", "classes: expected a list of names"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from onnx_cbq.calibration.card import Card
 from onnx_cbq.calibration.prepare import fit, wants_grey
@@ -173,3 +174,58 @@ def test_sample_of_another_shape_than_the_first_is_named() -> None:
 )
 def test_one_channel_makes_an_input_grey(shape: tuple[int | None, ...], grey: bool) -> None:
     assert wants_grey(spec(*shape)) == grey
+
+
+@pytest.mark.parametrize("stored", ["NHWC", "NCHW"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_bgr_turns_the_channels_before_the_mean(stored: str, dtype: Any) -> None:
+    """Keras' caffe mode: the order is turned, then 103.939, 116.779 and 123.68 are subtracted from B, G and R."""
+    raw = (PIXELS if stored == "NHWC" else PIXELS.transpose(0, 3, 1, 2)).astype(dtype)
+    caffe = (103.939, 116.779, 123.68)
+    found = prepared(card(layout=stored, channels="BGR", mean=caffe), spec(3, 6, 5), raw)
+    expected = PIXELS[..., ::-1].astype(np.float32) - np.array(caffe, np.float32)
+    np.testing.assert_allclose(found, expected.transpose(0, 3, 1, 2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("given", [1, 3])
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+def test_grey_is_that_of_pillow_and_repeated_where_three_are_wanted(channels: int, given: int, layout: str) -> None:
+    raw = PIXELS[..., :given]
+    if given == 1:
+        expected = raw[..., 0]
+    else:
+        expected = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in PIXELS])
+    stored = raw if layout == "NHWC" else raw.transpose(0, 3, 1, 2)
+    found = prepared(card(layout=layout, channels="grey"), spec(channels, 6, 5), np.ascontiguousarray(stored))
+    assert found.shape == (4, channels, 6, 5)
+    for c in range(channels):
+        np.testing.assert_allclose(found[:, c], expected, atol=1)
+
+
+def test_channels_of_what_is_no_image_are_refused() -> None:
+    for wanted, shape in (("BGR", (6, 5, 1)), ("BGR", (7,)), ("grey", (6, 5, 4))):
+        with pytest.raises(CalibrationError, match=f'channels = "{wanted}" is for images of .* samples are'):
+            fit(card(channels=wanted, layout="NHWC"), spec(*shape), np.zeros(shape), "a.npz")
+
+
+def test_integer_inputs_take_channels_and_no_figures() -> None:
+    found = prepared(card(layout="NHWC", channels="BGR", per_sample="range"), spec(3, 6, 5, dtype=np.uint8), PIXELS)
+    np.testing.assert_array_equal(found, PIXELS[..., ::-1].transpose(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("shape", [(3, 6, 5), (40,)])
+def test_samples_are_standardised_by_themselves_as_in_tensorflow(shape: tuple[int, ...]) -> None:
+    """tf.image.per_image_standardization: (x - mean) / max(stddev, 1 / sqrt(N)), of each image by itself."""
+    raw = RANDOM.integers(0, 256, (3, *shape)).astype(np.uint8)
+    raw[1] = 9
+    found = prepared(card(per_sample="standardise"), spec(*shape), raw)
+    for image, got in zip(raw.astype(np.float64), found, strict=True):
+        adjusted = max(image.std(), 1 / np.sqrt(image.size))
+        np.testing.assert_allclose(got, (image - image.mean()) / adjusted, rtol=1e-5, atol=1e-5)
+
+
+def test_samples_are_brought_to_a_range_and_then_scaled() -> None:
+    raw = np.array([[2.0, 4.0, 10.0], [-1.0, -1.0, -1.0]])
+    found = prepared(card(per_sample="range", mean=(0.5,), std=(0.5,)), spec(3), raw)
+    np.testing.assert_allclose(found, np.array([[-1, -0.5, 1], [-1, -1, -1]]), atol=1e-6)

@@ -60,6 +60,7 @@ def test_the_schema_is_one() -> None:
         ("data_free", ("quantize", DIGITS_MODEL, "--data-free", "--scheme", "log", "--bits", "4")),
         ("evaluate", ("evaluate", DIGITS_MODEL, "--data", DIGITS_CARD)),
         ("evaluate", ("evaluate", DIGITS_MODEL, "--data", DIGITS_CARD, "--reference", DIGITS_MODEL)),
+        ("card", ("card", DIGITS_MODEL, "--source", DIGITS_CARD.with_suffix(".npz"), "--samples", "60")),
         ("step", ("step", DIGITS_MODEL, "--data", DIGITS_CARD, "--updates", "4", "--macs", "0.4,0.9")),
     ],
 )
