@@ -10,7 +10,6 @@ import bisect
 import errno
 import io
 import math
-import os
 import shutil
 import tempfile
 import threading
@@ -21,13 +20,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 
-from onnx_cbq.calibration.files import open_plain, reason
-from onnx_cbq.calibration.sources import Source, checked_labels
+from onnx_cbq.calibration.card import Card
+from onnx_cbq.calibration.files import reason
+from onnx_cbq.calibration.places import Place, size_of
+from onnx_cbq.calibration.sources import PlacedSource, checked_labels
 from onnx_cbq.errors import CalibrationError
 from onnx_cbq.model import Array
 from onnx_cbq.system.allowance import advice, allowed
@@ -44,18 +44,22 @@ _CHECKED_BYTES = 1 << 30
 _READERS = {(1, 0): (2, np.lib.format.read_array_header_1_0), (2, 0): (4, np.lib.format.read_array_header_2_0)}
 
 
-class NpzSource(Source):
+class NpzSource(PlacedSource):
     """An `.npz` with one array per input, labels `y` and optionally `class_names`; rows are read from the file."""
 
-    def __init__(self, path: Path) -> None:
-        self.label = str(path)
+    endings: ClassVar[tuple[str, ...]] = (".npz",)
+
+    def __init__(self, places: Sequence[Place], card: Card, *, skip_unreadable: bool) -> None:
+        del card, skip_unreadable
+        (place,) = places
+        self.label = path = place.label
         try:
-            file = open_plain(path)
+            file = place.open()
         except OSError as error:
             raise CalibrationError(f"{path}: cannot be read: {error.strerror}") from error
         try:
             with file, zipfile.ZipFile(file) as archive:
-                self._read(_Archive(path, os.fstat(file.fileno()).st_size, archive))
+                self._read(_Archive(place, size_of(file), archive))
         except (CalibrationError, MemoryError):
             raise
         except Exception as error:  # whatever zipfile and decompressors raise where bytes are missing or changed
@@ -110,9 +114,14 @@ class _Header:
 class _Archive:
     """An open archive, where it is and how many bytes it has."""
 
-    path: Path
+    place: Place
     size: int
     zip: zipfile.ZipFile
+
+    @property
+    def path(self) -> str:
+        """What messages call it."""
+        return self.place.label
 
     @cached_property
     def _edges(self) -> list[int]:
@@ -131,7 +140,7 @@ class _Archive:
             CalibrationError: it does not, or the array is none of numbers, row by row.
         """
         with self.zip.open(info) as stream:
-            header = _read_header(stream, info.filename, str(self.path))
+            header = _read_header(stream, info.filename, self.path)
         if info.file_size != header.start + header.size:
             raise CalibrationError(
                 f"{self.path}: array {info.filename!r} is damaged: expected {header.start + header.size} bytes, got "
@@ -177,7 +186,7 @@ class _Rows:
         self._where = f"{archive.path}: array {info.filename!r}"
         self._header, self._start = header, header.start
         if info.compress_type == zipfile.ZIP_STORED:
-            self._file: IO[bytes] = open_plain(archive.path)
+            self._file: IO[bytes] = archive.place.open()
             weakref.finalize(self, self._file.close)
             offset = _data_offset(self._file, info)
             self._start += offset

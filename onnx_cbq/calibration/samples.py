@@ -13,11 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_cbq.calibration.card import Card, load_card
-from onnx_cbq.calibration.files import reason, shown
-from onnx_cbq.calibration.images import IMAGE_SUFFIXES, ImageSource
+from onnx_cbq.calibration.files import reason
 from onnx_cbq.calibration.labels import Labels, are_in_another_order, read_labels, reordered
-from onnx_cbq.calibration.npz import NpzSource
-from onnx_cbq.calibration.prepare import Preparation, fit, wants_grey
+from onnx_cbq.calibration.opening import open_source
+from onnx_cbq.calibration.prepare import Preparation, fit
 from onnx_cbq.calibration.sources import ArraySource, Source
 from onnx_cbq.errors import CalibrationError
 from onnx_cbq.model import Array, InputSpec
@@ -60,7 +59,7 @@ class CalibrationSet:
             CalibrationError: the card or its source is wrong.
         """
         card = load_card(Path(path), None if source is None else Path(source))
-        return _checked(CalibrationSet(_open(card, skip_unreadable=skip_unreadable), card))
+        return _checked(CalibrationSet(open_source(card, skip_unreadable=skip_unreadable), card))
 
     @staticmethod
     def from_arrays(
@@ -97,8 +96,8 @@ class CalibrationSet:
         """
         names = _match_inputs(self.source, inputs)
         fixed = next((spec.shape[0] for spec in inputs if spec.shape), None)
-        source = self.source.decoded_to(1 if any(wants_grey(spec) for spec in inputs) else 3)
-        images = isinstance(source, ImageSource)
+        source = self.source.fitted_to(inputs)
+        images = source.of_images
         preparations = {
             spec.name: fit(self.card, spec, source.read(names[spec.name], [0])[0], source.label, from_images=images)
             for spec in inputs
@@ -236,26 +235,6 @@ def _distinct(names: Sequence[str]) -> tuple[str, ...]:
     """The names, those that several classes have with the label behind them: ImageNet has two cranes."""
     counts = Counter(names)
     return tuple(f"{name} (label {m})" if counts[name] > 1 else name for m, name in enumerate(names))
-
-
-def _open(card: Card, *, skip_unreadable: bool) -> Source:
-    """The source that a card names.
-
-    Raises:
-        CalibrationError: it is missing, or is neither an `.npz` file nor a folder of images.
-    """
-    label = shown(str(card.source))[1:-1]
-    try:
-        is_folder, exists = card.source.is_dir(), card.source.exists()
-    except OSError as error:  # a name that is too long, a folder that may not be entered
-        raise CalibrationError(f"{label}: cannot be read: {error.strerror}; set source in the card") from error
-    if is_folder:
-        return ImageSource(card.source, card, skip_unreadable=skip_unreadable)
-    if not exists:
-        raise CalibrationError(f"{label}: no such file or folder of samples; set source in the card, or --source")
-    if card.source.suffix.lower() in IMAGE_SUFFIXES:
-        raise CalibrationError(f"{card.source}: one image is no data set; name the folder above the class folders")
-    return NpzSource(card.source)
 
 
 def _checked(data: CalibrationSet) -> CalibrationSet:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 
+from onnx_cbq.calibration.card import Card
+from onnx_cbq.calibration.places import Place
 from onnx_cbq.errors import CalibrationError
-from onnx_cbq.model import Array
+from onnx_cbq.model import Array, InputSpec
 
 
 class Source(ABC):
@@ -31,6 +34,11 @@ class Source(ABC):
     inputs: tuple[str, ...]
     skipped: int = 0
 
+    @property
+    def of_images(self) -> bool:
+        """Whether a sample is an image, [height, width, channels]."""
+        return False
+
     @abstractmethod
     def read(self, name: str, indices: Sequence[int]) -> Array:
         """Samples `indices` of array `name`, [len(indices), ...]."""
@@ -43,6 +51,31 @@ class Source(ABC):
         """The same samples, with images decoded to so many channels (1 grey, 3 RGB); arrays stay as they are."""
         del channels
         return self
+
+    def fitted_to(self, inputs: Sequence[InputSpec]) -> Source:
+        """The same samples, decoded to what the inputs of a model want; arrays stay as they are."""
+        del inputs
+        return self
+
+
+class PlacedSource(Source):
+    """Raw labelled samples of files that a card names.
+
+    Attributes:
+        endings: what the names of the files end with, in small letters; a folder's ends with a slash.
+        several: whether several files make one set.
+    """
+
+    endings: ClassVar[tuple[str, ...]]
+    several: ClassVar[bool] = False
+
+    @abstractmethod
+    def __init__(self, places: Sequence[Place], card: Card, *, skip_unreadable: bool) -> None:
+        """Find out all labels, and where samples are.
+
+        Raises:
+            CalibrationError: something is missing, damaged or a trap.
+        """
 
 
 class ArraySource(Source):
