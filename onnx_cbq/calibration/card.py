@@ -40,6 +40,7 @@ class Card:
         crop: images only: side of the centre square, or (height, width).
         classes: class names in the order of the labels; for a folder, the sub-folders in the order of the labels.
         limit: at most so many samples of each class are used.
+        labels: the `.npy` of the labels beside that of the samples; for lists and tables, the column that holds them.
     """
 
     source: Path
@@ -51,6 +52,7 @@ class Card:
     crop: tuple[int, ...] | None = None
     classes: tuple[str, ...] | None = None
     limit: int | None = None
+    labels: str | None = None
 
 
 def load_card(path: Path, source: Path | None = None) -> Card:
@@ -101,10 +103,14 @@ def _wrong(where: str, expected: str, value: object) -> CalibrationError:
     return CalibrationError(f"{where}: expected {expected}, got {shown(value)}")
 
 
-def _text(value: object, where: str) -> str:
+def _text(value: object, where: str, expected: str = "a path in quotes") -> str:
     if not isinstance(value, str) or not value:
-        raise _wrong(where, "a path in quotes", value)
+        raise _wrong(where, expected, value)
     return value
+
+
+def _name(value: object, where: str) -> str:
+    return _text(value, where, "a path or a name in quotes")
 
 
 def _layout(value: object, where: str) -> str:
@@ -169,4 +175,5 @@ _PARSERS: Mapping[str, Callable[[object, str], Any]] = {
     "crop": _size,
     "classes": _names,
     "limit": _count,
+    "labels": _name,
 }

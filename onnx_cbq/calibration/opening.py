@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from onnx_cbq.calibration.card import Card
 from onnx_cbq.calibration.file_source import FolderSource
 from onnx_cbq.calibration.files import reason
 from onnx_cbq.calibration.kinds import DECODERS
 from onnx_cbq.calibration.layouts import is_hidden
+from onnx_cbq.calibration.manifest import ManifestSource
+from onnx_cbq.calibration.npy_source import NpySource
 from onnx_cbq.calibration.npz import NpzSource
 from onnx_cbq.calibration.places import FOLDER, LocalPlace, Place, expanded
 from onnx_cbq.calibration.sources import PlacedSource, Source
@@ -18,7 +19,7 @@ from onnx_cbq.calibration.zips import ZipSource
 from onnx_cbq.errors import CalibrationError
 
 # What a file is is told by the ending of its name.
-SOURCES: tuple[type[PlacedSource], ...] = (NpzSource, FolderSource, ZipSource, TarSource)
+SOURCES: tuple[type[PlacedSource], ...] = (NpzSource, NpySource, FolderSource, ZipSource, TarSource, ManifestSource)
 
 
 def open_source(card: Card, *, skip_unreadable: bool) -> Source:
@@ -27,7 +28,7 @@ def open_source(card: Card, *, skip_unreadable: bool) -> Source:
     Raises:
         CalibrationError: it is missing, or nothing that samples are read from.
     """
-    place = LocalPlace(Path(card.source))
+    place = LocalPlace(card.source)
     try:
         places = expanded(place)
         places = _inside(places[0]) if len(places) == 1 else places
