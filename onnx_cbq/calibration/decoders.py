@@ -17,12 +17,14 @@ class Decoder(ABC):
     Attributes:
         what: what the files are called in messages.
         suffixes: what their names end with, in small letters.
+        starts: what their first bytes are, where they have no name.
         of_images: whether samples are images, [height, width, channels].
         advice: what to do where samples are not of one shape.
     """
 
     what: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]]
+    starts: ClassVar[tuple[bytes, ...]]
     of_images: ClassVar[bool] = False
     advice: ClassVar[str] = "bring them to one shape"
 

@@ -124,8 +124,8 @@ class ArchiveSource(FileSource):
         return found([self.store(place) for place in places], card)
 
 
-def unreadable(place: Place, error: Exception, what: str) -> CalibrationError:
+def unreadable(label: str, error: Exception, what: str) -> CalibrationError:
     """What to raise where a library finds an archive damaged, or the system does not give its bytes."""
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: places before a file's start
-        return CalibrationError(f"{place.label}: cannot be read: {error.strerror or reason(error)}")
-    return CalibrationError(f"{place.label}: {what}, or cut short ({reason(error)})")
+        return CalibrationError(f"{label}: cannot be read: {error.strerror or reason(error)}")
+    return CalibrationError(f"{label}: {what}, or cut short ({reason(error)})")

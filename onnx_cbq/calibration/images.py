@@ -38,6 +38,7 @@ class Images(Decoder):
 
     what: ClassVar[str] = "images"
     suffixes: ClassVar[tuple[str, ...]] = (".png", ".jpg", ".jpeg")
+    starts: ClassVar[tuple[bytes, ...]] = (b"\x89PNG", b"\xff\xd8")
     of_images: ClassVar[bool] = True
     advice: ClassVar[str] = "set resize and crop in the card"
 

@@ -136,6 +136,7 @@ class Arrays(Decoder):
 
     what: ClassVar[str] = "arrays"
     suffixes: ClassVar[tuple[str, ...]] = (".npy",)
+    starts: ClassVar[tuple[bytes, ...]] = (np.lib.format.MAGIC_PREFIX,)
 
     def decode(self, file: File) -> Array:
         """The array of a file."""

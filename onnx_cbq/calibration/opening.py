@@ -12,6 +12,7 @@ from onnx_cbq.calibration.layouts import is_hidden
 from onnx_cbq.calibration.manifest import ManifestSource
 from onnx_cbq.calibration.npy_source import NpySource
 from onnx_cbq.calibration.npz import NpzSource
+from onnx_cbq.calibration.parquet import ParquetSource
 from onnx_cbq.calibration.places import FOLDER, LocalPlace, Place, expanded
 from onnx_cbq.calibration.sources import PlacedSource, Source
 from onnx_cbq.calibration.tars import TarSource
@@ -19,7 +20,15 @@ from onnx_cbq.calibration.zips import ZipSource
 from onnx_cbq.errors import CalibrationError
 
 # What a file is is told by the ending of its name.
-SOURCES: tuple[type[PlacedSource], ...] = (NpzSource, NpySource, FolderSource, ZipSource, TarSource, ManifestSource)
+SOURCES: tuple[type[PlacedSource], ...] = (
+    NpzSource,
+    NpySource,
+    FolderSource,
+    ZipSource,
+    TarSource,
+    ManifestSource,
+    ParquetSource,
+)
 
 
 def open_source(card: Card, *, skip_unreadable: bool) -> Source:

@@ -43,7 +43,7 @@ class TarStore(Store):
         except CalibrationError:
             raise
         except Exception as error:  # noqa: BLE001, whatever tarfile and decompressors raise where bytes are missing or changed
-            raise unreadable(place, error, "not a .tar file") from None
+            raise unreadable(self.label, error, "not a .tar file") from None
 
     def file(self, number: int) -> File:
         """The file of that number."""

@@ -30,7 +30,7 @@ class ZipStore(Store):
             weakref.finalize(self, stream.close)
             self._archive = zipfile.ZipFile(stream)
         except Exception as error:  # noqa: BLE001, whatever zipfile raises where bytes are missing or changed
-            raise unreadable(place, error, "not a .zip file") from None
+            raise unreadable(self.label, error, "not a .zip file") from None
         size = size_of(stream)
         self._check(size)
         self.names = list(self._archive.NameToInfo)
