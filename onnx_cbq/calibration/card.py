@@ -41,6 +41,8 @@ class Card:
         classes: class names in the order of the labels; for a folder, the sub-folders in the order of the labels.
         limit: at most so many samples of each class are used.
         labels: the `.npy` of the labels beside that of the samples; for lists and tables, the column that holds them.
+        sample_rate: sounds only: numbers a second that they are resampled to; None if they have all the same.
+        length: sounds only: numbers of each; longer ones are cut behind their start, shorter ones end with zeros.
     """
 
     source: Path
@@ -53,6 +55,8 @@ class Card:
     classes: tuple[str, ...] | None = None
     limit: int | None = None
     labels: str | None = None
+    sample_rate: int | None = None
+    length: int | None = None
 
 
 def load_card(path: Path, source: Path | None = None) -> Card:
@@ -176,4 +180,6 @@ _PARSERS: Mapping[str, Callable[[object, str], Any]] = {
     "classes": _names,
     "limit": _count,
     "labels": _name,
+    "sample_rate": _count,
+    "length": _count,
 }
