@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from onnx_cbq.calibration.files import read_text, reason, shown
+from onnx_cbq.calibration.places import is_url, located
 from onnx_cbq.errors import CalibrationError
 
 # Names of tens of thousands of classes fit in.
@@ -32,7 +33,7 @@ class Card:
     """The settings of a card. Everything but `source` has a default.
 
     Attributes:
-        source: an `.npz` with `x` and `y` (optionally `class_names`), or a folder with one sub-folder per class.
+        source: a file, a folder, or a pattern of several files (see `opening.SOURCES`); a text is a URL for fsspec.
         layout: order of the axes of the samples as stored, "NHWC" or "NCHW"; None if it is the model's own.
         scale: multiplied first. It, mean and std apply to inputs of real numbers; whole ones (token ids) stay as is.
         mean, std: subtracted, divided by; one number, or one per channel.
@@ -45,7 +46,7 @@ class Card:
         length: sounds only: numbers of each; longer ones are cut behind their start, shorter ones end with zeros.
     """
 
-    source: Path
+    source: Path | str
     layout: str | None = None
     scale: float = 1.0
     mean: tuple[float, ...] = (0.0,)
@@ -59,7 +60,7 @@ class Card:
     length: int | None = None
 
 
-def load_card(path: Path, source: Path | None = None) -> Card:
+def load_card(path: Path, source: Path | str | None = None) -> Card:
     """Read a card; `source` replaces the card's own.
 
     Raises:
@@ -84,8 +85,10 @@ def load_card(path: Path, source: Path | None = None) -> Card:
     if source is None and "source" not in values:
         raise CalibrationError(f"{path}: no key 'source'; name an .npz file or a folder of images, or give --source")
     settings = {key: _PARSERS[key](value, f"{path}: {key}") for key, value in values.items() if key != "source"}
-    where = source if source is not None else path.parent / _text(values["source"], f"{path}: source")
-    return Card(source=where, **settings)
+    if source is None:
+        written = _text(values["source"], f"{path}: source")
+        source = written if is_url(written) else path.parent / written
+    return Card(source=located(source), **settings)
 
 
 def _parsed(text: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import errno
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import ClassVar
 
 import numpy as np
@@ -103,6 +104,16 @@ class FolderSource(FileSource):
     """A folder with one sub-folder of files per class."""
 
     endings: ClassVar[tuple[str, ...]] = (FOLDER,)
+
+    @classmethod
+    def reads(cls, place: Place, card: Card) -> Iterator[Place]:
+        """What the folder and its sub-folders hold; nothing below them is read, and links may lead in circles."""
+        del card
+        yield place
+        for entry in place.entries():
+            yield entry
+            with suppress(OSError):  # it is no folder, or may not be entered: whoever reads it says so
+                yield from entry.entries()
 
     def listing(self, places: Sequence[Place], card: Card) -> Listing:
         """Every file with the folder that it lies in."""

@@ -9,6 +9,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, TextIO
 
 from onnx_cbq.calibration.card import Card
@@ -17,6 +18,7 @@ from onnx_cbq.calibration.files import reason, shown
 from onnx_cbq.calibration.kinds import DECODERS
 from onnx_cbq.calibration.layouts import Listing, as_labels, checked, kind_of
 from onnx_cbq.calibration.places import Place, size_of
+from onnx_cbq.calibration.remote import inside
 from onnx_cbq.calibration.stores import Files, PlaceStore
 from onnx_cbq.errors import CalibrationError
 from onnx_cbq.system.allowance import advice, allowed
@@ -32,12 +34,18 @@ class ManifestSource(FileSource):
     endings: ClassVar[tuple[str, ...]] = (_CSV, ".jsonl")
     several: ClassVar[bool] = True
 
+    @classmethod
+    def reads(cls, place: Place, card: Card) -> Iterator[Place]:
+        """The list, and every file that it names."""
+        yield place
+        yield from (inside(place.parent, path) for path, _ in _rows(place, card.labels or _LABEL))
+
     def listing(self, places: Sequence[Place], card: Card) -> Listing:
         """The files in the order of the lists."""
         stores, values = [], []
         for place in places:
             rows = list(_rows(place, card.labels or _LABEL))
-            stores.append(PlaceStore(place.parent, [path for path, _ in rows]))
+            stores.append(PlaceStore(place.label, [path for path, _ in rows], partial(inside, place.parent)))
             values += [label for _, label in rows]
         kind = kind_of(name for store in stores for name in store.names)
         for store in stores:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from onnx_cbq.calibration.card import Card
 from onnx_cbq.calibration.files import reason
 from onnx_cbq.calibration.npy import Rows, checked_header, read_array
 from onnx_cbq.calibration.places import Place
+from onnx_cbq.calibration.remote import inside
 from onnx_cbq.calibration.sources import PlacedSource, checked_labels
 from onnx_cbq.errors import CalibrationError
 from onnx_cbq.model import Array
@@ -23,6 +24,13 @@ class NpySource(PlacedSource):
 
     endings: ClassVar[tuple[str, ...]] = (".npy",)
 
+    @classmethod
+    def reads(cls, place: Place, card: Card) -> Iterator[Place]:
+        """The samples and the labels."""
+        yield place
+        if card.labels is not None:
+            yield inside(place.parent, card.labels)
+
     def __init__(self, places: Sequence[Place], card: Card, *, skip_unreadable: bool) -> None:
         del skip_unreadable
         (place,) = places
@@ -31,7 +39,7 @@ class NpySource(PlacedSource):
             raise CalibrationError(
                 f'{place.label}: no labels; name the .npy with them in the card: labels = "y.npy", beside the samples'
             )
-        other = place.parent.joined(card.labels)
+        other = inside(place.parent, card.labels)
         try:
             with other.open() as stream:
                 labels = read_array(stream, other.label, allowed(_LARGEST_LABELS))

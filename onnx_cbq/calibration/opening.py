@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from onnx_cbq.calibration.card import Card
 from onnx_cbq.calibration.file_source import FolderSource
@@ -14,6 +16,7 @@ from onnx_cbq.calibration.npy_source import NpySource
 from onnx_cbq.calibration.npz import NpzSource
 from onnx_cbq.calibration.parquet import ParquetSource
 from onnx_cbq.calibration.places import FOLDER, LocalPlace, Place, expanded
+from onnx_cbq.calibration.remote import place_of
 from onnx_cbq.calibration.sources import PlacedSource, Source
 from onnx_cbq.calibration.tars import TarSource
 from onnx_cbq.calibration.zips import ZipSource
@@ -37,10 +40,9 @@ def open_source(card: Card, *, skip_unreadable: bool) -> Source:
     Raises:
         CalibrationError: it is missing, or nothing that samples are read from.
     """
-    place = LocalPlace(card.source)
+    place = place_of(card.source)
     try:
-        places = expanded(place)
-        places = _inside(places[0]) if len(places) == 1 else places
+        places = _places(place)
         kinds = [kind_of(one) for one in places]
     except OSError as error:  # a name that is too long, a folder that may not be entered
         what = error.strerror or reason(error)
@@ -52,6 +54,17 @@ def open_source(card: Card, *, skip_unreadable: bool) -> Source:
                 f"name one"
             )
     return kinds[0](places, card, skip_unreadable=skip_unreadable)
+
+
+def files_read(card: Card) -> Iterator[Path]:
+    """The files of this machine that are read for a card, as far as they can be found: whoever reads them says more."""
+    if isinstance(card.source, Path):
+        yield card.source
+    with suppress(CalibrationError, OSError):
+        for place in _places(place_of(card.source)):
+            for one in kind_of(place).reads(place, card):
+                if isinstance(one, LocalPlace):
+                    yield one.path
 
 
 def kind_of(place: Place) -> type[PlacedSource]:
@@ -71,6 +84,11 @@ def kind_of(place: Place) -> type[PlacedSource]:
 
 def _kind_of(place: Place) -> type[PlacedSource] | None:
     return next((kind for kind in SOURCES if place.ending.endswith(kind.endings)), None)
+
+
+def _places(place: Place) -> Sequence[Place]:
+    places = expanded(place)
+    return _inside(places[0]) if len(places) == 1 else places
 
 
 def _inside(place: Place) -> Sequence[Place]:

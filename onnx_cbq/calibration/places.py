@@ -21,6 +21,18 @@ _MOST_FILES = 100_000
 # {000..127}, or {train,test}.
 _BRACES = re.compile(r"\{(?:(\d{1,18})\.\.(\d{1,18})|([^{}]*,[^{}]*))\}")
 _WILD = re.compile(r"[*?\[]")
+# A letter alone is a drive of Windows.
+_URL = re.compile(r"[a-z][a-z0-9+.-]+(?:::[a-z][a-z0-9+.-]+)*://")
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is no path, but names a file system by its protocol."""
+    return _URL.match(text) is not None
+
+
+def located(source: str | Path) -> str | Path:
+    """A URL as it is, a path as one."""
+    return source if isinstance(source, str) and is_url(source) else Path(source)
 
 
 class Place(ABC):
@@ -56,6 +68,10 @@ class Place(ABC):
     @abstractmethod
     def open(self) -> BinaryIO:
         """Its bytes, a stream that can be read from any position."""
+
+    def stream(self) -> BinaryIO:
+        """Its bytes, to be read once and whole."""
+        return self.open()
 
     @abstractmethod
     def entries(self) -> Sequence[Place]:

@@ -58,7 +58,7 @@ class CalibrationSet:
         Raises:
             CalibrationError: the card or its source is wrong.
         """
-        card = load_card(Path(path), None if source is None else Path(source))
+        card = load_card(Path(path), source)
         return _checked(CalibrationSet(open_source(card, skip_unreadable=skip_unreadable), card))
 
     @staticmethod

@@ -6,7 +6,7 @@ Nothing is kept in memory: rows of an `.npz` are read from the file, images are 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -68,6 +68,12 @@ class PlacedSource(Source):
 
     endings: ClassVar[tuple[str, ...]]
     several: ClassVar[bool] = False
+
+    @classmethod
+    def reads(cls, place: Place, card: Card) -> Iterator[Place]:
+        """Every file that is read for what lies at `place`: nobody may write there meanwhile."""
+        del card
+        yield place
 
     @abstractmethod
     def __init__(self, places: Sequence[Place], card: Card, *, skip_unreadable: bool) -> None:

@@ -68,19 +68,19 @@ class FolderStore(Store):
     def file(self, number: int) -> File:
         """The file of that number."""
         place = self._place.joined(self.names[number])
-        return File(place.label, place.open)
+        return File(place.label, place.stream)
 
 
 class PlaceStore(Store):
-    """Files that lie anywhere, named one by one relative to a folder, as in a manifest."""
+    """Files that lie anywhere, named one by one as in a list; `find` makes places of names."""
 
-    def __init__(self, folder: Place, names: Sequence[str]) -> None:
-        self.label, self.names, self._folder = folder.label, names, folder
+    def __init__(self, label: str, names: Sequence[str], find: Callable[[str], Place]) -> None:
+        self.label, self.names, self._find = label, names, find
 
     def file(self, number: int) -> File:
         """The file of that number."""
-        place = self._folder.joined(self.names[number])
-        return File(place.label, place.open)
+        place = self._find(self.names[number])
+        return File(place.label, place.stream)
 
 
 class Files(Sequence[File]):

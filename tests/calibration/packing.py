@@ -15,6 +15,7 @@ from PIL import Image
 
 from onnx_cbq.calibration.card import Card
 from onnx_cbq.calibration.opening import open_source
+from onnx_cbq.calibration.places import located
 from onnx_cbq.calibration.sources import Source
 
 
@@ -46,9 +47,9 @@ def pack(path: Path, files: Mapping[str, bytes], mode: Literal["w", "a"] = "w") 
     return path
 
 
-def opened(path: Path, *, skip_unreadable: bool = False, **settings: Any) -> Source:
+def opened(path: Path | str, *, skip_unreadable: bool = False, **settings: Any) -> Source:
     """The source that a card names."""
-    return open_source(Card(path, **settings), skip_unreadable=skip_unreadable)
+    return open_source(Card(located(path), **settings), skip_unreadable=skip_unreadable)
 
 
 def values(source: Source) -> list[int]:
