@@ -7,7 +7,7 @@ import io
 import posixpath
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
@@ -98,23 +98,21 @@ class RemotePlace(Place):
         """Whether there is anything."""
         if not self._is_web:
             return _asked(self.label, lambda: bool(self.system.exists(self.path)))
-        try:  # fsspec would begin to fetch the file
-            self._web_info()
+        try:  # fsspec's own way begins to fetch the file
+            _asked(self.label, lambda: self.system.info(self.path))
         except FileNotFoundError:
             return False
         return True
-
-    def _web_info(self) -> Mapping[str, Any]:
-        return _asked(self.label, lambda: dict(self.system.info(self.path)))
 
     def open(self) -> BinaryIO:
         """Its bytes, of which those are fetched that are read."""
         if "memory" in self._protocols:  # whose files are one stream for all
             return io.BytesIO(_asked(self.label, lambda: bytes(self.system.cat_file(self.path))))
-        # A server that gives no parts of a file is asked for all of it.
-        whole = self._is_web and not self._web_info().get("partial")
-        stream = _asked(self.label, lambda: self.system.open(self.path, "rb", block_size=0 if whole else _BLOCK))
-        return cast(BinaryIO, stream) if stream.seekable() and not whole else _copied(stream, self.label)
+        stream = _asked(self.label, lambda: self.system.open(self.path, "rb", block_size=_BLOCK))
+        if not self._is_web or _gives_parts(stream):
+            return cast(BinaryIO, stream)
+        with stream, _asked(self.label, lambda: self.system.open(self.path, "rb", block_size=0)) as whole:
+            return _copied(whole, self.label)
 
     def stream(self) -> BinaryIO:
         """All its bytes at once."""
@@ -153,6 +151,17 @@ def _asked(label: str, question: Callable[[], _T]) -> _T:
         raise FileNotFoundError(errno.ENOENT, "no such file", label) from None
     except Exception as error:
         raise OSError(errno.EIO, reason(error), label) from error
+
+
+def _gives_parts(stream: Any) -> bool:
+    """Whether a web server answers for a part of a file, which not every one says beforehand."""
+    try:
+        stream.seek(-1, io.SEEK_END)
+        stream.read(1)
+        stream.seek(0)
+    except Exception:  # noqa: BLE001, then it is asked for the whole, and says what is wrong
+        return False
+    return True
 
 
 def _copied(stream: Any, label: str) -> BinaryIO:
