@@ -24,6 +24,8 @@ from onnx_cbq.model import Array, InputSpec
 
 # So many files are looked at before the next ones are, where unreadable ones are left out.
 _AT_ONCE = 1024
+# Threads that wait for a network, and take no processor meanwhile.
+_FAR_THREADS = 32
 
 
 class FileSource(PlacedSource):
@@ -43,7 +45,7 @@ class FileSource(PlacedSource):
             raise CalibrationError(f"{where}: cannot be read: {error.strerror or reason(error)}") from error
         self.class_names, self.labels = listing.class_names, listing.labels
         self._files, self.decoder = listing.files, listing.decoder
-        self._pool = ThreadPoolExecutor()
+        self._pool = ThreadPoolExecutor(_FAR_THREADS if any(place.far for place in places) else None)
         if skip_unreadable:
             kept = np.flatnonzero(np.fromiter(self._readable(), bool, len(self._files)))
             self.skipped = len(self._files) - len(kept)

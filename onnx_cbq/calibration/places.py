@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, ClassVar
 
 from onnx_cbq.calibration.files import named, open_plain
 from onnx_cbq.errors import CalibrationError
@@ -36,7 +36,13 @@ def located(source: str | Path) -> str | Path:
 
 
 class Place(ABC):
-    """A file or a folder. What cannot be found out or opened is an OSError."""
+    """A file or a folder. What cannot be found out or opened is an OSError.
+
+    Attributes:
+        far: whether whoever reads waits for a network, and not for a disk.
+    """
+
+    far: ClassVar[bool] = False
 
     @property
     @abstractmethod

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, ClassVar, TypeVar, cast
 from urllib.parse import urljoin, urlsplit
 
 from onnx_cbq.calibration.files import named, reason
@@ -58,6 +58,8 @@ class RemotePlace(Place):
         system: of fsspec; `path` is one of it.
         listed_as: what its folder says that it is, "file" or "directory", if it was asked.
     """
+
+    far: ClassVar[bool] = True
 
     system: Any
     path: str

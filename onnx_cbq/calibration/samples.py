@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +20,9 @@ from onnx_cbq.calibration.sources import ArraySource, Source
 from onnx_cbq.errors import CalibrationError
 from onnx_cbq.model import Array, InputSpec
 from onnx_cbq.records.answers import Kind
+from onnx_cbq.system.ahead import ahead
 
 Indices = npt.NDArray[np.int64]
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -224,7 +223,7 @@ class Samples:
         """The samples `indices` in order, `size` at a time; the next batch is read while the last one is used."""
         step = self.fixed_batch or size
         chunks = [indices[start : start + step] for start in range(0, len(indices), step)]
-        return _ahead(self._batch(chunk, step) for chunk in chunks)
+        return ahead(partial(self._batch, size=step), chunks)
 
     def _batch(self, chunk: Indices, size: int) -> Batch:
         padded = chunk if self.fixed_batch is None else np.resize(chunk, size)
@@ -258,15 +257,6 @@ def _match_inputs(source: Source, inputs: Sequence[InputSpec]) -> dict[str, str]
             f"the model wants {', '.join(names)}"
         )
     return names
-
-
-def _ahead(items: Iterator[_T]) -> Iterator[_T]:
-    """Make the next item in a thread while the caller works on the last one."""
-    with ThreadPoolExecutor(1) as pool:
-        pending = pool.submit(next, items, None)
-        while (item := pending.result()) is not None:
-            pending = pool.submit(next, items, None)
-            yield item
 
 
 def _text(name: object) -> str:
