@@ -25,7 +25,7 @@ _MOST_DOTS = 1000
 _MOST = (1 << 31) - 1
 _LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).smallest_normal)
 LAYOUTS = ("NHWC", "NCHW")
-_A_CARD = 'a card is a .toml file whose line source = "..." names an .npz file or a folder of images; see docs/cards.md'
+_A_CARD = 'a card is a .toml file whose line source = "..." names samples, a file or a folder; see docs/cards.md'
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def load_card(path: Path, source: Path | str | None = None) -> Card:
     for key in values.keys() - known:
         raise CalibrationError(f"{path}: unknown key {shown(key)}{_nearest(key, known)}")
     if source is None and "source" not in values:
-        raise CalibrationError(f"{path}: no key 'source'; name an .npz file or a folder of images, or give --source")
+        raise CalibrationError(f"{path}: no key 'source'; name a file or a folder of samples, or give --source")
     settings = {key: _PARSERS[key](value, f"{path}: {key}") for key, value in values.items() if key != "source"}
     if source is None:
         written = _text(values["source"], f"{path}: source")
