@@ -303,7 +303,7 @@ DATA: dict[str, tuple[Callable[[Path], Job], tuple[str, ...]]] = {
     ),
     "image-of-another-size": (images_with("3/wide.png", larger_image()), ("differ in size", "set resize and crop")),
     "class-folder-without-images": (images_with("a/notes.txt", b""), ("11 class names, but the model has 10",)),
-    "one-image": (with_bytes("a.png", b""), ("a.png: one image is no data set",)),
+    "one-image": (with_bytes("a.png", b""), ("a.png: one file is no data set",)),
 }
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from onnx_cbq.calibration.files import read_text, reason, shown
+from onnx_cbq.calibration.places import is_url, located
 from onnx_cbq.errors import CalibrationError
 
 # Names of tens of thousands of classes fit in.
@@ -31,7 +32,7 @@ SIDES = ("shorter", "longer")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box")
 # Those that can be sampled at single points.
 _POINTWISE = ("nearest", "bilinear", "bicubic")
-_A_CARD = 'a card is a .toml file whose line source = "..." names an .npz file or a folder of images; see docs/cards.md'
+_A_CARD = 'a card is a .toml file whose line source = "..." names samples, a file or a folder; see docs/cards.md'
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Card:
     """The settings of a card. Everything but `source` has a default.
 
     Attributes:
-        source: an `.npz` with `x` and `y` (optionally `class_names`), or a folder with one sub-folder per class.
+        source: a file, a folder, or a pattern of several files (see `opening.SOURCES`); a text is a URL for fsspec.
         layout: order of the axes of the samples as stored, "NHWC" or "NCHW"; None if it is the model's own.
         channels: what images become: "RGB" leaves the channels as stored, "BGR" turns their order, "grey" makes one of
             them, repeated where the model takes three. `mean` and `std` are in the order that comes of it.
@@ -56,9 +57,12 @@ class Card:
         pad: grey value that fills a picture up to `crop` where it is smaller; None refuses such a picture.
         classes: class names in the order of the labels; for a folder, the sub-folders in the order of the labels.
         limit: at most so many samples of each class are used.
+        labels: the `.npy` of the labels beside that of the samples; for lists and tables, the column that holds them.
+        sample_rate: sounds only: numbers a second that they are resampled to; None if they have all the same.
+        length: sounds only: numbers of each; longer ones are cut behind their start, shorter ones end with zeros.
     """
 
-    source: Path
+    source: Path | str
     layout: str | None = None
     channels: str = "RGB"
     per_sample: str | None = None
@@ -74,9 +78,12 @@ class Card:
     pad: int | None = None
     classes: tuple[str, ...] | None = None
     limit: int | None = None
+    labels: str | None = None
+    sample_rate: int | None = None
+    length: int | None = None
 
 
-def load_card(path: Path, source: Path | None = None) -> Card:
+def load_card(path: Path, source: Path | str | None = None) -> Card:
     """Read a card; `source` replaces the card's own.
 
     Raises:
@@ -99,11 +106,13 @@ def load_card(path: Path, source: Path | None = None) -> Card:
     for key in values.keys() - known:
         raise CalibrationError(f"{path}: unknown key {shown(key)}{_nearest(key, known)}")
     if source is None and "source" not in values:
-        raise CalibrationError(f"{path}: no key 'source'; name an .npz file or a folder of images, or give --source")
+        raise CalibrationError(f"{path}: no key 'source'; name a file or a folder of samples, or give --source")
     _check_together(values, path)
     settings = {key: _PARSERS[key](value, f"{path}: {key}") for key, value in values.items() if key != "source"}
-    where = source if source is not None else path.parent / _text(values["source"], f"{path}: source")
-    return Card(source=where, **settings)
+    if source is None:
+        written = _text(values["source"], f"{path}: source")
+        source = written if is_url(written) else path.parent / written
+    return Card(source=located(source), **settings)
 
 
 def _parsed(text: str) -> dict[str, Any]:
@@ -142,10 +151,14 @@ def _wrong(where: str, expected: str, value: object) -> CalibrationError:
     return CalibrationError(f"{where}: expected {expected}, got {shown(value)}")
 
 
-def _text(value: object, where: str) -> str:
+def _text(value: object, where: str, expected: str = "a path in quotes") -> str:
     if not isinstance(value, str) or not value:
-        raise _wrong(where, "a path in quotes", value)
+        raise _wrong(where, expected, value)
     return value
+
+
+def _name(value: object, where: str) -> str:
+    return _text(value, where, "a path or a name in quotes")
 
 
 def _listing(words: tuple[str, ...]) -> str:
@@ -243,4 +256,7 @@ _PARSERS: Mapping[str, Callable[[object, str], Any]] = {
     "pad": _grey_value,
     "classes": _names,
     "limit": _count,
+    "labels": _name,
+    "sample_rate": _count,
+    "length": _count,
 }

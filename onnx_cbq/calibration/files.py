@@ -56,6 +56,11 @@ def shown(value: object) -> str:
         return "a number of thousands of digits"
 
 
+def named(text: str) -> str:
+    """The name of a file in a message: as it is if it fits on a line, without line ends and the like otherwise."""
+    return text if text.isprintable() and len(text) <= 2 * _LONGEST else shown(text)[1:-1]
+
+
 def reason(error: BaseException) -> str:
     """What an exception of a library says, in less than a line."""
     text = " ".join(str(error).split())

@@ -1,32 +1,29 @@
-"""Samples from a folder with one sub-folder of PNG or JPEG images per class; Pillow reads them.
+"""Samples from PNG and JPEG files; Pillow decodes them.
 
-A file may be anything, whatever its name says. It is opened only if it is a plain file, and decoded only as PNG or JPEG
-(Pillow would start Ghostscript on PostScript); its size in pixels, and that of what `resize` makes of it, is looked at
-before anything is decoded.
+A file may be anything, whatever its name says. It is decoded only as PNG or JPEG (Pillow would start Ghostscript on
+PostScript); its size in pixels, and that of what `resize` makes of it, is looked at before anything is decoded.
 """
 
 from __future__ import annotations
 
 import copy
-import os
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, ClassVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from onnx_cbq.calibration.card import Card
-from onnx_cbq.calibration.files import open_plain, reason
+from onnx_cbq.calibration.decoders import Decoder
+from onnx_cbq.calibration.files import reason
+from onnx_cbq.calibration.prepare import wants_grey
 from onnx_cbq.calibration.resize import MOST_PIXELS, cropped, resized
-from onnx_cbq.calibration.sources import Source
+from onnx_cbq.calibration.stores import File
 from onnx_cbq.errors import CalibrationError
-from onnx_cbq.model import Array
+from onnx_cbq.model import Array, InputSpec
 from onnx_cbq.system.allowance import advice, allowed
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _FORMATS = ("PNG", "JPEG")
 # An image may have so many pixels, or so many for a byte of its file if that is more: a photograph has less than ten.
 _PIXELS_PER_BYTE = 100
@@ -37,92 +34,46 @@ _LARGE = 1 << 22
 _one_large = threading.Lock()
 
 
-class ImageSource(Source):
-    """A folder with one sub-folder of PNG or JPEG images per class."""
+class Images(Decoder):
+    """Decodes PNG and JPEG files to uint8 [height, width, channels], resized and cropped as the card says."""
 
-    def __init__(self, path: Path, card: Card, *, skip_unreadable: bool) -> None:
-        self.inputs = ("x",)
-        self.label = str(path)
-        self.card = card
+    what: ClassVar[str] = "images"
+    suffixes: ClassVar[tuple[str, ...]] = (".png", ".jpg", ".jpeg")
+    starts: ClassVar[tuple[bytes, ...]] = (b"\x89PNG", b"\xff\xd8")
+    of_images: ClassVar[bool] = True
+    advice: ClassVar[str] = "set resize and crop in the card"
+
+    def __init__(self, card: Card) -> None:
+        super().__init__(card)
         self.channels = 3
-        try:
-            self.class_names, files = _listed(path, card)
-        except OSError as error:
-            raise CalibrationError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
-        self._pool = ThreadPoolExecutor()
-        readable = list(self._pool.map(self._is_readable, (file for file, _ in files))) if skip_unreadable else None
-        kept = [entry for i, entry in enumerate(files) if readable is None or readable[i]]
-        self.skipped = len(files) - len(kept)
-        self._files = [file for file, _ in kept]
-        self.labels = np.array([m for _, m in kept], np.int64)
 
-    def describe(self, index: int) -> str:
-        """The image's file."""
-        return str(self._files[index])
+    def decode(self, file: File) -> Array:
+        """The image, decoded, resized and cropped."""
+        return _read_image(file, self.card, self.channels)
 
-    def decoded_to(self, channels: int) -> Source:
-        """The same images, grey (1) or RGB (3)."""
+    def shape_text(self, sample: Array) -> str:
+        """Width and height."""
+        return f"{sample.shape[1]}x{sample.shape[0]}"
+
+    def decoded_to(self, channels: int) -> Decoder:
+        """Decodes to grey (1) or RGB (3)."""
         other = copy.copy(self)
         other.channels = channels
         return other
 
-    def framed(self, card: Card) -> Source:
-        """The same images, resized and cropped as another card says."""
+    def framed(self, card: Card) -> Decoder:
+        """Decodes, resizes and crops as another card says."""
         other = copy.copy(self)
         other.card = card
         return other
 
-    def read(self, name: str, indices: Sequence[int]) -> Array:
-        """Images `indices`, decoded, resized and cropped, [len(indices), height, width, channels] in uint8."""
-        del name
-        files = [self._files[i] for i in indices]
-        images = list(self._pool.map(lambda file: _read_image(file, self.card, self.channels), files))
-        for file, image in zip(files, images, strict=True):
-            if image.shape != images[0].shape:
-                sizes = " and ".join(f"{w}x{h}" for h, w, _ in (image.shape, images[0].shape))
-                raise CalibrationError(f"{file}: images differ in size ({sizes}); set resize and crop in the card")
-        return np.stack(images)
-
-    def _is_readable(self, file: Path) -> bool:
-        try:
-            _read_image(file, self.card, self.channels)
-        except CalibrationError:
-            return False
-        return True
+    def fitted_to(self, inputs: Sequence[InputSpec]) -> Decoder:
+        """Decodes to grey for a model that wants one channel, or a card that says so."""
+        grey = self.card.channels == "grey" or any(wants_grey(spec) for spec in inputs)
+        return self.decoded_to(1 if grey else 3)
 
 
-def _listed(path: Path, card: Card) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
-    """The classes, and every image with its label.
-
-    Classes that the card names may have no folder, as they have no sample: unless there are others that it does not
-    name, which would be a misspelling.
-
-    Raises:
-        CalibrationError: there are no folders, or not those that the card names.
-    """
-    kept = card.classes or ()
-    folders = sorted(e.name for e in path.iterdir() if e.is_dir() and (e.name in kept or not _is_hidden(e)))
-    if not folders:
-        raise CalibrationError(f"{path}: no sub-folders; expected one folder of images per class")
-    names = card.classes or tuple(folders)
-    found = set(folders).intersection(names)
-    missing = next((name for name in names if name not in found), None)
-    if missing is not None and (not found or len(found) < len(folders)):
-        held = ", ".join(folders[:10]) + (", ..." if len(folders) > 10 else "")
-        raise CalibrationError(f"{path}: no folder for class {missing!r}; it holds: {held}")
-    return names, [(image, m) for m, name in enumerate(names) if name in found for image in _images(path / name)]
-
-
-def _images(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and not _is_hidden(f))
-
-
-def _is_hidden(path: Path) -> bool:
-    """What systems and programs leave beside images: .git, .ipynb_checkpoints, ._1.png and __MACOSX."""
-    return path.name.startswith(".") or path.name == "__MACOSX"
-
-
-def _read_image(file: Path, card: Card, channels: int) -> Array:
+def _read_image(file: File, card: Card, channels: int) -> Array:
     """An image, resized and cropped, uint8 [height, width, channels].
 
     Raises:
@@ -143,9 +94,9 @@ def _read_image(file: Path, card: Card, channels: int) -> Array:
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-def _decoded(file: Path, mode: str) -> Image.Image:
-    with open_plain(file) as stream, Image.open(stream, formats=_FORMATS) as image:
-        pixels, size = image.width * image.height, os.fstat(stream.fileno()).st_size
+def _decoded(file: File, mode: str) -> Image.Image:
+    with file.open() as stream, Image.open(stream, formats=_FORMATS) as image:
+        pixels, size = image.width * image.height, file.size(stream)
         most = allowed(max(MOST_PIXELS, _PIXELS_PER_BYTE * size))
         if pixels > most:
             raise ValueError(f"{size:,} bytes that claim {image.width}x{image.height} pixels; {advice(pixels, most)}")

@@ -8,54 +8,52 @@ from __future__ import annotations
 
 import bisect
 import errno
-import io
-import math
-import os
 import shutil
 import tempfile
-import threading
-import weakref
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import IO, Any
+from typing import IO, ClassVar
 
 import numpy as np
 
-from onnx_cbq.calibration.files import open_plain, reason
-from onnx_cbq.calibration.sources import Source, checked_labels
+from onnx_cbq.calibration.card import Card
+from onnx_cbq.calibration.files import reason
+from onnx_cbq.calibration.npy import Header, Rows, read_header
+from onnx_cbq.calibration.places import Place, size_of
+from onnx_cbq.calibration.sources import PlacedSource, checked_labels
 from onnx_cbq.errors import CalibrationError
 from onnx_cbq.model import Array
 from onnx_cbq.system.allowance import advice, allowed
 
 _COPY_BYTES = 1 << 20
 _MOST_ARRAYS = 1000
-# Headers of an array of numbers have a hundred bytes or so.
-_LARGEST_HEADER = 10_000
 # Labels and names are held in memory, samples in a temporary file. Each may take so much, or so many times the file.
 _SMALL_BYTES, _SMALL_TIMES = 16 << 20, 4
 _UNPACKED_BYTES, _UNPACKED_TIMES = 512 << 20, 100
 # Checksums of stored arrays are held against their bytes up to this size, in less than a second.
 _CHECKED_BYTES = 1 << 30
-_READERS = {(1, 0): (2, np.lib.format.read_array_header_1_0), (2, 0): (4, np.lib.format.read_array_header_2_0)}
 
 
-class NpzSource(Source):
+class NpzSource(PlacedSource):
     """An `.npz` with one array per input, labels `y` and optionally `class_names`; rows are read from the file."""
 
-    def __init__(self, path: Path) -> None:
-        self.label = str(path)
+    endings: ClassVar[tuple[str, ...]] = (".npz",)
+
+    def __init__(self, places: Sequence[Place], card: Card, *, skip_unreadable: bool) -> None:
+        del card, skip_unreadable
+        (place,) = places
+        self.label = path = place.label
         try:
-            file = open_plain(path)
+            file = place.open()
         except OSError as error:
             raise CalibrationError(f"{path}: cannot be read: {error.strerror}") from error
         try:
             with file, zipfile.ZipFile(file) as archive:
-                self._read(_Archive(path, os.fstat(file.fileno()).st_size, archive))
+                self._read(_Archive(place, size_of(file), archive))
         except (CalibrationError, MemoryError):
             raise
         except Exception as error:  # whatever zipfile and decompressors raise where bytes are missing or changed
@@ -73,7 +71,7 @@ class NpzSource(Source):
         if "class_names" in members:
             self.class_names = _names(archive.small_array(members["class_names"]), self.label)
         archive.check_sizes([members[key] for key in headers])
-        self._rows = {key: _Rows(archive, members[key], header) for key, header in headers.items()}
+        self._rows = {key: _rows(archive, members[key], header) for key, header in headers.items()}
 
     def _require(self, members: Mapping[str, object]) -> None:
         listing = ", ".join(list(members)[:10]) or "nothing"
@@ -90,29 +88,17 @@ class NpzSource(Source):
 
 
 @dataclass(frozen=True)
-class _Header:
-    """What an `.npy` says of itself; its numbers begin at byte `start`."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    start: int
-
-    @property
-    def row_bytes(self) -> int:
-        return math.prod(self.shape[1:]) * self.dtype.itemsize
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-@dataclass(frozen=True)
 class _Archive:
     """An open archive, where it is and how many bytes it has."""
 
-    path: Path
+    place: Place
     size: int
     zip: zipfile.ZipFile
+
+    @property
+    def path(self) -> str:
+        """What messages call it."""
+        return self.place.label
 
     @cached_property
     def _edges(self) -> list[int]:
@@ -124,14 +110,14 @@ class _Archive:
         following = bisect.bisect_right(self._edges, info.header_offset)
         return self._edges[following] if following < len(self._edges) else 0
 
-    def header(self, info: zipfile.ZipInfo) -> _Header:
+    def header(self, info: zipfile.ZipInfo) -> Header:
         """The header of a member, which must tell its true size.
 
         Raises:
             CalibrationError: it does not, or the array is none of numbers, row by row.
         """
         with self.zip.open(info) as stream:
-            header = _read_header(stream, info.filename, str(self.path))
+            header = read_header(stream, f"{self.path}: array {info.filename!r}")
         if info.file_size != header.start + header.size:
             raise CalibrationError(
                 f"{self.path}: array {info.filename!r} is damaged: expected {header.start + header.size} bytes, got "
@@ -170,92 +156,36 @@ class _Archive:
             )
 
 
-class _Rows:
-    """Rows of one array of an `.npz`, read by position; a compressed array is first unpacked to a temporary file."""
-
-    def __init__(self, archive: _Archive, info: zipfile.ZipInfo, header: _Header) -> None:
-        self._where = f"{archive.path}: array {info.filename!r}"
-        self._header, self._start = header, header.start
-        if info.compress_type == zipfile.ZIP_STORED:
-            self._file: IO[bytes] = open_plain(archive.path)
-            weakref.finalize(self, self._file.close)
-            offset = _data_offset(self._file, info)
-            self._start += offset
-            self._check_place(info, offset, archive.end_of(info))
-        else:
-            self._file = _unpacked(archive.zip, info)
-            weakref.finalize(self, self._file.close)
-        self._lock = threading.Lock()
-
-    def read(self, indices: Sequence[int]) -> Array:
-        """Rows `indices`, [len(indices), *row].
-
-        Raises:
-            CalibrationError: the file ends before them.
-        """
-        size = self._header.row_bytes
-        with self._lock:
-            data = b"".join(self._read_row(int(index), size) for index in indices)
-        if len(data) != size * len(indices):
-            raise CalibrationError(f"{self._where} ends early; was the file changed meanwhile?")
-        return np.frombuffer(data, self._header.dtype).reshape(len(indices), *self._header.shape[1:])
-
-    def _read_row(self, index: int, size: int) -> bytes:
-        self._file.seek(self._start + index * size)
-        return self._file.read(size)
-
-    def _check_place(self, info: zipfile.ZipInfo, offset: int, end: int) -> None:
-        """Hold a stored array's place in the file against what follows, and its bytes against their checksum."""
-        room = end - offset
-        if room < info.file_size:
-            raise CalibrationError(
-                f"{self._where} is damaged: expected {info.file_size} bytes, there is room for {room}"
-            )
-        if info.file_size > _CHECKED_BYTES:
-            return
-        self._file.seek(offset)
-        found, left = 0, info.file_size
-        while left and (piece := self._file.read(min(left, _COPY_BYTES))):
-            found, left = zlib.crc32(piece, found), left - len(piece)
-        if left or found != info.CRC:
-            raise CalibrationError(f"{self._where} is damaged: its checksum is another one; copy or write it again")
-
-
-def _read_header(stream: IO[bytes], member: str, label: str) -> _Header:
-    """The header of an `.npy` stream; pickled objects are refused.
+def _rows(archive: _Archive, info: zipfile.ZipInfo, header: Header) -> Rows:
+    """Rows of one array; a compressed one is first unpacked to a temporary file.
 
     Raises:
-        CalibrationError: it is damaged, or not one of an array of numbers or words.
+        CalibrationError: it is damaged.
     """
-    start = stream.read(8)
-    length_bytes, reader = _READERS.get((start[6], start[7]) if len(start) == 8 else (0, 0), (0, None))
-    if start[:6] != np.lib.format.MAGIC_PREFIX or reader is None:
-        raise CalibrationError(f"{label}: array {member!r} is damaged: no header as np.save writes one")
-    head = stream.read(length_bytes)
-    length = int.from_bytes(head, "little")
-    text = stream.read(length) if length <= _LARGEST_HEADER else b""
-    if length > len(text):
-        raise CalibrationError(f"{label}: array {member!r} is damaged: its header claims {length:,} bytes")
-    try:
-        shape, fortran_order, dtype = reader(io.BytesIO(head + text))
-    except Exception as error:  # noqa: BLE001, Python's own parser reads it
-        raise CalibrationError(f"{label}: array {member!r} is damaged: {reason(error)}") from None
-    if dtype.hasobject:
-        raise CalibrationError(
-            f"{label}: array {member!r} holds pickled Python objects, which are never loaded; save numbers"
-        )
-    whole = all(type(length) is int and length >= 0 for length in shape)
-    if not whole or not dtype.itemsize or dtype.names or dtype.subdtype:
-        raise CalibrationError(
-            f"{label}: array {member!r} is damaged: {reason(ValueError(f'{dtype} of shape {shape}'))}; expected numbers"
-        )
-    if fortran_order and len(shape) > 1:
-        raise CalibrationError(
-            f"{label}: array {member!r} is stored column by column; save it with np.ascontiguousarray"
-        )
-    if len(shape) > 1 and shape[0] and not math.prod(shape[1:]):
-        raise CalibrationError(f"{label}: array {member!r} has samples without values, {shape[1:]}")
-    return _Header(tuple(shape), dtype, len(start) + len(head) + len(text))
+    where = f"{archive.path}: array {info.filename!r}"
+    if info.compress_type != zipfile.ZIP_STORED:
+        return Rows(_unpacked(archive.zip, info), header, header.start, where)
+    with ExitStack() as closed_on_error:
+        file = closed_on_error.enter_context(archive.place.open())
+        offset = _data_offset(file, info)
+        _check_place(file, info, (offset, archive.end_of(info)), where)
+        closed_on_error.pop_all()
+    return Rows(file, header, header.start + offset, where)
+
+
+def _check_place(file: IO[bytes], info: zipfile.ZipInfo, place: tuple[int, int], where: str) -> None:
+    """Hold a stored array's place in the file against what follows, and its bytes against their checksum."""
+    offset, end = place
+    if end - offset < info.file_size:
+        raise CalibrationError(f"{where} is damaged: expected {info.file_size} bytes, there is room for {end - offset}")
+    if info.file_size > _CHECKED_BYTES:
+        return
+    file.seek(offset)
+    found, left = 0, info.file_size
+    while left and (piece := file.read(min(left, _COPY_BYTES))):
+        found, left = zlib.crc32(piece, found), left - len(piece)
+    if left or found != info.CRC:
+        raise CalibrationError(f"{where} is damaged: its checksum is another one; copy or write it again")
 
 
 def _names(names: Array, label: str) -> tuple[str, ...]:

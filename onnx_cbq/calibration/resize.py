@@ -8,7 +8,6 @@ shrinks ("antialias", which torchvision has for files and timm has), or samples 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 from PIL import Image
 
@@ -44,8 +43,10 @@ def resized(picture: Image.Image, card: Card) -> Image.Image:
     return picture.transform(size, Image.Transform.AFFINE, (across, 0, 0, 0, down, 0), _FILTERS[card.interpolation])
 
 
-def cropped(picture: Image.Image, card: Card, file: Path) -> Image.Image:
+def cropped(picture: Image.Image, card: Card, file: object) -> Image.Image:
     """The centre of the picture, as `crop` says; with `pad` its border is filled up to that size first.
+
+    Messages call it `file`.
 
     Raises:
         CalibrationError: the picture is smaller than the crop, and there is no `pad`.

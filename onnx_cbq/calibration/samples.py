@@ -4,27 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from onnx_cbq.calibration.card import Card, load_card
-from onnx_cbq.calibration.files import reason, shown
-from onnx_cbq.calibration.images import IMAGE_SUFFIXES, ImageSource
+from onnx_cbq.calibration.files import reason
 from onnx_cbq.calibration.labels import Labels, are_in_another_order, read_labels, reordered
-from onnx_cbq.calibration.npz import NpzSource
-from onnx_cbq.calibration.prepare import Preparation, fit, wants_grey
+from onnx_cbq.calibration.opening import open_source
+from onnx_cbq.calibration.prepare import Preparation, fit
 from onnx_cbq.calibration.sources import ArraySource, Source
 from onnx_cbq.errors import CalibrationError
 from onnx_cbq.model import Array, InputSpec
 from onnx_cbq.records.answers import Kind
+from onnx_cbq.system.ahead import ahead
 
 Indices = npt.NDArray[np.int64]
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,7 @@ class CalibrationSet:
         Raises:
             CalibrationError: the card or its source is wrong.
         """
-        card = load_card(Path(path), None if source is None else Path(source))
-        return CalibrationSet.of_card(card, skip_unreadable=skip_unreadable)
+        return CalibrationSet.of_card(load_card(Path(path), source), skip_unreadable=skip_unreadable)
 
     @staticmethod
     def of_card(card: Card, *, skip_unreadable: bool = False) -> CalibrationSet:
@@ -69,7 +66,7 @@ class CalibrationSet:
         Raises:
             CalibrationError: its source is wrong.
         """
-        return _checked(CalibrationSet(_open(card, skip_unreadable=skip_unreadable), card))
+        return _checked(CalibrationSet(open_source(card, skip_unreadable=skip_unreadable), card))
 
     @staticmethod
     def from_arrays(
@@ -96,7 +93,7 @@ class CalibrationSet:
     @property
     def are_images(self) -> bool:
         """Whether samples are decoded from files of images."""
-        return isinstance(self.source, ImageSource)
+        return self.source.of_images
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -115,8 +112,7 @@ class CalibrationSet:
         """
         names = _match_inputs(self.source, inputs)
         fixed = next((spec.shape[0] for spec in inputs if spec.shape), None)
-        grey = self.card.channels == "grey" or any(wants_grey(spec) for spec in inputs)
-        source = self.source.decoded_to(1 if grey else 3)
+        source = self.source.fitted_to(inputs)
         preparations = {
             spec.name: fit(
                 self.card, spec, source.read(names[spec.name], [0])[0], source.label, from_images=self.are_images
@@ -258,14 +254,14 @@ class Samples:
         step = self.fixed_batch or size
         chunks = [indices[start : start + step] for start in range(0, len(indices), step)]
         filled = [chunk if self.fixed_batch is None else np.resize(chunk, step) for chunk in chunks]
-        raw = _ahead(self.raw(chunk) for chunk in filled)
+        raw = ahead(self.raw, filled)
         return zip(chunks, raw, strict=True)
 
     def batches(self, indices: Indices, size: int) -> Iterator[Batch]:
         """The samples `indices` in order, `size` at a time; the next batch is read while the last one is used."""
         step = self.fixed_batch or size
         chunks = [indices[start : start + step] for start in range(0, len(indices), step)]
-        return _ahead(self._batch(chunk, step) for chunk in chunks)
+        return ahead(partial(self._batch, size=step), chunks)
 
     def _batch(self, chunk: Indices, size: int) -> Batch:
         padded = chunk if self.fixed_batch is None else np.resize(chunk, size)
@@ -276,26 +272,6 @@ def _distinct(names: Sequence[str]) -> tuple[str, ...]:
     """The names, those that several classes have with the label behind them: ImageNet has two cranes."""
     counts = Counter(names)
     return tuple(f"{name} (label {m})" if counts[name] > 1 else name for m, name in enumerate(names))
-
-
-def _open(card: Card, *, skip_unreadable: bool) -> Source:
-    """The source that a card names.
-
-    Raises:
-        CalibrationError: it is missing, or is neither an `.npz` file nor a folder of images.
-    """
-    label = shown(str(card.source))[1:-1]
-    try:
-        is_folder, exists = card.source.is_dir(), card.source.exists()
-    except OSError as error:  # a name that is too long, a folder that may not be entered
-        raise CalibrationError(f"{label}: cannot be read: {error.strerror}; set source in the card") from error
-    if is_folder:
-        return ImageSource(card.source, card, skip_unreadable=skip_unreadable)
-    if not exists:
-        raise CalibrationError(f"{label}: no such file or folder of samples; set source in the card, or --source")
-    if card.source.suffix.lower() in IMAGE_SUFFIXES:
-        raise CalibrationError(f"{card.source}: one image is no data set; name the folder above the class folders")
-    return NpzSource(card.source)
 
 
 def _checked(data: CalibrationSet) -> CalibrationSet:
@@ -319,15 +295,6 @@ def _match_inputs(source: Source, inputs: Sequence[InputSpec]) -> dict[str, str]
             f"the model wants {', '.join(names)}"
         )
     return names
-
-
-def _ahead(items: Iterator[_T]) -> Iterator[_T]:
-    """Make the next item in a thread while the caller works on the last one."""
-    with ThreadPoolExecutor(1) as pool:
-        pending = pool.submit(next, items, None)
-        while (item := pending.result()) is not None:
-            pending = pool.submit(next, items, None)
-            yield item
 
 
 def _text(name: object) -> str:

@@ -6,13 +6,15 @@ Nothing is kept in memory: rows of an `.npz` are read from the file, images are 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 
 from onnx_cbq.calibration.card import Card
+from onnx_cbq.calibration.places import Place
 from onnx_cbq.errors import CalibrationError
-from onnx_cbq.model import Array
+from onnx_cbq.model import Array, InputSpec
 
 
 class Source(ABC):
@@ -32,6 +34,11 @@ class Source(ABC):
     inputs: tuple[str, ...]
     skipped: int = 0
 
+    @property
+    def of_images(self) -> bool:
+        """Whether a sample is an image, [height, width, channels]."""
+        return False
+
     @abstractmethod
     def read(self, name: str, indices: Sequence[int]) -> Array:
         """Samples `indices` of array `name`, [len(indices), ...]."""
@@ -49,6 +56,37 @@ class Source(ABC):
         """The same samples, with images resized and cropped as another card says; arrays stay as they are."""
         del card
         return self
+
+    def fitted_to(self, inputs: Sequence[InputSpec]) -> Source:
+        """The same samples, decoded to what the inputs of a model want; arrays stay as they are."""
+        del inputs
+        return self
+
+
+class PlacedSource(Source):
+    """Raw labelled samples of files that a card names.
+
+    Attributes:
+        endings: what the names of the files end with, in small letters; a folder's ends with a slash.
+        several: whether several files make one set.
+    """
+
+    endings: ClassVar[tuple[str, ...]]
+    several: ClassVar[bool] = False
+
+    @classmethod
+    def reads(cls, place: Place, card: Card) -> Iterator[Place]:
+        """Every file that is read for what lies at `place`: nobody may write there meanwhile."""
+        del card
+        yield place
+
+    @abstractmethod
+    def __init__(self, places: Sequence[Place], card: Card, *, skip_unreadable: bool) -> None:
+        """Find out all labels, and where samples are.
+
+        Raises:
+            CalibrationError: something is missing, damaged or a trap.
+        """
 
 
 class ArraySource(Source):

@@ -44,8 +44,10 @@ def keys_of(card: Card) -> dict[str, object]:
     }
 
 
-def source_from(source: Path, folder: Path) -> str:
+def source_from(source: Path | str, folder: Path) -> str:
     """A source as a card in `folder` names it: relative, or absolute where there is no way from one to the other."""
+    if isinstance(source, str):  # a URL
+        return source
     try:
         return Path(os.path.relpath(source.resolve(), folder.resolve())).as_posix()
     except ValueError:  # two drives

@@ -26,11 +26,11 @@ _LARGEST_LIST = 4 << 20
 FIXED: Mapping[str, Any] = {
     "model": ModelPath,
     "source": Annotated[
-        Path,
+        str,
         typer.Option(
             "--source",
             metavar="PATH",
-            help="Labelled samples: an .npz file or a folder of images.",
+            help="Labelled samples: a file, a folder, a pattern of several files, or a URL.",
             show_default=False,
             rich_help_panel=FIRST,
         ),

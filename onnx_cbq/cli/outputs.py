@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from re import Pattern
 
-from onnx_cbq.calibration import load_card
+from onnx_cbq.calibration import Card, files_read, load_card
+from onnx_cbq.calibration.places import located
 from onnx_cbq.errors import OutputError
 from onnx_cbq.graph.load import data_files
 from onnx_cbq.storage.files import check_folder, check_writable
@@ -29,14 +30,13 @@ class Inputs:
 
     Attributes:
         models: with the files that hold their weights.
-        card, source: with the file of samples, or all files of their folder; `source` replaces the card's own, if there
-            is a card.
+        card, source: with all files of samples; `source` replaces the card's own, if there is a card.
         others: any other file.
     """
 
     models: tuple[Path | None, ...] = ()
     card: Path | None = None
-    source: Path | None = None
+    source: str | None = None
     others: tuple[Path | None, ...] = ()
 
     def files(self) -> Iterator[Path]:
@@ -45,13 +45,11 @@ class Inputs:
             yield model
             yield from data_files(model)
         yield from filter(None, self.others)
-        source = self.source
         if self.card is not None:
             yield self.card
-            source = load_card(self.card, self.source).source
-        if source is not None:
-            yield source
-            yield from _in_folder(source)
+            yield from files_read(load_card(self.card, self.source))
+        elif self.source is not None:
+            yield from files_read(Card(located(self.source)))
 
 
 @dataclass(frozen=True)
@@ -100,19 +98,6 @@ def _refuse_inputs(outputs: Iterable[Path], inputs: Inputs) -> None:
             raise OutputError(
                 f"{output}: is also another file of this command: {name} is read; give the output a name of its own"
             )
-
-
-def _in_folder(source: Path) -> Iterator[Path]:
-    """What a folder of samples and its sub-folders hold; nothing below them is read, and links may lead in circles."""
-    for folder in (source, *_entries(source)):
-        yield from _entries(folder)
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except OSError:  # no folder, or one that may not be entered: whoever reads it says so
-        return []
 
 
 def _identity(path: Path) -> _Identity | None:

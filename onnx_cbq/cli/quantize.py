@@ -157,7 +157,7 @@ def quantize(flags: Sequence[Flag], given: Mapping[str, Any]) -> None:
     if run.says("data_free"):
         _quantize_data_free(flags, run, model, destination)
         return
-    card_path, source = run.path("data"), run.path("source")
+    card_path, source = run.path("data"), run.fixed.get("source")
     if card_path is None:
         raise typer.BadParameter("give a calibration card with --data, or use --data-free")
     config = _config(flags, run)

@@ -22,11 +22,11 @@ CardPath = Annotated[
     ),
 ]
 SourcePath = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--source",
         metavar="PATH",
-        help="Samples to use (default: the card's source).",
+        help="Samples to use, a path or a URL (default: the card's source).",
         show_default=False,
         rich_help_panel=SAMPLES,
     ),

@@ -18,6 +18,7 @@ import numpy as np
 from onnx_cbq.calibration import CalibrationSet, Card
 from onnx_cbq.calibration.candidates import FRAMINGS, Candidate, framed, framing_candidates, value_candidates
 from onnx_cbq.calibration.draw import draw
+from onnx_cbq.calibration.places import located
 from onnx_cbq.calibration.samples import Indices, Samples
 from onnx_cbq.calibration.survey import Survey, survey
 from onnx_cbq.errors import CalibrationError, ModelError
@@ -48,7 +49,7 @@ _ALIKE, _RULE_OF_THREE = 1.05, 3
 
 def find_card(
     model: ModelSource,
-    source: Path,
+    source: Path | str,
     config: CardConfig | None = None,
     classes: Sequence[str] | None = None,
     progress: Progress = silent,
@@ -63,7 +64,7 @@ def find_card(
     config, clock = config or CardConfig(), Clock()
     with clock.stage("samples"):
         loaded = load(model)
-        base = Card(source, classes=None if classes is None else tuple(classes))
+        base = Card(located(source), classes=None if classes is None else tuple(classes))
         data = CalibrationSet.of_card(base, skip_unreadable=skip_unreadable)
         seen = survey(data, loaded.inputs, config.size)
         first = _first(base, seen)

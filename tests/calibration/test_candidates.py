@@ -124,7 +124,7 @@ def test_every_card_that_is_tried_can_be_read_back(tmp_path: Path) -> None:
         path = tmp_path / "cards" / "card.toml"
         path.write_text(card_text(card, path.parent, ["Two words", "x" * 300]), encoding="utf-8")
         found = load_card(path)
-        assert found.source.resolve() == card.source.resolve()
+        assert Path(found.source).resolve() == Path(card.source).resolve()
         assert Card(**{**vars(found), "source": card.source}) == card
 
 

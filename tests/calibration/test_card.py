@@ -173,7 +173,7 @@ def test_paths_are_relative_to_the_card(tmp_path: Path, monkeypatch: pytest.Monk
     folder.mkdir()
     write(folder, 'source = "../data/a.npz"')
     monkeypatch.chdir(tmp_path)
-    assert load_card(Path("cards/card.toml")).source.resolve() == tmp_path / "data" / "a.npz"
+    assert Path(load_card(Path("cards/card.toml")).source).resolve() == tmp_path / "data" / "a.npz"
 
 
 def test_absolute_path_stays(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from PIL import Image
 
 from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.calibration.card import Card
-from onnx_cbq.calibration.images import ImageSource
+from onnx_cbq.calibration.file_source import FolderSource
+from onnx_cbq.calibration.places import LocalPlace
 from onnx_cbq.errors import CalibrationError
 from onnx_cbq.model import Array, InputSpec
 
@@ -37,8 +38,8 @@ def write(folder: Path, name: str, pixels: Array, mode: str | None = None) -> Pa
     return path
 
 
-def source(folder: Path, *, skip_unreadable: bool = False, **settings: Any) -> ImageSource:
-    return ImageSource(folder, Card(folder, **settings), skip_unreadable=skip_unreadable)
+def source(folder: Path, *, skip_unreadable: bool = False, **settings: Any) -> FolderSource:
+    return FolderSource([LocalPlace(folder)], Card(folder, **settings), skip_unreadable=skip_unreadable)
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def test_folder_without_classes_is_explained(tmp_path: Path) -> None:
 def test_one_image_is_no_source(tmp_path: Path) -> None:
     path = write(tmp_path, "0.png", picture())
     (tmp_path / "card.toml").write_text('source = "0.png"')
-    with pytest.raises(CalibrationError, match=f"{path}: one image is no data set"):
+    with pytest.raises(CalibrationError, match=f"{path}: one file is no data set"):
         CalibrationSet.from_card(tmp_path / "card.toml")
 
 
@@ -300,6 +301,6 @@ def test_what_systems_leave_beside_images_is_no_class(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         Image.new("L", (4, 4)).save(tmp_path / name / "1.png")
     (tmp_path / "cat" / "._1.png").write_bytes(b"resource fork")
-    found = CalibrationSet(ImageSource(tmp_path, Card(tmp_path), skip_unreadable=False), Card(tmp_path))
+    found = CalibrationSet(source(tmp_path), Card(tmp_path))
     assert found.class_names == ("cat", "dog")
     assert found.labels.tolist() == [0, 1]

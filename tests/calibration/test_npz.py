@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from onnx_cbq.calibration import CalibrationSet
+from onnx_cbq.calibration.card import Card
 from onnx_cbq.calibration.npz import NpzSource
+from onnx_cbq.calibration.places import LocalPlace
 from onnx_cbq.errors import CalibrationError
 from onnx_cbq.model import Array
 
@@ -22,9 +24,13 @@ Y = np.arange(12) % 3
 SAVERS = pytest.mark.parametrize("save", [np.savez, np.savez_compressed], ids=["stored", "compressed"])
 
 
+def opened(path: Path) -> NpzSource:
+    return NpzSource([LocalPlace(path)], Card(path), skip_unreadable=False)
+
+
 def source(folder: Path, **arrays: Any) -> NpzSource:
     np.savez(folder / "a.npz", **arrays)
-    return NpzSource(folder / "a.npz")
+    return opened(folder / "a.npz")
 
 
 @SAVERS
@@ -32,7 +38,7 @@ def source(folder: Path, **arrays: Any) -> NpzSource:
 def test_rows_come_as_they_were_saved(tmp_path: Path, save: Callable[..., None], dtype: Any) -> None:
     x = (X * 50).astype(dtype)
     save(tmp_path / "a.npz", x=x, y=Y)
-    rows = NpzSource(tmp_path / "a.npz").read("x", [5, 0, 5, 11])
+    rows = opened(tmp_path / "a.npz").read("x", [5, 0, 5, 11])
     assert rows.dtype == x.dtype
     np.testing.assert_array_equal(rows, x[[5, 0, 5, 11]])
 
@@ -45,7 +51,7 @@ def test_rows_of_a_padded_archive_are_found(tmp_path: Path) -> None:
             info = zipfile.ZipInfo(name)
             info.extra = b"\x99\x99\x0b\x00" + b"p" * 11
             padded.writestr(info, archive.read(name))
-    np.testing.assert_array_equal(NpzSource(tmp_path / "b.npz").read("x", range(12)), X)
+    np.testing.assert_array_equal(opened(tmp_path / "b.npz").read("x", range(12)), X)
 
 
 def test_class_names_and_labels_are_read(tmp_path: Path) -> None:
@@ -112,7 +118,7 @@ def test_cut_or_changed_files_are_explained(tmp_path: Path, save: Callable[..., 
     for length in range(0, len(content), 41):
         path.write_bytes(content[:length])
         with pytest.raises(CalibrationError, match=r"not an \.npz file, or cut short"):
-            NpzSource(path)
+            opened(path)
     random = np.random.default_rng(0)
     refused = 0
     for position in random.integers(0, len(content), 150):
@@ -120,7 +126,7 @@ def test_cut_or_changed_files_are_explained(tmp_path: Path, save: Callable[..., 
         changed[position] ^= int(random.integers(1, 256))
         path.write_bytes(changed)
         try:
-            NpzSource(path)
+            opened(path)
         except CalibrationError:
             refused += 1
     assert refused > 10
@@ -133,7 +139,7 @@ def test_header_that_promises_more_than_there_is_is_explained(tmp_path: Path) ->
         for name in archive.namelist():
             changed.writestr(name, archive.read(name).replace(b"(12, 3, 2)", b"(12, 3, 9)"))
     with pytest.raises(CalibrationError, match=r"array 'x.npy' is damaged: expected 1424 bytes, got 416"):
-        NpzSource(tmp_path / "b.npz")
+        opened(tmp_path / "b.npz")
 
 
 def test_member_that_is_no_array_is_explained(tmp_path: Path) -> None:
@@ -141,14 +147,14 @@ def test_member_that_is_no_array_is_explained(tmp_path: Path) -> None:
         archive.writestr("y.npy", "labels")
         archive.writestr("x.npy", "samples")
     with pytest.raises(CalibrationError, match=r"array 'y.npy' is damaged"):
-        NpzSource(tmp_path / "a.npz")
+        opened(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip"], ids=["empty", "text"])
 def test_file_that_is_no_npz_is_explained(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(CalibrationError, match=r"not an \.npz file, or cut short"):
-        NpzSource(tmp_path / "a.npz")
+        opened(tmp_path / "a.npz")
 
 
 @SAVERS
@@ -158,7 +164,7 @@ def test_memory_does_not_grow_with_the_data_set(tmp_path: Path, save: Callable[.
     rows[:, 0] = np.arange(2000)
     save(tmp_path / "a.npz", x=rows, y=np.arange(2000) % 2)
     tracemalloc.start()
-    data = CalibrationSet(NpzSource(tmp_path / "a.npz"), card=CalibrationSet.from_arrays([0], [0]).card)
+    data = CalibrationSet(opened(tmp_path / "a.npz"), card=CalibrationSet.from_arrays([0], [0]).card)
     for start in range(0, 2000, 10):
         found = data.source.read("x", range(start, start + 10))
         np.testing.assert_array_equal(found[:, 0], np.arange(start, start + 10))
@@ -171,7 +177,7 @@ def test_compressed_samples_leave_no_file_behind(tmp_path: Path, monkeypatch: py
     """They are unpacked to a file without a name, so that nothing stays even after a kill."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     np.savez_compressed(tmp_path / "a.npz", x=X, y=Y)
-    found = NpzSource(tmp_path / "a.npz")
+    found = opened(tmp_path / "a.npz")
     assert [file.name for file in tmp_path.iterdir()] == ["a.npz"]
     np.testing.assert_array_equal(found.read("x", [1]), X[1:2])
 
@@ -183,7 +189,7 @@ def test_disk_full_while_unpacking_is_explained(tmp_path: Path, monkeypatch: pyt
     np.savez_compressed(tmp_path / "a.npz", x=X, y=Y)
     monkeypatch.setattr("shutil.copyfileobj", full)
     with pytest.raises(CalibrationError, match="cannot be read: No space left on device"):
-        NpzSource(tmp_path / "a.npz")
+        opened(tmp_path / "a.npz")
 
 
 def rewritten(folder: Path, method: int = zipfile.ZIP_STORED, **members: bytes) -> Path:
@@ -222,7 +228,7 @@ def npy(descr: str, shape: str, data: bytes, length: int | None = None, version:
 def test_headers_of_no_array_are_explained(tmp_path: Path, descr: str, shape: str, expected: str) -> None:
     """Each was a traceback: of numpy's parser, of an overflow, or of the shape that came out of it."""
     with pytest.raises(CalibrationError, match=f"array 'x.npy' (is damaged: )?.*{expected}"):
-        NpzSource(rewritten(tmp_path, x=npy(descr, shape, X.tobytes())))
+        opened(rewritten(tmp_path, x=npy(descr, shape, X.tobytes())))
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -230,7 +236,7 @@ def test_header_that_claims_gigabytes_is_not_read(tmp_path: Path, version: int) 
     """numpy reads it whole before it looks at its length."""
     content = npy("'<f4'", "(12, 3, 2)", X.tobytes(), length=(1 << 16 * version) - 1, version=version)
     with pytest.raises(CalibrationError, match=r"'x.npy' is damaged: its header claims [0-9,]* bytes"):
-        NpzSource(rewritten(tmp_path, x=content))
+        opened(rewritten(tmp_path, x=content))
 
 
 @pytest.mark.parametrize("key", ["y", "class_names", "x"])
@@ -246,9 +252,9 @@ def test_what_would_be_unpacked_is_bounded_by_the_file(
     }[key]
     np.savez_compressed(tmp_path / "a.npz", **arrays)
     with pytest.raises(CalibrationError, match=r"bytes .* a file of .* at most; set ONNX_CBQ_ALLOWANCE=\d+ if you"):
-        NpzSource(tmp_path / "a.npz")
+        opened(tmp_path / "a.npz")
     monkeypatch.setenv("ONNX_CBQ_ALLOWANCE", "1")
-    assert len(NpzSource(tmp_path / "a.npz").labels) == len(arrays["y"])
+    assert len(opened(tmp_path / "a.npz").labels) == len(arrays["y"])
 
 
 def test_stored_array_that_reaches_into_what_follows_is_refused(tmp_path: Path) -> None:
@@ -263,7 +269,7 @@ def test_stored_array_that_reaches_into_what_follows_is_refused(tmp_path: Path) 
     del content[directory - 100 : directory]
     (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(CalibrationError, match=r"expected 416 bytes, there is room for 316|cut short"):
-        NpzSource(tmp_path / "a.npz")
+        opened(tmp_path / "a.npz")
 
 
 def test_changed_samples_of_a_stored_array_are_found(tmp_path: Path) -> None:
@@ -274,12 +280,12 @@ def test_changed_samples_of_a_stored_array_are_found(tmp_path: Path) -> None:
     content[content.find(large[7].tobytes()) + 77] ^= 8
     (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(CalibrationError, match=r"array 'x.npy' is damaged: its checksum is another one"):
-        NpzSource(tmp_path / "a.npz")
+        opened(tmp_path / "a.npz")
 
 
 def test_file_that_was_cut_while_in_use_is_explained(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.zeros((12, 1 << 16)), y=Y)
-    found = NpzSource(tmp_path / "a.npz")
+    found = opened(tmp_path / "a.npz")
     (tmp_path / "a.npz").write_bytes(b"")
     with pytest.raises(CalibrationError, match=r"array 'x.npy' ends early"):
         found.read("x", [3])
@@ -304,4 +310,4 @@ def test_thousands_of_arrays_are_no_samples(tmp_path: Path) -> None:
 def test_a_pipe_is_no_archive(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.npz")
     with pytest.raises(CalibrationError, match="is a device, a socket or a pipe, expected a file"):
-        NpzSource(tmp_path / "a.npz")
+        opened(tmp_path / "a.npz")

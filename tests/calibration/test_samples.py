@@ -14,7 +14,6 @@ import pytest
 from onnx_cbq.calibration import CalibrationSet, Samples
 from onnx_cbq.calibration.card import Card
 from onnx_cbq.calibration.draw import Draw, draw
-from onnx_cbq.calibration.samples import _ahead
 from onnx_cbq.calibration.sources import Source
 from onnx_cbq.errors import CalibrationError
 from onnx_cbq.model import Array, InputSpec
@@ -298,20 +297,6 @@ def test_stopping_early_ends_the_reading_thread() -> None:
     assert isinstance(batches, Iterator)
     del batches
     assert threading.active_count() == before
-
-
-def test_next_item_is_made_while_the_last_is_used() -> None:
-    second = threading.Event()
-
-    def items() -> Iterator[int]:
-        yield 1
-        second.set()
-        yield 2
-
-    made = _ahead(items())
-    assert next(made) == 1
-    assert second.wait(5)
-    assert list(made) == [2]
 
 
 def test_arrays_stay_as_they_are_where_the_model_leaves_every_size_open() -> None:
