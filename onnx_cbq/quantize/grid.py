@@ -61,6 +61,10 @@ class Channels:
         """What the codes stand for, float32 [channels, weights per channel]."""
         return np.asarray(self.grid.levels(self.codes) * self.scale[:, None])
 
+    def some(self, rows: slice) -> Channels:
+        """A few of the rows."""
+        return Channels(self.codes[rows], self.scale[rows], self.bits[rows], self.grid.kept(rows))
+
 
 def quantize_rows(rows: Array, bits: Array, rules: WeightRules = FREE, lanes: Lanes | None = None) -> Channels:
     """Round each row to `bits[row]` bits, on the grid and with the scale of least squared error that `rules` allow.
@@ -68,14 +72,19 @@ def quantize_rows(rows: Array, bits: Array, rules: WeightRules = FREE, lanes: La
     A row of zeros that would get 1 bit, where there is no zero, gets 0 bits. Cost: about 15 passes over the weights of
     long rows, 80 over those of short ones, on all cores.
     """
-    size = len(rows) if rules.per_tensor else max(_BLOCK // max(rows.shape[1], 1), 1)
-    blocks = [slice(start, start + size) for start in range(0, len(rows), max(size, 1))]
+    blocks = [slice(None)] if rules.per_tensor else row_blocks(rows.shape)
     codes, scale = np.empty(rows.shape, np.int8), np.empty(len(rows), np.float32)
     found = np.empty(len(rows), np.int8)
     quantized = in_threads(lambda block: _quantize_block(rows[block], bits[block], rules, lanes), blocks)
     for block, part in zip(blocks, quantized, strict=True):
         codes[block], scale[block], found[block] = part
     return Channels(codes, scale, found)
+
+
+def row_blocks(shape: tuple[int, ...]) -> list[slice]:
+    """The rows of a matrix of that shape, a few at a time."""
+    size = max(_BLOCK // max(shape[1], 1), 1)
+    return [slice(start, start + size) for start in range(0, shape[0], size)]
 
 
 def _quantize_block(rows: Array, bits: Array, rules: WeightRules, lanes: Lanes | None) -> tuple[Array, Array, Array]:
