@@ -17,6 +17,7 @@ from onnx_cbq.graph.normalise import normalise
 from onnx_cbq.graph.placement import NO_ACTIVATIONS
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.model import Array, Model
+from onnx_cbq.model.mapped import release
 from onnx_cbq.quantize.grid import Channels
 from onnx_cbq.quantize.schemes import (
     LEAST_BITS,
@@ -149,6 +150,7 @@ def quantize_data_free(
             found = _quantize(rows, bits, config)
             statistics[layer.name] = statistics_of((rows[i], q, int(bits[i][0])) for i, q in found)
             weights[layer.name] = _weights(layer, found, bits)
+            release(normalised.model.weight(layer.weight))
     with clock.stage("emit"):
         storage = find_storage(config.storage)()
         output = emit_qdq(normalised.model, layers, weights, NO_ACTIVATIONS, {}, storage.codes())

@@ -48,7 +48,7 @@ class GridStatistics:
 
 
 def quantize_scheme(rows: Array, bits: int, scheme: str) -> Channels:
-    """Quantize rows [rows, n] to `bits` bits by a scheme of `SCHEMES`. Cost: a few passes, for "mse" that of `quantize_rows`."""
+    """Quantize rows [rows, n] to `bits` bits by a scheme of `SCHEMES`, "mse" being that of `quantize_rows`."""
     return SCHEMES[scheme](np.asarray(rows, np.float32), bits)
 
 
