@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import numpy as np
 from onnx import ModelProto
 
-from onnx_cbq.evidence.workload import ModelSource, size_of
+from onnx_cbq.evidence.workload import ModelSource, kept_notes, size_of, taken
 from onnx_cbq.graph.layers import find_layers
 from onnx_cbq.graph.load import load
-from onnx_cbq.graph.normalise import normalise
+from onnx_cbq.graph.normalise import KEEPING_PASSES, PASSES, normalise
 from onnx_cbq.graph.placement import NO_ACTIVATIONS
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.model import Array, Model
@@ -48,7 +48,7 @@ class DataFreeConfig:
         bits: average bits per weight, 2 to 8; where it is no whole number, widths follow the weights' distortion.
         scheme: how weights are quantized.
         per_tensor: one scale for a whole layer, instead of one per channel.
-        storage: as in `QuantizeConfig`.
+        storage, keep_quantized: as in `QuantizeConfig`.
     """
 
     SCHEMES: ClassVar[tuple[str, ...]] = ("mse", "symmetric", "asymmetric", "power-of-two", "log")
@@ -57,6 +57,7 @@ class DataFreeConfig:
     scheme: str = option(SCHEMES[0], CHOOSE, "|".join(SCHEMES))
     per_tensor: bool = option(default=False, panel=CHOOSE, shown="one per channel")
     storage: str = option("int8", FIRST)
+    keep_quantized: bool = option(default=False, panel=CHOOSE, shown="quantized again")
 
     def __post_init__(self) -> None:
         check_kinds(self)
@@ -136,10 +137,11 @@ def quantize_data_free(
     config, versions = config or DataFreeConfig(), versions or {}
     clock = Clock()
     with clock.stage("load"):
-        source = load(model)
+        source, grids = taken(load(model), keep_quantized=config.keep_quantized)
         example = Example.made_up(source)
-        normalised = normalise(source, example)
+        normalised = normalise(source, example, KEEPING_PASSES if config.keep_quantized else PASSES)
         layers = find_layers(normalised.model, example.shapes(normalised.model))
+        notes = (*grids, *kept_notes(layers), *normalised.notes)
     with clock.stage("search"):
         plan = _plan(normalised.model, layers, config)
     with clock.stage("rounding"):
@@ -165,7 +167,7 @@ def quantize_data_free(
             plain = emit_qdq(normalised.model, layers, weights, NO_ACTIVATIONS, {})
             check_equal(path, plain, example.feeds)
     return DataFreeResult(
-        output, plan, layers, statistics, size_of(model), size, clock.seconds, normalised.notes, versions, config
+        output, plan, layers, statistics, size_of(model), size, clock.seconds, notes, versions, config
     )
 
 
