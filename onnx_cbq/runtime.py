@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ import onnxruntime
 from onnx_cbq.errors import ModelError
 from onnx_cbq.model import Array, Model
 from onnx_cbq.model.captures import nodes_within
+from onnx_cbq.model.mapped import HUGE, LARGE, place_of, release
 from onnx_cbq.system.allowance import FACTOR, allowed
 from onnx_cbq.system.temporary import temporary_folder
 
@@ -58,15 +59,15 @@ class Session:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if float_weights:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
-        self._weights = _ort_values(model.weights) if isinstance(model, Model) else {}
-        if self._weights:
-            options.add_external_initializers(list(self._weights), list(self._weights.values()))
-        source: str | bytes = str(model) if isinstance(model, Path) else b""
-        if not isinstance(model, Path):
-            source = model.plain_skeleton().SerializeToString() if isinstance(model, Model) else model
         # It would quantize float weights between quantized activations, by a grid of its own, where we look at ours.
         left_out = ["WeightBiasQuantization"] if isinstance(model, Model) else []
-        self._session = _start(source, options, left_out)
+        self._weights: dict[str, Any] = {}
+        if isinstance(model, Model):
+            with ExitStack() as files:
+                content = _handed_over(model, options, self._weights, files, folds=optimization != "off")
+                self._session = _start(content, options, left_out)
+        else:
+            self._session = _start(str(model) if isinstance(model, Path) else model, options, left_out)
         self.inputs: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
         self.outputs: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
         first = [i.shape[0] for i in self._session.get_inputs() if i.shape]
@@ -209,6 +210,62 @@ def _start(source: bytes | str, options: Any, left_out: Sequence[str] = ()) -> A
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"], **settings)
     except Exception as error:
         raise ModelError(f"onnxruntime cannot load the model: {_first_line(error)}") from error
+
+
+def _handed_over(model: Model, options: Any, alive: dict[str, Any], files: ExitStack, *, folds: bool) -> bytes:
+    """The graph of a model whose weights are given to `options`.
+
+    What is to live as long as the session is added to `alive`, what files it is made with to `files`.
+    onnxruntime copies arrays that it is given, and may hold each of them once more, rearranged. Large models are spared
+    both: arrays stay where they are, initializers that it believes to lie in a file of zeros. Where it computes with
+    constants before it runs (`folds`) it would read the zeros, so there only those stay that do lie in a file.
+    """
+    skeleton, weights = model.plain_skeleton(), model.weights
+    large = sum(value.nbytes for value in weights.values()) > LARGE
+    if large:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    staying = {n: value for n, value in weights.items() if value.nbytes >= HUGE} if large and not folds else {}
+    places = {n: place for n, value in weights.items() if (place := place_of(value)) is not None} if large else {}
+    if staying:
+        alive |= (kept := _ort_values(staying))
+        for name, value in kept.items():
+            options.add_initializer(name, value)
+        folder = files.enter_context(temporary_folder())
+        with (folder / "zeros").open("wb") as file:
+            file.truncate(max(value.nbytes for value in staying.values()))
+        skeleton = _in_files(skeleton, weights, folder, dict.fromkeys(staying, ("zeros", 0)), options)
+    elif places:
+        folder = Counter(path.parent for path, _ in places.values()).most_common(1)[0][0]
+        there = {name: (path.name, start) for name, (path, start) in places.items() if path.parent == folder}
+        staying = {name: weights[name] for name in there}
+        skeleton = _in_files(skeleton, weights, folder, there, options)
+        for value in staying.values():
+            release(value)
+    given = _ort_values({name: value for name, value in weights.items() if name not in staying})
+    if given:
+        options.add_external_initializers(list(given), list(given.values()))
+    alive |= given
+    return bytes(skeleton.SerializeToString())
+
+
+def _in_files(
+    skeleton: onnx.ModelProto,
+    weights: Mapping[str, Array],
+    folder: Path,
+    places: Mapping[str, tuple[str, int]],
+    options: Any,
+) -> onnx.ModelProto:
+    """The graph that says of some weights in which file of the folder they lie, and from which byte on."""
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    proto = onnx.ModelProto()
+    proto.CopyFrom(skeleton)
+    for tensor in proto.graph.initializer:
+        if tensor.name in places:
+            location, offset = places[tensor.name]
+            del tensor.external_data[:]
+            for key, value in (("location", location), ("offset", offset), ("length", weights[tensor.name].nbytes)):
+                tensor.external_data.add(key=key, value=str(value))
+    return proto
 
 
 def _ort_values(weights: Mapping[str, Array]) -> dict[str, Any]:

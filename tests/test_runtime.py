@@ -6,9 +6,11 @@ import numpy as np
 import onnx
 import pytest
 
+from onnx_cbq import runtime
 from onnx_cbq.errors import ModelError
+from onnx_cbq.graph.load import load
 from onnx_cbq.model import Model
-from onnx_cbq.runtime import Session, fused_operators, median_latency
+from onnx_cbq.runtime import Optimization, Session, fused_operators, median_latency
 from tests.graphs import make_model, node
 
 ADD = make_model([node("Add", "x x")], {"x": ["N", 3]}, ["y"])
@@ -67,3 +69,47 @@ def test_float_weights_between_quantized_activations_stay_as_they_are() -> None:
     feeds = {"x": random.standard_normal((2, 3, 8, 8)).astype(np.float32)}
     fused, plain = (Session(model, level).run(feeds)["y"] for level in ("all", "off"))
     assert np.mean(fused != plain) < 0.01
+
+
+@pytest.mark.parametrize("optimization", ["off", "all"])
+@pytest.mark.parametrize("kind", ["in a file", "in memory", "in both"])
+def test_large_models_give_what_small_ones_give(
+    optimization: Optimization, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """onnxruntime is told that weights lie in a file, maybe one of zeros: a zero that is believed shows.
+
+    In a sum that could be computed beforehand, or in a shape.
+    """
+    random = np.random.default_rng(1)
+    constants = {
+        name: random.standard_normal(shape).astype(np.float32)
+        for name, shape in {"w": (24, 48), "v": (24, 48), "u": (48, 36)}.items()
+    }
+    constants |= {"sum": np.array([1.5], np.float32), "shape": np.array([0, 4, 3, 3])}
+    nodes = [
+        node("Add", "w v", "both"),
+        node("MatMul", "x both", "a"),
+        node("Gemm", "a u", "b"),
+        node("Reshape", "b shape", "c"),
+        node("Add", "c sum"),
+    ]
+    path = tmp_path / "model.onnx"
+    onnx.save_model(
+        make_model(nodes, {"x": ["N", 24]}, ["y"], constants),
+        path,
+        save_as_external_data=True,
+        location="data",
+        size_threshold=0,
+    )
+    feeds = {"x": random.standard_normal((3, 24)).astype(np.float32)}
+    x = feeds["x"].astype(np.float64)
+    expected = (x @ (constants["w"] + constants["v"]) @ constants["u"]).reshape(3, 4, 3, 3) + 1.5
+    monkeypatch.setattr(runtime, "LARGE", 0)
+    monkeypatch.setattr(runtime, "HUGE", 1024)
+    model = load(path)
+    if kind != "in a file":
+        moved = {name: np.array(value) for name, value in model.weights.items() if kind == "in memory" or name == "w"}
+        model = model.with_constants(moved)
+    session = Session(model, optimization)
+    for _ in range(2):
+        np.testing.assert_allclose(session.run(feeds)["y"], expected, rtol=1e-4, atol=1e-4)

@@ -32,7 +32,7 @@ from onnx_cbq.training.settings import RefineConfig
 ABOUT = "Quantize MODEL and prove what it costs: accuracy overall and per class, bytes, latency."
 REFINE, DATA_FREE = "--refine", "--data-free"
 # Options that mean something with --data-free; beside them those of its own settings.
-_WITHOUT_DATA = {"bits", "storage"}
+_WITHOUT_DATA = {"bits", "storage", "keep_quantized"}
 
 # Parameters that are no setting: files, and switches that bring other settings in.
 FIXED: Mapping[str, Any] = {

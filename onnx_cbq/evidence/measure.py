@@ -22,6 +22,8 @@ from onnx_cbq.runtime import Session
 HELD_BYTES = 128 << 20
 # Elements of a sample's further output, and positions that have labels, that are compared.
 MOST_ELEMENTS, MOST_POSITIONS = 4096, 4096
+# Probabilities that differ by less are the same.
+_SAME_SHARE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,16 @@ class PlanMeasure:
             for one, values in zip(self._further, answer.further, strict=True):
                 spreads[one.tensor].add(values)
         self._variances = [spreads[one.tensor].variance for one in self._further]
+
+    @property
+    def sameness(self) -> str:
+        """What may keep all plans from measuring differently, for people."""
+        shares = np.exp(np.concatenate([reference for reference, _ in self._reference]))
+        if np.ptp(shares, axis=0).max(initial=0) < _SAME_SHARE:
+            return "the class scores are the same for every sample"
+        if np.minimum(shares, 1 - shares).max(initial=0) < _SAME_SHARE:
+            return "the class scores are saturated: one class has everything, whatever the sample"
+        return "no layer changes the class scores of these samples"
 
     def __call__(self, plan: Plan, stop: Callable[[Measured], bool] | None = None) -> Measured:
         """Run the model that `plan` makes over the held-back samples.

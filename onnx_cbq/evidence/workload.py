@@ -17,13 +17,14 @@ from onnx_cbq.graph.layers import find_layers
 from onnx_cbq.graph.leftover import float_weights
 from onnx_cbq.graph.load import data_files, inputs_with_defaults, load
 from onnx_cbq.graph.logits import Logits, find_logits
-from onnx_cbq.graph.normalise import normalise
+from onnx_cbq.graph.normalise import KEEPING_PASSES, PASSES, normalise
 from onnx_cbq.graph.placement import NO_ACTIVATIONS, Placement, place_activations
+from onnx_cbq.graph.quantized import as_float, quantized_layers
 from onnx_cbq.graph.randomness import check_repeatable
 from onnx_cbq.graph.shapes import EXAMPLE_BATCH, Example, Shapes
 from onnx_cbq.model import Model
 from onnx_cbq.records import Layer, Layers, WeightRules
-from onnx_cbq.settings import MOST_BITS
+from onnx_cbq.settings import MOST_BITS, check
 from onnx_cbq.targets.fit import check_model
 from onnx_cbq.targets.onnxruntime import CPU
 from onnx_cbq.targets.target import Target
@@ -96,19 +97,27 @@ def aimed_at(work: Workload, target: Target, activation_bits: int) -> Workload:
     return replace(work, layers=replace(work.layers, layers=layers))
 
 
-def prepare(model: ModelSource, data: DataSource, logits: str | None = None, ignored: Sequence[str] = ()) -> Workload:
+def prepare(
+    model: ModelSource,
+    data: DataSource,
+    logits: str | None = None,
+    ignored: Sequence[str] = (),
+    *,
+    keep_quantized: bool = False,
+) -> Workload:
     """Load and normalise a model, fit the samples to it, find its layers and its class scores.
 
-    Outputs beside the class scores count too, but for those that are `ignored`.
+    Outputs beside the class scores count too, but for those that are `ignored`. Layers that are quantized already are
+    taken as float ones, or with `keep_quantized` left as they are.
 
     Raises:
         OnnxCbqError: model or samples cannot be used.
     """
-    source = load(model)
+    source, grids = taken(load(model), keep_quantized=keep_quantized)
     samples = as_set(data).for_model(source.inputs)
     example = make_example(samples)
     check_repeatable(source, example)
-    normalised = normalise(source, example)
+    normalised = normalise(source, example, KEEPING_PASSES if keep_quantized else PASSES)
     shapes = example.shapes(normalised.model)
     layers = find_layers(normalised.model, shapes)
     found, samples = judge(normalised.model, shapes, samples, logits)
@@ -116,7 +125,9 @@ def prepare(model: ModelSource, data: DataSource, logits: str | None = None, ign
     further = find_further(normalised.model, shapes, layers, found, ignored)
     size = size_of(model)
     notes = (
-        *source_notes(model, source),
+        *source_notes(model),
+        *grids,
+        *kept_notes(layers),
         *normalised.notes,
         *left_out(samples),
         *without_samples(samples, names),
@@ -177,15 +188,35 @@ def check_single_label(work: Workload) -> None:
         )
 
 
-def source_notes(given: ModelSource, source: Model) -> tuple[str, ...]:
+def taken(source: Model, *, keep_quantized: bool) -> tuple[Model, tuple[str, ...]]:
+    """The float model behind a quantized one, with a note; the model itself where such layers are kept.
+
+    Raises:
+        ConfigError: they are to be kept, and there are none.
+    """
+    if not keep_quantized:
+        return as_float(source)
+    found = next(quantized_layers(source), None) is not None
+    check(found, "--keep-quantized", "a layer whose weight stands behind a DequantizeLinear", "none")
+    return source, ()
+
+
+def kept_notes(layers: Layers) -> tuple[str, ...]:
+    """A note of the layers that are quantized already and stay so."""
+    if not layers.kept:
+        return ()
+    listed = ", ".join(entry.name for entry in layers.kept[:8]) + (", ..." if len(layers.kept) > 8 else "")
+    weights = sum(entry.weights for entry in layers.kept)
+    return (f"--keep-quantized: {len(layers.kept)} layers with {weights:,} weights stay as they are: {listed}",)
+
+
+def source_notes(given: ModelSource) -> tuple[str, ...]:
     """What a user should know of the model as it came."""
     notes = []
     fixed = inputs_with_defaults(given)
     if fixed:
         others = f" and {len(fixed) - 1} more" if fixed[1:] else ""
         notes.append(f"input {fixed[0]!r}{others} had a default value, which is a constant of the quantized model")
-    if any(node.op_type == "QuantizeLinear" for node in source.nodes):
-        notes.append("the model is quantized already, and its grids stay beside ours: start from the float model")
     return tuple(notes)
 
 

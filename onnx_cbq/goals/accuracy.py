@@ -80,6 +80,10 @@ class Accuracy(Goal):
             VerificationError: there is none.
         """
         check_losses = LimitCheck(scene)
+        if self.finds_bits and (why := check_losses.blindness):
+            usual = self._usual(scene, method, check_losses, why)
+            if usual is not None:
+                return usual
         if self.finds_bits:
             solution, losses, bits = self._fewest_bits(scene, method, check_losses)
             notes = [f"--max-drop {self.max_drop:g}: {bits:g} bits lose {losses.overall:.2f} points"]
@@ -107,19 +111,29 @@ class Accuracy(Goal):
             over[:] = True
         return over
 
+    def _usual(self, scene: Scene, method: Method, check_losses: LimitCheck, why: str) -> Met | None:
+        """The usual average where the limit cannot tell plans; None where even that loses too much."""
+        bits = max(float(Bits.average), self._taken(scene))
+        solution = solve(scene, method, bits)
+        with scene.clock.stage("limits"):
+            losses = check_losses(scene, solution)
+        if self.too_much(losses).any():
+            return None
+        note = (
+            f"--max-drop {self.max_drop:g} could not be measured: {why}, on {int(losses.samples.sum()):,} "
+            f"{check_losses.samples}; {bits:g} bits, as without it"
+        )
+        return Met(solution, bits, (*check_losses.notes, note))
+
     def _fewest_bits(self, scene: Scene, method: Method, check_losses: LimitCheck) -> tuple[Solution, Losses, float]:
         """Bisection over the average of bits; the limits are taken to hold from some average upwards."""
-        layers = scene.work.layers
-        kept = kept_layers(layers, scene.settings.keep)
 
         def attempt(tried: Scene, bits: float) -> tuple[Solution, Losses]:
             solution = solve(tried, method, bits)
             with scene.clock.stage("limits"):
                 return solution, check_losses(tried, solution)
 
-        # Less than the layers that are kept take cannot be asked for.
-        taken = sum(layers.by_name[name].size * width for name, width in kept.items()) / layers.size
-        low, high, hasty = max(0.5, taken), float(MOST_BITS), scene.in_haste()
+        low, high, hasty = max(0.5, self._taken(scene)), float(MOST_BITS), scene.in_haste()
         best = attempt(hasty, high)
         over = self.too_much(best[1])
         if over.any():
@@ -138,6 +152,11 @@ class Accuracy(Goal):
         if not self.too_much(careful[1]).any():
             best = careful
         return *best, high
+
+    def _taken(self, scene: Scene) -> float:
+        """The average that the layers that are kept take alone; less cannot be asked for."""
+        layers, kept = scene.work.layers, kept_layers(scene.work.layers, scene.settings.keep)
+        return sum(layers.by_name[name].size * width for name, width in kept.items()) / layers.size
 
     def _raise_weights(self, scene: Scene, method: Method, check_losses: LimitCheck) -> tuple[Solution, Losses, Array]:
         """Search again with larger weights for the classes that lose too much, until none does."""

@@ -37,12 +37,12 @@ class LimitCheck:
     """Measures the losses of solutions, each as the model that it would be written as."""
 
     def __init__(self, scene: Scene) -> None:
-        work = scene.work
+        self._work = work = scene.work
         chosen, self.samples, self.notes = limit_samples(scene)
         self._batches = replayable(work.samples, chosen.indices, batch_size(work.layers))
         self._counted = scene.class_weights
         self._groups, self._logits = scene.evidence.groups, work.logits
-        self._reference, self._counts = self._hits(work.model)
+        self._reference, self._counts, self._same_answer = self._hits(work.model)
 
     def __call__(self, scene: Scene, solution: Solution) -> Losses:
         """Run the model that the solution makes."""
@@ -52,16 +52,31 @@ class LimitCheck:
         overall = float(100 * (self._counted @ lost) / (self._counted @ self._counts))
         return Losses(overall, per_class, self._counts)
 
-    def _hits(self, model: Model) -> tuple[Array, Array]:
-        """Answers of each class that are right, up to groups of classes, and how many there are."""
+    @property
+    def blindness(self) -> str:
+        """Why no limit can tell plans from each other, for people; "" where one can."""
+        if self._same_answer:
+            return "the float model gives every sample the same answer"
+        model = self._work.model
+        zeros = {layer.weight: np.zeros_like(model.weight(layer.weight)) for layer in self._work.layers}
+        lost = (self._reference - self._hits(model.with_constants(zeros))[0])[self._counted > 0]
+        return "" if (lost > 0).any() else "without its weights the model gives as many right answers"
+
+    def _hits(self, model: Model) -> tuple[Array, Array, bool]:
+        """Right answers of each class, up to groups of classes, how many there are, and whether all are the same."""
         output, kind = self._logits.output, self._logits.kind
         session = Session(model.with_graph(outputs=[output]))
         hits, counts = np.zeros((2, kind.classes))
+        first: Array | None = None
+        same = True
         for batch in self._batches():
             scores = self._logits.reading.rows(session.run(batch.feeds)[output])[: batch.count]
             given, right = kind.hits(scores, batch.labels, self._groups)
             hits, counts = hits + right, counts + given
-        return hits, counts
+            answers = kind.predictions(scores)
+            first = answers[:1] if first is None else first
+            same &= bool((answers == first).all())
+        return hits, counts, same
 
 
 def limit_samples(scene: Scene) -> tuple[Draw, str, tuple[str, ...]]:

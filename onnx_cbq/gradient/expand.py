@@ -19,6 +19,7 @@ from onnx_cbq.graph.load import raise_opset
 from onnx_cbq.graph.normalise import Normalised, normalise
 from onnx_cbq.graph.passes.constants import QUANTIZING, fold_constants, freeze_shapes
 from onnx_cbq.graph.passes.defaults import is_function, state_defaults
+from onnx_cbq.graph.quantized import is_stored
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.graph.tensors import with_constant_types
 from onnx_cbq.model import Model
@@ -36,8 +37,12 @@ def expand(model: Model, example: Example) -> Normalised:
 
 
 def _without_grids(model: Model) -> Model:
-    """QuantizeLinear and DequantizeLinear pass on what they are given; so does DynamicQuantizeLinear in front of it."""
-    passing = {node.output[0] for node in model.nodes if node.op_type in QUANTIZING or _is_dynamic_grid(model, node)}
+    """Grids of activations pass on what they are given; so does DynamicQuantizeLinear in front of one."""
+    passing = {
+        node.output[0]
+        for node in model.nodes
+        if (node.op_type in QUANTIZING and not is_stored(model, node.output[0])) or _is_dynamic_grid(model, node)
+    }
     if not passing:
         return model
     skeleton = onnx.ModelProto()

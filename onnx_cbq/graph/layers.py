@@ -5,7 +5,8 @@ A weight that several nodes share is one layer with several uses. What stays flo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from onnx import NodeProto
@@ -14,11 +15,12 @@ from onnx_cbq.errors import ModelError
 from onnx_cbq.graph.integer_rules import ON_CODES
 from onnx_cbq.graph.leftover import left_float
 from onnx_cbq.graph.load import LAYER_OPERATORS
+from onnx_cbq.graph.quantized import stored_weight
 from onnx_cbq.graph.shapes import Shapes
 from onnx_cbq.graph.windows import find_windows
 from onnx_cbq.model import Array, FreshNames, Model, attributes, is_generated_name
 from onnx_cbq.model.captures import is_sealed, nodes_within
-from onnx_cbq.records import Layer, Layers, Use, Windows
+from onnx_cbq.records import KeptQuantized, Layer, Layers, Use, Windows
 
 
 def find_layers(model: Model, shapes: Shapes) -> Layers:
@@ -29,8 +31,13 @@ def find_layers(model: Model, shapes: Shapes) -> Layers:
     """
     uses: dict[str, list[tuple[NodeProto, Use]]] = {}
     reasons: dict[str, str] = {}
+    kept: list[KeptQuantized] = []
     for node in model.nodes:
         if node.op_type not in LAYER_OPERATORS or node.domain not in ("", "ai.onnx"):
+            continue
+        stored = stored_weight(model, node)
+        if stored is not None:
+            kept.append(KeptQuantized(node.name or node.output[0], node.op_type, math.prod(shapes[stored])))
             continue
         use = _use(model, shapes, node)
         if isinstance(use, str):
@@ -48,8 +55,8 @@ def find_layers(model: Model, shapes: Shapes) -> Layers:
             continue
         layers.append(_layer(weight, name, found, shapes.batch, titles))
     if not layers:
-        raise ModelError(f"the model has no layer to quantize: {_why_none(model, reasons)}")
-    return Layers(tuple(layers), left_float(model, layers, reasons))
+        raise ModelError(f"the model has no layer to quantize: {_why_none(model, reasons, kept)}")
+    return Layers(tuple(layers), left_float(model, layers, reasons), tuple(kept))
 
 
 def _use(model: Model, shapes: Shapes, node: NodeProto) -> Use | str:
@@ -134,7 +141,9 @@ def _weight_axis(node: NodeProto, use: Use, shape: tuple[int, ...]) -> int:
     return len(shape) - 1 if use.weight_index == 1 else len(shape) - 2
 
 
-def _why_none(model: Model, reasons: Mapping[str, str]) -> str:
+def _why_none(model: Model, reasons: Mapping[str, str], kept: Sequence[KeptQuantized]) -> str:
+    if kept:
+        return f"all {len(kept)} are quantized already, and kept; leave out --keep-quantized"
     if reasons:
         nodes = [(model.producers[output], reason) for output, reason in list(reasons.items())[:3]]
         return "; ".join(f"{node.name or node.output[0]} ({node.op_type}): {reason}" for node, reason in nodes)

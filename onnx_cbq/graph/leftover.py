@@ -11,6 +11,8 @@ from typing import TypeGuard
 import numpy as np
 from onnx import NodeProto, numpy_helper
 
+from onnx_cbq.graph.passes.constants import QUANTIZING
+from onnx_cbq.graph.quantized import quantized_layers
 from onnx_cbq.model import Array, Model
 from onnx_cbq.model.captures import is_sealed, nodes_within
 from onnx_cbq.records import Layer, LeftFloat
@@ -29,8 +31,11 @@ def left_float(model: Model, layers: Iterable[Layer], reasons: Mapping[str, str]
     """The nodes that hold weights which are in no layer. `reasons` gives those that are known, by a node's output."""
     taken = {layer.weight for layer in layers} | {use.bias for layer in layers for use in layer.uses}
     total = float_weights(model)
+    kept = {node.output[0] for node in quantized_layers(model)}
     found: list[LeftFloat] = []
     for node in model.nodes:
+        if node.op_type in QUANTIZING or node.output[0] in kept:
+            continue  # scales, and layers that are quantized already
         sizes = []
         for name in dict.fromkeys(node.input):
             value = None if not name or name in taken else model.constant(name)

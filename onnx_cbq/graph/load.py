@@ -24,6 +24,7 @@ from onnx_cbq.graph.reading import read_model
 from onnx_cbq.graph.schemas import check_nodes
 from onnx_cbq.graph.tensors import every_node
 from onnx_cbq.model import Array, Model
+from onnx_cbq.model.mapped import LARGE, release
 
 LAYER_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -38,8 +39,8 @@ __all__ = [
 ]
 
 
-def load(source: str | Path | ModelProto) -> Model:
-    """The model at `source`, ready to be analysed.
+def load(source: str | Path | ModelProto, *, values: bool = True) -> Model:
+    """The model at `source`, ready to be analysed; without `values` many weights are not looked at.
 
     Raises:
         ModelError: the file is missing, not an ONNX model, of a too old opset, has external data that is missing or
@@ -65,8 +66,10 @@ def load(source: str | Path | ModelProto) -> Model:
         raise ModelError(
             f"{label}: damaged ({type(error).__name__}: {error}); expected a valid ONNX model; export or copy it again"
         ) from error
-    _check_weights(model, label)
-    check_extent(model.plain_skeleton(), sum(value.nbytes for value in model.weights.values()), label)
+    size = sum(value.nbytes for value in model.weights.values())
+    if values or size <= LARGE:
+        _check_weights(model, label)
+    check_extent(model.plain_skeleton(), size, label)
     return raise_to_lowest(model, label)
 
 
@@ -117,7 +120,11 @@ def _check_weights(model: Model, label: str) -> None:
     biases = {node.input[2] for node in readers if node.op_type != "BatchNormalization" and len(node.input) > 2}
     for name in dict.fromkeys(name for node in readers for name in node.input):
         value = model.constant(name)
-        if value is None or not np.issubdtype(value.dtype, np.floating) or _is_finite(value):
+        if value is None or not np.issubdtype(value.dtype, np.floating):
+            continue
+        finite = _is_finite(value)
+        release(value)
+        if finite:
             continue
         if name in biases and _is_finite(np.where(np.isneginf(value), np.zeros_like(value), value)):
             continue

@@ -14,7 +14,7 @@ import numpy as np
 from onnx_cbq.errors import ModelError
 from onnx_cbq.graph.passes.branches import take_branches
 from onnx_cbq.graph.passes.cleanup import remove_idle_nodes
-from onnx_cbq.graph.passes.constants import fold_constants, freeze_shapes
+from onnx_cbq.graph.passes.constants import QUANTIZING, fold_constants, freeze_shapes
 from onnx_cbq.graph.passes.contrib import expand_contrib
 from onnx_cbq.graph.passes.declare import declare_interface
 from onnx_cbq.graph.passes.defaults import state_defaults
@@ -48,6 +48,15 @@ PASSES: tuple[Pass, ...] = (
     split_infinite_biases,
     declare_interface,
 )
+
+
+def fold_all_but_grids(model: Model, example: Example) -> Model:
+    """`fold_constants`, but for weights that are made of stored codes."""
+    return fold_constants(model, example, QUANTIZING)
+
+
+# Layers that are quantized already stay so: their weights are no constants to any pass.
+KEEPING_PASSES: tuple[Pass, ...] = tuple(fold_all_but_grids if one is fold_constants else one for one in PASSES)
 
 # Folding rounds each weight once more (2^-24 relative); a deep net adds that up to about 1e-5 of its largest output.
 TOLERANCE = 1e-4

@@ -10,20 +10,21 @@ from typing import Any, ClassVar
 import numpy as np
 from onnx import ModelProto
 
-from onnx_cbq.evidence.workload import ModelSource, size_of
+from onnx_cbq.evidence.workload import ModelSource, kept_notes, size_of, taken
 from onnx_cbq.graph.layers import find_layers
 from onnx_cbq.graph.load import load
-from onnx_cbq.graph.normalise import normalise
+from onnx_cbq.graph.normalise import KEEPING_PASSES, PASSES, normalise
 from onnx_cbq.graph.placement import NO_ACTIVATIONS
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.model import Array, Model
+from onnx_cbq.model.mapped import release
 from onnx_cbq.quantize.grid import Channels
 from onnx_cbq.quantize.schemes import (
     LEAST_BITS,
     GridStatistics,
     grid_statistics,
     quantize_scheme,
-    signal_to_noise,
+    statistics_of,
 )
 from onnx_cbq.records import Affine, Layer, Layers, LayerWeights, Plan
 from onnx_cbq.records.figures import to_json_text
@@ -47,7 +48,7 @@ class DataFreeConfig:
         bits: average bits per weight, 2 to 8; where it is no whole number, widths follow the weights' distortion.
         scheme: how weights are quantized.
         per_tensor: one scale for a whole layer, instead of one per channel.
-        storage: as in `QuantizeConfig`.
+        storage, keep_quantized: as in `QuantizeConfig`.
     """
 
     SCHEMES: ClassVar[tuple[str, ...]] = ("mse", "symmetric", "asymmetric", "power-of-two", "log")
@@ -56,6 +57,7 @@ class DataFreeConfig:
     scheme: str = option(SCHEMES[0], CHOOSE, "|".join(SCHEMES))
     per_tensor: bool = option(default=False, panel=CHOOSE, shown="one per channel")
     storage: str = option("int8", FIRST)
+    keep_quantized: bool = option(default=False, panel=CHOOSE, shown="quantized again")
 
     def __post_init__(self) -> None:
         check_kinds(self)
@@ -135,17 +137,22 @@ def quantize_data_free(
     config, versions = config or DataFreeConfig(), versions or {}
     clock = Clock()
     with clock.stage("load"):
-        source = load(model)
+        source, grids = taken(load(model), keep_quantized=config.keep_quantized)
         example = Example.made_up(source)
-        normalised = normalise(source, example)
+        normalised = normalise(source, example, KEEPING_PASSES if config.keep_quantized else PASSES)
         layers = find_layers(normalised.model, example.shapes(normalised.model))
+        notes = (*grids, *kept_notes(layers), *normalised.notes)
     with clock.stage("search"):
         plan = _plan(normalised.model, layers, config)
     with clock.stage("rounding"):
-        rows = {layer.name: _rows(layer, normalised.model, config) for layer in layers}
-        found = {layer.name: _quantize(rows[layer.name], plan.bits[layer.name], config) for layer in layers}
-        statistics = {name: _statistics(rows[name], found[name], plan.bits[name]) for name in found}
-        weights = {layer.name: _weights(layer, found[layer.name], plan.bits[layer.name]) for layer in layers}
+        weights, statistics = {}, {}
+        for layer in layers:
+            # One at a time, so that no more than the codes of all others is held.
+            rows, bits = _rows(layer, normalised.model, config), plan.bits[layer.name]
+            found = _quantize(rows, bits, config)
+            statistics[layer.name] = statistics_of((rows[i], q, int(bits[i][0])) for i, q in found)
+            weights[layer.name] = _weights(layer, found, bits)
+            release(normalised.model.weight(layer.weight))
     with clock.stage("emit"):
         storage = find_storage(config.storage)()
         output = emit_qdq(normalised.model, layers, weights, NO_ACTIVATIONS, {}, storage.codes())
@@ -160,7 +167,7 @@ def quantize_data_free(
             plain = emit_qdq(normalised.model, layers, weights, NO_ACTIVATIONS, {})
             check_equal(path, plain, example.feeds)
     return DataFreeResult(
-        output, plan, layers, statistics, size_of(model), size, clock.seconds, normalised.notes, versions, config
+        output, plan, layers, statistics, size_of(model), size, clock.seconds, notes, versions, config
     )
 
 
@@ -212,30 +219,18 @@ def _rows(layer: Layer, model: Model, config: DataFreeConfig) -> Array:
     return rows.reshape(1, -1) if config.per_tensor else rows
 
 
-def _quantize(rows: Array, bits: Array, config: DataFreeConfig) -> list[tuple[Array, Channels]]:
+def _quantize(rows: Array, bits: Array, config: DataFreeConfig) -> list[tuple[Array | slice, Channels]]:
     """(rows chosen, quantized) for each width in use."""
     widths = bits[: len(rows)]
+    if (widths == widths[0]).all():
+        return [(slice(None), quantize_scheme(rows, int(widths[0]), config.scheme))]
     chosen = [np.flatnonzero(widths == width) for width in np.unique(widths)]
     return [(index, quantize_scheme(rows[index], int(widths[index[0]]), config.scheme)) for index in chosen]
 
 
-def _statistics(rows: Array, found: list[tuple[Array, Channels]], bits: Array) -> GridStatistics:
-    """Over all widths of a layer, every one counting as its rows do."""
-    parts = [(len(index), grid_statistics(rows[index], q, int(bits[index[0]]))) for index, q in found]
-    values = np.empty_like(rows)
-    for index, quantized in found:
-        values[index] = quantized.values
-    return GridStatistics(
-        range=max(part.range for _, part in parts),
-        zero_share=float((values == 0).mean()),
-        occupancy=sum(count * part.occupancy for count, part in parts) / len(rows),
-        snr_db=signal_to_noise(rows, values),
-    )
-
-
-def _weights(layer: Layer, found: list[tuple[Array, Channels]], bits: Array) -> LayerWeights:
+def _weights(layer: Layer, found: list[tuple[Array | slice, Channels]], bits: Array) -> LayerWeights:
     """The quantized rows as the weights of a layer."""
-    rows = sum(len(index) for index, _ in found)
+    rows = sum(len(quantized.codes) for _, quantized in found)
     codes = np.empty((rows, layer.size // rows), found[0][1].codes.dtype)
     scale, zero, grid = np.empty(rows, np.float32), np.zeros(rows, np.int8), found[0][1].grid
     for index, quantized in found:

@@ -14,6 +14,7 @@ from onnx_cbq.graph.layers import find_layers
 from onnx_cbq.graph.load import load
 from onnx_cbq.graph.normalise import normalise
 from onnx_cbq.graph.shapes import Example
+from onnx_cbq.graph.skim import skim
 from onnx_cbq.jobs.result import CheckResult
 from onnx_cbq.model import Model
 from onnx_cbq.records import Layers
@@ -63,12 +64,12 @@ class Inspection:
 
 
 def inspect(model: ModelSource) -> Inspection:
-    """What the model consists of.
+    """What the model consists of. Weights are read only where the file is quantized, or small.
 
     Raises:
         OnnxCbqError: the model cannot be read, or has no layer that can be quantized.
     """
-    source = load(model)
+    source = load(model, values=False)
     plan = read_metadata(source)
     file = QdqFile(source)
     if plan is not None or file.is_quantized:
@@ -81,6 +82,7 @@ def inspect(model: ModelSource) -> Inspection:
 
 
 def _layers(source: Model) -> Layers:
+    source = skim(source)
     example = Example.made_up(source)
     normalised = normalise(source, example).model
     return find_layers(normalised, example.shapes(normalised))

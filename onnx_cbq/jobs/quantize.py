@@ -63,9 +63,8 @@ def quantize(
     if lessons:
         check_training(state)
     with clock.stage("load"):
-        work = aimed_at(
-            prepare(model, data, config.logits, config.ignore_outputs), choice.target, choice.scene.activations.bits
-        )
+        work = prepare(model, data, config.logits, config.ignore_outputs, keep_quantized=config.keep_quantized)
+        work = aimed_at(work, choice.target, choice.scene.activations.bits)
         _check_lessons(work, lessons)
     with clock.stage("trial"):
         attempt(work, choice.method, choice.scene, run_check=choice.run_check)

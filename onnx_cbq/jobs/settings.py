@@ -119,6 +119,8 @@ class QuantizeConfig:
         method: how bits are chosen.
         rounding: how weights become codes.
         keep: layers whose names match a pattern, as in a shell, keep that width; repeatable.
+        keep_quantized: leave layers that are quantized already as they are, with the grids of what they read; without
+            that they are taken as float layers of the same values. Not with --refine or training.
         activation_bits: 2 to 8, or 0 to leave activations float.
         target: the runtime and the processor that the file is for; cpu is onnxruntime on any.
         run_check: run the integer kernels of the result here, and hold what they give against the file; without that
@@ -155,6 +157,7 @@ class QuantizeConfig:
     method: str | Method = option("rate-distortion", FIRST, members=lambda: method_room.METHODS)
     rounding: str = option("compensate", CHOOSE, members=lambda: rounding_room.ROUNDINGS)
     keep: tuple[tuple[str, int], ...] = option((), CHOOSE, "NAME=BITS", read=_kept, written=_pairs)
+    keep_quantized: bool = option(default=False, panel=CHOOSE, shown="quantized again")
     activation_bits: int = option(ActivationSettings.bits, ACTIVATIONS, "2..8|0")
     target: str | Target = option("cpu", FIRST, members=lambda: target_room.TARGETS)
     run_check: bool = option(default=True, panel=ACTIVATIONS, shown="the result is run as it will run")
@@ -203,6 +206,8 @@ class QuantizeConfig:
         counted = not isinstance(self.clusters, int) or self.clusters >= 2
         check(counted, "--clusters", "at least 2 groups", self.clusters)
         object.__setattr__(self, "_choice", _choose(self))
+        trains = self.refine is not None or self.choice.method.learning is not None
+        check(not (self.keep_quantized and trains), "--keep-quantized", "nothing that trains beside it", "training")
 
     @property
     def choice(self) -> Choice:

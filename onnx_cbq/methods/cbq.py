@@ -11,6 +11,7 @@ from onnx_cbq.evidence import class_scores
 from onnx_cbq.evidence.workload import Workload
 from onnx_cbq.methods.channels import FreeChannels, kept_layers
 from onnx_cbq.methods.method import PlanMethod, Planned
+from onnx_cbq.methods.unmeasured import plan_by_weights, unmeasured_note, why_alike
 from onnx_cbq.search.cbq import CbqConfig, search_thresholds
 from onnx_cbq.settings import MOST_BITS
 from onnx_cbq.stages.scene import Scene
@@ -65,6 +66,9 @@ class Cbq(CbqConfig, PlanMethod):
                 "search", round((start - average) * 100), max(round((start - free.budget) * 100), 1)
             ),
         )
+        accuracies = {accuracy for _, accuracy in found.moves}
+        if len(accuracies) == 1 and (why := why_alike(free, measure, scene.class_weights)):
+            return Planned(plan_by_weights(scene.work.model, free), (*notes, unmeasured_note(why)))
         thresholds = ", ".join(f"{p:g}" for p in found.thresholds)
         notes.append(f"thresholds on importance: {thresholds}; {found.measured} plans measured")
         return Planned(free.plan(found.bits), tuple(notes))

@@ -13,6 +13,7 @@ from onnx_cbq.evidence.tables import chunks_of_moments
 from onnx_cbq.methods.method import Fit, Method
 from onnx_cbq.methods.rate import meet_rate, rate_note
 from onnx_cbq.methods.rate_distortion import layer_factors
+from onnx_cbq.methods.unmeasured import unmeasured_note
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.entropy import LARGEST, code_bits, fit_entropy
 from onnx_cbq.quantize.grid import Channels
@@ -49,7 +50,7 @@ class SpacingEvidence:
 def measured_spacings(evidence: Evidence) -> SpacingEvidence:
     """Every layer rounded alone at about two bits per weight, and what that costs beside what is predicted; a piece."""
     work, config = evidence.work, evidence.settings.compensation
-    costs = channel_costs(evidence, evidence.class_weights, _OPTION)
+    costs = _costs(evidence, evidence.class_weights)
     measure = evidence.of(measure_by_nearest)
     weights, predicted, measured = {}, [], []
     for done, (layer, problem) in enumerate(_problems(evidence, config), 1):
@@ -101,7 +102,10 @@ class Entropy(Method):
         spacings = scene.evidence.of(measured_spacings, "spacings")
         with scene.clock.stage("rounding"):
             rounded, rate = _round_at_rate(scene, spacings, bits)
-        return Chosen(rounded, (rate_note(rate, bits),))
+        notes = (
+            (unmeasured_note("no gradient reaches a layer"),) if _vanish(scene.evidence, scene.class_weights) else ()
+        )
+        return Chosen(rounded, (*notes, rate_note(rate, bits)))
 
     def coded_rate(self, scene: Scene, solution: Solution, room: int) -> Rate:
         """What the codes take now, and `room` bytes more."""
@@ -112,7 +116,7 @@ class Entropy(Method):
 def _round_at_rate(scene: Scene, spacings: SpacingEvidence, bits: float) -> tuple[Rounded, float]:
     """Weights that take at most so many bits each on average once coded, and what they take."""
     work, settings = scene.work, scene.settings
-    sensitivity = channel_costs(scene.evidence, scene.class_weights, _OPTION)
+    sensitivity = _costs(scene.evidence, scene.class_weights)
     costs = {name: value * spacings.factors[name] for name, value in sensitivity.items()}
     rows = {layer.name: layer.rows(work.model.weight(layer.weight)) for layer in work.layers}
     total = work.layers.size
@@ -149,6 +153,22 @@ def _round_at_rate(scene: Scene, spacings: SpacingEvidence, bits: float) -> tupl
         return settings.storage.coded_bits(list(rounded.weights.values())) / total
 
     return meet_rate(bits, find, make, spent)
+
+
+def _vanish(evidence: Evidence, class_weights: Array) -> bool:
+    """Whether no gradient reaches any layer, as behind saturated scores or a head of zeros."""
+    return not any(cost.any() for cost in channel_costs(evidence, class_weights, _OPTION).values())
+
+
+def _costs(evidence: Evidence, class_weights: Array) -> dict[str, Array]:
+    """a_c of every layer; where none is known, what makes errors count relative to the weights of their layer."""
+    if not _vanish(evidence, class_weights):
+        return channel_costs(evidence, class_weights, _OPTION)
+    found = {}
+    for layer in evidence.work.layers:
+        power = float(np.square(evidence.work.model.weight(layer.weight), dtype=np.float64).mean()) or 1.0
+        found[layer.name] = np.full(layer.channels, 1 / power)
+    return found
 
 
 def _nearest(rows: Array, spacings: Array) -> Array:

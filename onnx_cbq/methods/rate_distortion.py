@@ -12,6 +12,7 @@ from onnx_cbq.evidence import Evidence, measure_by_tables
 from onnx_cbq.methods.channels import FreeChannels, kept_layers
 from onnx_cbq.methods.criteria import Usable, predicted_losses, usable
 from onnx_cbq.methods.method import Fit, PlanMethod, Planned
+from onnx_cbq.methods.unmeasured import ALIKE, plan_by_weights, unmeasured_note, why_alike
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.table import WIDTHS
 from onnx_cbq.search.rate_distortion import Hopeless, RateDistortionConfig, search_plan
@@ -21,6 +22,10 @@ from onnx_cbq.storage import Storage
 
 # Width at which the loss that one layer causes is measured: low enough to stand out, high enough for the second order.
 CALIBRATION_BITS = 2
+# By how many bits on average a plan must be below what is asked for, for a note to say so.
+_NOTED_REST = 0.1
+# What a report calls the criterion where none can be measured.
+_WEIGHTS = "weights"
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,20 @@ class RateDistortion(RateDistortionConfig, PlanMethod):
         allowed = np.ones((len(free.sizes), WIDTHS), bool)
         found = search_plan(predicted, free.layer_of, free.sizes, allowed, free.budget, losses, search)
         report = SearchReport(found.criterion, dict(found.measured), found.loss, found.exchanges, done)
-        return Planned(free.plan(found.bits), can.notes, report)
+        spread = max(found.measured.values()) - min(found.measured.values())
+        if spread < ALIKE and (why := why_alike(free, measure, weights)):
+            plan = plan_by_weights(scene.work.model, free)
+            report = replace(report, criterion=_WEIGHTS, loss=measure(plan).loss(weights), plans=done + 3)
+            return Planned(plan, (*can.notes, unmeasured_note(why)), report)
+        plan = free.plan(found.bits)
+        return Planned(plan, (*can.notes, *_less_notes(plan.average_bits(scene.work.layers), bits)), report)
+
+
+def _less_notes(average: float, bits: float) -> tuple[str, ...]:
+    """A note about a plan that does not take what it was given."""
+    if bits - average < _NOTED_REST:
+        return ()
+    return (f"{average:.3f} bits are enough of the {bits:g}: no prediction says that more would change anything",)
 
 
 def _predicted(
@@ -102,9 +120,12 @@ def _predicted(
         criterion.name: free.sums(predicted_losses(criterion, free.layers, evidence, class_weights))
         for criterion in can.criteria
     }
-    first = can.criteria[0].name
+    # Gradients that vanish everywhere, as behind saturated scores, say nothing of any width.
+    telling = {name: losses for name, losses in predicted.items() if np.ptp(losses, axis=1).any()}
+    predicted = telling or predicted
+    first = next(iter(predicted))
     factors = _measured_factors(free, predicted[first], loss)
-    for name in dict.fromkeys((first, "noise")):
+    for name in dict.fromkeys((first, *({"noise"} & predicted.keys()))):
         ratio = _per_layer(free, predicted[first]) / _per_layer(free, predicted[name])
         predicted[f"{name}, measured per layer"] = predicted[name] * (ratio * factors)[free.layer_of][:, None]
     return predicted

@@ -69,7 +69,7 @@ class Model:
         for tensor in (*proto.graph.initializer, *map(_dense, proto.graph.sparse_initializer)):
             if tensor.name not in read:
                 weights.pop(tensor.name, None)
-            elif tensor.name in weights and not can_stand_outside(weights[tensor.name].dtype):
+            elif tensor.name in weights and not is_weight(weights[tensor.name]):
                 initializers.append(numpy_helper.from_array(weights.pop(tensor.name), tensor.name))
             elif tensor.name in weights:
                 initializers.append(stub(tensor.name, weights[tensor.name]))

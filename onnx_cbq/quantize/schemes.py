@@ -13,14 +13,16 @@ A row is a channel, or the whole weight of a layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from onnx_cbq.model import Array
-from onnx_cbq.quantize.grid import Channels, quantize_rows, round_to_grid
+from onnx_cbq.quantize.grid import Channels, quantize_rows, round_to_grid, row_blocks
 from onnx_cbq.records import UNIFORM, Affine, Looked, WeightGrid, largest_code
+from onnx_cbq.system.workers import in_threads
 
 LEAST_BITS = 2
 # 0, 1, -1, 1/2, -1/2, ... -2^-126: all levels of the log grid of 8 bits; the first 2^n - 1 are those of n bits.
@@ -46,26 +48,64 @@ class GridStatistics:
 
 
 def quantize_scheme(rows: Array, bits: int, scheme: str) -> Channels:
-    """Quantize rows [rows, n] to `bits` bits by a scheme of `SCHEMES`. Cost: a few passes, for "mse" about 80."""
+    """Quantize rows [rows, n] to `bits` bits by a scheme of `SCHEMES`, "mse" being that of `quantize_rows`."""
     return SCHEMES[scheme](np.asarray(rows, np.float32), bits)
 
 
 def grid_statistics(rows: Array, quantized: Channels, bits: int) -> GridStatistics:
     """What the paper judges a scheme by: overall range, local sparsity and noise."""
-    values = quantized.values
-    used = [len(np.unique(codes)) / 2**bits for codes in quantized.codes]
+    return statistics_of([(rows, quantized, bits)])
+
+
+def statistics_of(parts: Iterable[tuple[Array, Channels, int]]) -> GridStatistics:
+    """The statistics of a layer whose rows have several widths: rows, what became of them, and their width."""
+    sums = [found for rows, quantized, bits in parts for found in in_threads(_Sums.of, _blocks(rows, quantized, bits))]
     return GridStatistics(
-        range=float((values.max(axis=1) - values.min(axis=1)).max()),
-        zero_share=float((values == 0).mean()),
-        occupancy=float(np.mean(used)),
-        snr_db=signal_to_noise(rows, values),
+        range=max(found.range for found in sums),
+        zero_share=sum(found.zeros for found in sums) / sum(found.weights for found in sums),
+        occupancy=sum(found.occupancy for found in sums) / sum(found.rows for found in sums),
+        snr_db=signal_to_noise(math.fsum(found.signal for found in sums), math.fsum(found.noise for found in sums)),
     )
 
 
-def signal_to_noise(rows: Array, values: Array) -> float | None:
+def signal_to_noise(signal: float, noise: float) -> float | None:
     """Power of the weights over that of what quantization adds, in decibels; None if either is nothing."""
-    signal, noise = (float(np.square(part, dtype=np.float64).sum()) for part in (rows, rows - values))
-    return float(10 * np.log10(signal / noise)) if noise and signal else None
+    return 10 * math.log10(signal / noise) if noise and signal else None
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Of a block of rows: counts, the occupancy of all rows added up, and the power of weights and of noise."""
+
+    rows: int
+    weights: int
+    range: float
+    zeros: int
+    occupancy: float
+    signal: float
+    noise: float
+
+    @staticmethod
+    def of(block: tuple[Array, Channels, int]) -> _Sums:
+        rows, quantized, bits = block
+        values = quantized.values
+        used = [np.count_nonzero(np.bincount(codes.view(np.uint8), minlength=256)) for codes in quantized.codes]
+        signal, noise = (float(np.square(part, dtype=np.float64).sum()) for part in (rows, rows - values))
+        return _Sums(
+            rows=len(rows),
+            weights=rows.size,
+            range=float((values.max(axis=1) - values.min(axis=1)).max()),
+            zeros=int(np.count_nonzero(values == 0)),
+            occupancy=sum(used) / 2**bits,
+            signal=signal,
+            noise=noise,
+        )
+
+
+def _blocks(rows: Array, quantized: Channels, bits: int) -> Iterator[tuple[Array, Channels, int]]:
+    """A few rows at a time, so that what is made of them on the way is small."""
+    for block in row_blocks(rows.shape):
+        yield rows[block], quantized.some(block), bits
 
 
 def _symmetric(rows: Array, bits: int) -> Channels:

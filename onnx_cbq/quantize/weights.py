@@ -10,6 +10,7 @@ import numpy as np
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.grid import Channels, quantize_rows
 from onnx_cbq.records import Layer, LayerWeights, Shared
+from onnx_cbq.settings import MOST_BITS
 
 # An int32 bias stays below this, so that the sum of products on top of it has room.
 LARGEST_BIAS = 2.0**30
@@ -18,6 +19,17 @@ LARGEST_BIAS = 2.0**30
 def quantize_layer(layer: Layer, weight: Array, bits: Array) -> LayerWeights:
     """Round a layer's weight to the nearest levels, each channel to its bits."""
     return as_weights(layer, quantize_rows(layer.rows(weight), bits, layer.rules, layer.lanes))
+
+
+def distortions(layer: Layer, weight: Array) -> Array:
+    """Squared error of each channel's weights at each width, relative to the layer's power, [channels, widths]."""
+    rows = layer.rows(weight)
+    power = float(np.square(rows, dtype=np.float64).sum()) or 1.0
+    found = np.empty((layer.channels, MOST_BITS + 1))
+    for bits in range(MOST_BITS + 1):
+        values = quantize_rows(rows, np.full(layer.channels, bits), layer.rules, layer.lanes).values
+        found[:, bits] = np.square(values - rows, dtype=np.float64).sum(axis=1) / power
+    return found
 
 
 def as_weights(layer: Layer, channels: Channels) -> LayerWeights:

@@ -7,7 +7,7 @@ filter or neuron; a *plan* gives every channel its bits.
 from onnx_cbq.records.classes import Evaluation, Grouping, LayerScores, Scores
 from onnx_cbq.records.grids import UNIFORM, Affine, Looked, Shared, Uniform, WeightGrid, fits_bits, largest_code
 from onnx_cbq.records.lanes import Lanes
-from onnx_cbq.records.layers import Layer, Layers, LeftFloat, Use, Windows
+from onnx_cbq.records.layers import KeptQuantized, Layer, Layers, LeftFloat, Use, Windows
 from onnx_cbq.records.plans import ActivationGrid, KeptZero, LayerWeights, Plan, Removal, Seen, Written
 from onnx_cbq.records.rules import (
     FREE,
@@ -32,6 +32,7 @@ __all__ = [
     "Evaluation",
     "FileRules",
     "Grouping",
+    "KeptQuantized",
     "KeptZero",
     "Lanes",
     "Layer",

@@ -71,8 +71,8 @@ class WeightGrid(ABC):
         """Whether there is a value for each code."""
         return True
 
-    def kept(self, channels: Array) -> Self:  # noqa: ARG002
-        """The grid of the channels that are True, [channels]."""
+    def kept(self, channels: Array | slice) -> Self:  # noqa: ARG002
+        """The grid of the channels that are True, [channels], or of a few that follow each other."""
         return self
 
     def lookup(self, codes: Array, *, shared: bool) -> Lookup | None:  # noqa: ARG002
@@ -119,7 +119,7 @@ class Affine(WeightGrid):
         half = 1 << max(bits - 1, 0)
         return bool(codes.min(initial=0) >= -half and codes.max(initial=0) < half)
 
-    def kept(self, channels: Array) -> Self:
+    def kept(self, channels: Array | slice) -> Self:
         """With the zero points of these channels."""
         return self.__class__(self.zero[channels])
 

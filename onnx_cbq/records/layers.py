@@ -136,11 +136,21 @@ class LeftFloat:
 
 
 @dataclass(frozen=True)
+class KeptQuantized:
+    """A layer that was quantized when it came and is written as it is, and how many weights it has."""
+
+    name: str
+    operator: str
+    weights: int
+
+
+@dataclass(frozen=True)
 class Layers:
-    """All layers of a model, and what was left float."""
+    """All layers of a model, what was left float, and what was quantized already and stays so."""
 
     layers: tuple[Layer, ...]
     left_float: tuple[LeftFloat, ...] = ()
+    kept: tuple[KeptQuantized, ...] = ()
 
     def __iter__(self) -> Iterator[Layer]:
         return iter(self.layers)

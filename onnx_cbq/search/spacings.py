@@ -35,7 +35,9 @@ def spacings_and_prices(sensitivity: Array, weights: Array, tau: float) -> tuple
     tiny = np.finfo(np.float64).tiny
     cost = np.maximum(sensitivity, max(LEAST_SENSITIVITY * float(sensitivity.mean()), tiny))
     price = SHARE * tau**2 * np.log(2) / 6
-    return tau / np.sqrt(np.maximum(cost * weights, tiny)), price / cost
+    spacings = tau / np.sqrt(np.maximum(cost * weights, tiny))
+    # Rows of zeros would have next to none, and float32 no number for it.
+    return np.maximum(spacings, np.finfo(np.float32).tiny), price / cost
 
 
 def find_tau(rate: Callable[[float], float], wanted: float, start: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from re import Pattern
@@ -16,6 +16,7 @@ from onnx import ModelProto
 
 from onnx_cbq.errors import OutputError
 from onnx_cbq.model import Array, Model
+from onnx_cbq.storage.pieces import pieces
 from onnx_cbq.system.temporary import temporary_file, temporary_folder
 
 # Protobuf refuses messages of 2 GiB; the margin is for the graph itself.
@@ -63,7 +64,7 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
     with _replacing(path) as temporary, _explained(path):
-        _write_bytes(temporary, content)
+        _write_pieces(temporary, [content])
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
@@ -78,11 +79,10 @@ def write_model(model: Model, path: Path) -> int:
     Raises:
         OutputError: the folder is missing, may not be written to, or the disk is full.
     """
-    if sum(value.nbytes for value in model.weights.values()) < LARGEST_PROTOBUF:
-        content = model.to_proto().SerializeToString()
-        write_bytes(path, content)
-        return len(content)
-    return _write_with_data(model, path)
+    if sum(value.nbytes for value in model.weights.values()) >= LARGEST_PROTOBUF:
+        return _write_with_data(model, path)
+    with _replacing(path) as temporary, _explained(path):
+        return _write_pieces(temporary, pieces(model))
 
 
 def weights_beside(path: Path) -> Path:
@@ -121,7 +121,7 @@ def write_folder(path: Path, files: Mapping[str, bytes], replaceable: Pattern[st
         fresh = temporary / "new"
         fresh.mkdir()
         for name, content in files.items():
-            _write_bytes(fresh / name, content)
+            _write_pieces(fresh / name, [content])
         if not path.exists():
             fresh.rename(path)
         elif not _exchange(fresh, path):
@@ -176,7 +176,7 @@ def _write_with_data(model: Model, path: Path) -> int:
     data = weights_beside(path)
     with _replacing(path) as temporary, _replacing(data) as temporary_data, _explained(path):
         skeleton = _write_weights(model, temporary_data, data.name)
-        _write_bytes(temporary, skeleton.SerializeToString())
+        _write_pieces(temporary, [skeleton.SerializeToString()])
         return temporary.stat().st_size + temporary_data.stat().st_size
 
 
@@ -199,11 +199,13 @@ def _write_weights(model: Model, target: Path, location: str) -> ModelProto:
     return skeleton
 
 
-def _write_bytes(path: Path, content: bytes) -> None:
+def _write_pieces(path: Path, content: Iterable[bytes | memoryview]) -> int:
+    """Write what follows each other; returns its bytes."""
     with path.open("wb") as file:
-        file.write(content)
+        size = sum(file.write(piece) for piece in content)
         file.flush()
         os.fsync(file.fileno())
+    return size
 
 
 @contextmanager

@@ -149,7 +149,7 @@ def check_written(
 ) -> list[Violation]:
     """Hold a written file against the solution, against its target, and its kernels against what it says.
 
-    Returns what the target runs, but slowly.
+    Returns what the target runs, but slowly, and what it found wrong in layers that stay as they came.
 
     Raises:
         VerificationError: something does not hold.
@@ -160,14 +160,31 @@ def check_written(
         check_sizes(path, work.model, work.example.at_another_size(work.model))
     file = QdqFile(load(path))
     found = lint(file, work.target, Run(file, path))
-    broken = [violation for violation in found if violation.effect != "slow"]
+    as_it_came = _kept_findings(work)
+    broken = [one for one in found if one.effect != "slow" and _without_names(one) not in as_it_came]
     if broken:
         raise VerificationError(
             f"the file is not fit for --target {work.target.name}: {broken[0]}; give another --target, or report it"
         )
     if run_check:
         check_kernels(path, _cut(path, feeds))
-    return [violation for violation in found if violation.effect == "slow"]
+    return [violation for violation in found if violation not in broken]
+
+
+def _kept_findings(work: Workload) -> set[tuple[str, str, str]]:
+    """What the target finds in layers that were quantized when they came, and stay so."""
+    if not work.layers.kept:
+        return set()
+    file = QdqFile(work.model)
+    with temporary_folder() as folder:
+        path = folder / "as-it-came.onnx"
+        write_model(work.model, path)
+        return {_without_names(violation) for violation in lint(file, work.target, Run(file, path))}
+
+
+def _without_names(violation: Violation) -> tuple[str, str, str]:
+    """Names are others where a file was shortened."""
+    return violation.finding.fact, violation.finding.expected, violation.finding.found
 
 
 def _cut(path: Path, feeds: Feeds) -> Feeds:
@@ -207,11 +224,17 @@ def _trial_weights(layer: Layer, model: Model) -> LayerWeights:
 
 
 def _slower_there(found: Sequence[Violation], target: Target) -> tuple[str, ...]:
-    """What the target computes in float, or elsewhere, though the file has integers."""
-    if not found:
-        return ()
-    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-    return (f"{target.name} runs a part of the file in float or elsewhere: {found[0]}{more}; check lists them",)
+    """What the target computes in float, or elsewhere, though the file has integers; and wrong in layers kept."""
+    slow, kept = ([one for one in found if (one.effect == "slow") == is_slow] for is_slow in (True, False))
+    texts = (
+        (slow, "runs a part of the file in float or elsewhere"),
+        (kept, "is not what the layers that stay as they are were made for"),
+    )
+    return tuple(
+        f"{target.name} {text}: {some[0]}{f' and {len(some) - 1} more' if some[1:] else ''}; check lists them"
+        for some, text in texts
+        if some
+    )
 
 
 def _notes(scene: Scene, comparison: Comparison, sizes: Sizes, *, run_check: bool) -> tuple[str, ...]:

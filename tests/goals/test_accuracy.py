@@ -62,6 +62,7 @@ class MadeUp:
 
     notes = ()
     samples = "made-up samples"
+    blindness = ""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, loss_of: LossOf) -> None:
         self.asked: list[Asked] = []
@@ -94,6 +95,17 @@ def meet(scene: Scene, **limits: Any) -> tuple[Asked, Met]:
     met = Accuracy(**{"average": 2.0, **limits}).meet(scene, METHOD)
     taken: Any = met.solution
     return taken, met
+
+
+def test_a_limit_that_cannot_be_measured_leaves_the_usual_bits(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no plan loses anything the fewest bits would be next to none; where the usual ones do, more are found."""
+    for loss, bits in ((0.0, 4.0), (3.0, 5.0)):
+        made_up = MadeUp(monkeypatch, below(5.0, loss))
+        made_up.blindness = "every answer is the same"
+        taken, met = meet(scene, max_drop=1.0)
+        assert taken.bits == pytest.approx(bits, abs=accuracy.RESOLUTION)
+        assert met.bits == taken.bits
+        assert any("could not be measured: every answer is the same" in note for note in met.notes) == (loss == 0)
 
 
 @pytest.mark.parametrize("enough", [0.55, 1.3, 3.07, 7.99])

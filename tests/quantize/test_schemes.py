@@ -19,6 +19,7 @@ from onnx_cbq.quantize.schemes import (
     grid_statistics,
     quantize_scheme,
     signal_to_noise,
+    statistics_of,
 )
 
 WIDTHS = range(2, 9)
@@ -196,10 +197,23 @@ def test_statistics_are_those_that_counting_gives(scheme: str, bits: int) -> Non
 
 def test_the_ratio_of_signal_to_noise_in_decibels() -> None:
     """A tenth of the amplitude as noise is 20 dB; without noise or signal there is no ratio, and no warning."""
-    rows = np.array([[1.0, -2.0, 2.0]], np.float32)
-    assert signal_to_noise(rows, 0.9 * rows) == pytest.approx(20, abs=1e-5)
-    assert signal_to_noise(rows, rows) is None
-    assert signal_to_noise(0 * rows, rows) is None
+    assert signal_to_noise(9, 0.09) == pytest.approx(20)
+    assert signal_to_noise(9, 0) is None
+    assert signal_to_noise(0, 9) is None
+
+
+def test_statistics_of_many_rows_are_those_of_the_rows() -> None:
+    """They are taken from a few rows at a time, of several widths: a block or a width that counts as another shows."""
+    random = np.random.default_rng(3)
+    rows = random.standard_normal((90, 3000)).astype(np.float32) * random.lognormal(size=(90, 1)).astype(np.float32)
+    parts = [(part, quantize_scheme(part, bits, "asymmetric"), bits) for part, bits in ((rows[:70], 3), (rows[70:], 6))]
+    found, (three, six) = statistics_of(parts), (counted(*part) for part in parts)
+    values = np.concatenate([quantized.values for _, quantized, _ in parts])
+    assert found.range == pytest.approx(max(three.range, six.range), rel=1e-6)
+    assert found.zero_share == pytest.approx((values == 0).mean())
+    assert found.occupancy == pytest.approx((70 * three.occupancy + 20 * six.occupancy) / 90)
+    noise = np.square(rows - values, dtype=np.float64).sum()
+    assert found.snr_db == pytest.approx(10 * math.log10(np.square(rows, dtype=np.float64).sum() / noise), abs=1e-3)
 
 
 def test_the_schemes_are_those_that_the_settings_know() -> None:

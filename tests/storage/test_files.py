@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -168,14 +168,14 @@ def test_files_are_readable_as_others_are(write: Callable[[Path], object], tmp_p
 def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, folder = re.compile(r"\w+\.bin"), tmp_path / "made"
     write_folder(folder, {"a.bin": b"1", "b.bin": b"2"}, ours)
-    real = files._write_bytes
+    real = files._write_pieces
 
-    def full(path: Path, content: bytes) -> None:
+    def full(path: Path, content: Iterable[bytes | memoryview]) -> int:
         if path.name == "d.bin":
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(path, content)
+        return real(path, content)
 
-    monkeypatch.setattr(files, "_write_bytes", full)
+    monkeypatch.setattr(files, "_write_pieces", full)
     with pytest.raises(OutputError, match="cannot be written: No space left on device; nothing was left behind"):
         write_folder(folder, {"c.bin": b"3", "d.bin": b"4"}, ours)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"a.bin": b"1", "b.bin": b"2"}

@@ -24,7 +24,7 @@ def declare_interface(model: Model, example: Example) -> Model:
     graph = model.skeleton.graph
     if not any(_is_undeclared(info) for info in (*graph.input, *graph.output)):
         return model
-    session, feeds = Session(model), example.runs(model)
+    session, feeds = Session(model, "off"), example.runs(model)
     runs: list[Mapping[str, Array]] = [{**fed, **session.run(fed)} for fed in feeds]
     known = not has_other_sizes(model) and (len(runs) > 1 or fixed_batch(model) is not None)
     skeleton = onnx.ModelProto()
