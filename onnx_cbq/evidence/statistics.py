@@ -12,7 +12,7 @@ from onnx_cbq.calibration.samples import Indices, Samples
 from onnx_cbq.errors import ModelError
 from onnx_cbq.model import Array, Model
 from onnx_cbq.quantize.activations import Histogram
-from onnx_cbq.quantize.moments import Moments, MomentSums, combine, white
+from onnx_cbq.quantize.moments import Moments, MomentSums, combine, looked_up, white
 from onnx_cbq.quantize.patches import has_rows, input_rows
 from onnx_cbq.records import Layer, Layers, Seen, Use
 from onnx_cbq.runtime import Feeds, Session
@@ -74,7 +74,7 @@ def collect_sizes(
     Raises:
         ModelError: a tensor is not finite.
     """
-    axes = {use.activation: use.batch_axis for layer in layers for use in layer.uses}
+    axes = {use.activation: use.batch_axis for layer in layers.products for use in layer.uses}
     tensors = _Tensors(model, list(axes))
     parts: dict[str, list[Array]] = {name: [] for name in axes}
     done = 0
@@ -130,6 +130,7 @@ def collect_moments(model: Model, seen: Seen | None, layers: Sequence[Layer], ru
     changed = seen and _Tensors(seen.model, [seen.name(use.activation) for layer in layers for use in layer.uses])
     sums = {layer.name: [MomentSums(centred=use.bias is not None) for use in layer.uses] for layer in layers}
     squares = dict.fromkeys((layer.name for layer in layers), 0.0)
+    counts = {layer.name: np.zeros(layer.channels) for layer in layers if layer.kind == "table"}
     for number, batch in enumerate(run.samples.batches(run.indices, run.size)):
         values = aimed.run(batch.feeds)
         others = changed.run(batch.feeds) if changed else values
@@ -139,12 +140,16 @@ def collect_moments(model: Model, seen: Seen | None, layers: Sequence[Layer], ru
         for layer in layers:
             for use, total in zip(layer.uses, sums[layer.name], strict=True):
                 x, y = values[use.activation], others[seen.name(use.activation) if seen else use.activation]
-                if has_rows(layer):
+                if use.lookup is not None:
+                    counts[layer.name] += _counts(layer, use, x, weights)
+                elif has_rows(layer):
                     _add_rows(total, (layer, use, positions, number), x, y, weights)
                 else:
                     squares[layer.name] += float(np.square(y, dtype=np.float64).mean()) * batch.count / len(run.indices)
     found = {
-        layer.name: combine([total.moments() for total in sums[layer.name]])
+        layer.name: looked_up(layer, counts[layer.name])
+        if layer.name in counts
+        else combine([total.moments() for total in sums[layer.name]])
         if has_rows(layer)
         else white(layer, squares[layer.name] / len(layer.uses))
         for layer in layers
@@ -156,6 +161,16 @@ def collect_moments(model: Model, seen: Seen | None, layers: Sequence[Layer], ru
                 f"squared in float32; use --rounding nearest --method uniform, or scale the samples"
             )
     return found
+
+
+def _counts(layer: Layer, use: Use, indices: Array, weights: Array) -> Array:
+    """How often each row of a table is looked up by the indices of a batch, each with the weight of its sample."""
+    assert use.lookup is not None
+    axis, entries = use.batch_axis, use.lookup.entries
+    by_sample = np.moveaxis(indices, axis, 0).reshape(len(weights), -1)
+    rows = np.mod(by_sample, entries) // use.lookup.together
+    spread = np.broadcast_to(weights[:, None], rows.shape)
+    return np.bincount(rows.reshape(-1), spread.reshape(-1), minlength=layer.channels)
 
 
 def _add_rows(total: MomentSums, where: tuple[Layer, Use, int, int], x: Array, y: Array, weights: Array) -> None:

@@ -6,8 +6,9 @@ filter or neuron; a *plan* gives every channel its bits.
 
 from onnx_cbq.records.classes import Evaluation, Grouping, LayerScores, Scores
 from onnx_cbq.records.grids import UNIFORM, Affine, Looked, Shared, Uniform, WeightGrid, fits_bits, largest_code
+from onnx_cbq.records.kinds import GATES, TABLES, Kind, kind_of
 from onnx_cbq.records.lanes import Lanes
-from onnx_cbq.records.layers import Layer, Layers, LeftFloat, Use, Windows
+from onnx_cbq.records.layers import Layer, Layers, LeftFloat, Lookup, Use, Windows
 from onnx_cbq.records.plans import ActivationGrid, KeptZero, LayerWeights, Plan, Removal, Seen, Written
 from onnx_cbq.records.rules import (
     FREE,
@@ -23,7 +24,9 @@ from onnx_cbq.records.rules import (
 __all__ = [
     "FREE",
     "FUSED",
+    "GATES",
     "KERNELS",
+    "TABLES",
     "UNIFORM",
     "UNSIGNED",
     "ActivationGrid",
@@ -33,6 +36,7 @@ __all__ = [
     "FileRules",
     "Grouping",
     "KeptZero",
+    "Kind",
     "Lanes",
     "Layer",
     "LayerScores",
@@ -40,6 +44,7 @@ __all__ = [
     "Layers",
     "LeftFloat",
     "Looked",
+    "Lookup",
     "PlacementRules",
     "Plan",
     "Removal",
@@ -53,5 +58,6 @@ __all__ = [
     "Windows",
     "Written",
     "fits_bits",
+    "kind_of",
     "largest_code",
 ]
