@@ -27,7 +27,7 @@ def root(model: Model, name: str) -> str | None:
 def readers(model: Model, name: str) -> Iterator[NodeProto]:
     """The nodes that read a constant as it is or as it is laid out."""
     for node in model.consumers.get(name, ()):
-        if node.op_type in _LAYING and node.input[0] == name and root(model, node.output[0]) == name:
+        if node.op_type in _LAYING and node.input[0] == name and root(model, node.output[0]) is not None:
             yield from readers(model, node.output[0])
         else:
             yield node
@@ -53,6 +53,8 @@ def _recurrent(model: Model, shapes: Shapes, node: NodeProto) -> list[tuple[str,
         reason = "it does not depend on the samples"
     elif shapes.batch_axis[source] != 1 or attributes(node).get("layout", 0):
         reason = "the samples do not lie on its second axis"
+    elif any(len(shapes[str(name)]) != 2 for name in weights.values()):
+        reason = "its weights are not laid out as rows"
     elif not all(np.isfinite(model.weight(str(name))).all() for name in weights.values()):
         reason = "its weight holds NaN or infinity"
     if reason:
