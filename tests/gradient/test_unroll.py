@@ -61,7 +61,8 @@ def test_gradients_through_time_agree_with_finite_differences(proto: onnx.ModelP
     run, random = evaluator(as_double(skeleton)), np.random.default_rng(6)
     values = {**samples, "probe": np.zeros(shapes[inputs_of("states")], np.float32)}
     exact = {name: value.astype(np.float64) if value.dtype == np.float32 else value for name, value in values.items()}
-    for given, gradient in (("x", found[names[0]]), ("probe", found[names[1]])):
+    pairs: list[tuple[str, Array]] = [("x", found[names[0]]), ("probe", found[names[1]])]
+    for given, gradient in pairs:
         direction = random.standard_normal(gradient.shape)
         ends = [
             (np.asarray(run.run(["y"], {**exact, given: exact[given] + sign * STEP * direction})[0]) * seed).sum()

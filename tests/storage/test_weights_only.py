@@ -45,7 +45,7 @@ def recurrent(operator: str, given: str = "", **attributes: Any) -> onnx.ModelPr
         "axes": np.array([0, 1]),
         "fc": numbers(7, HIDDEN, 3),
     }
-    inputs = {"x": ["N", STEPS, INPUTS]}
+    inputs: dict[str, list[int | str]] = {"x": ["N", STEPS, INPUTS]}
     dtypes = {}
     if "l" in given:
         inputs["l"], dtypes["l"] = ["N"], np.int32
