@@ -86,7 +86,8 @@ def recurrent(node: OnnxNode) -> Run:
         return (*clipped[:2], *found[2:])
 
     def run(x: Tensor, w: Tensor, r: Tensor, *rest: Tensor | None) -> tuple[Tensor, ...]:
-        bias, lengths, *given, p = (*rest, *(None,) * (5 - len(rest)))
+        # B, sequence_lens, initial_h, and of an LSTM initial_c and P.
+        bias, lengths, first_h, first_c, p = [*rest, None, None, None, None, None][:5]
         states, last = [], []
         for d in range(len(w)):
             late = node.operator == "GRU" and bool(attrs.get("linear_before_reset", 0))
@@ -98,7 +99,10 @@ def recurrent(node: OnnxNode) -> Run:
                 late,
                 bool(attrs.get("input_forget", 0)),
             )
-            start = tuple(x.new_zeros(x.shape[1], r.shape[2]) if first is None else first[d] for first in given[:count])
+            start = tuple(
+                x.new_zeros(x.shape[1], r.shape[2]) if first is None else first[d]
+                for first in (first_h, first_c)[:count]
+            )
             step = {"LSTM": cell.lstm, "GRU": cell.gru, "RNN": cell.rnn}[node.operator]
             drives = functional.linear(x, w[d], _input_bias(cell, GATES[node.operator] * r.shape[2]))
             found, end = _walk(drives, start, step, lengths, backwards=direction == "reverse" or d == 1)
