@@ -81,8 +81,7 @@ class Writer:
         self._uses.update({use.output: (layer, use, weights) for use in layer.uses})
         codes, are_floats = self._codes(layer, weights)
         if layer.kind == "table" and not are_floats and not self._written_codes.computes:
-            # Only the entries that are looked up become floats.
-            self._floats[layer.weight] = codes
+            self._floats[layer.weight] = codes  # only the entries that are looked up become floats
             self._tables |= {use.output: (use, weights) for use in layer.uses}
             return
         axis = 0 if self._lies_turned(layer) else layer.weight_axis
@@ -91,8 +90,8 @@ class Writer:
             codes, are_floats = self._add("Cast", [codes], f"{layer.weight}_float", to=TensorProto.FLOAT), True
         elif not are_floats and layer.operator == "MatMul" and len(layer.weight_shape) > 2:
             # onnxruntime fuses such a MatMul if it can, and then refuses to run it with scales per channel.
-            one = self._pooled(np.array(1, np.float32), "scale")
-            codes, are_floats = self._add("DequantizeLinear", [codes, one], f"{layer.weight}_dq"), True
+            unscaled = [codes, self._pooled(np.array(1, np.float32), "scale")]
+            codes, are_floats = self._add("DequantizeLinear", unscaled, f"{layer.weight}_dq"), True
         if are_floats:
             self._floats[layer.weight] = self._scaled(layer, weights, codes, axis)
             return
