@@ -24,6 +24,7 @@ from onnx_cbq.errors import ModelError
 from onnx_cbq.evidence.scoring_graph import ScoringGraph, UseSums
 from onnx_cbq.gradient.further import Further
 from onnx_cbq.model import Array, Model
+from onnx_cbq.quantize.moments import shared_out
 from onnx_cbq.records import Grouping, Layer, Layers, LayerScores, Scores
 from onnx_cbq.records.spread import Spread
 from onnx_cbq.runtime import Session
@@ -223,7 +224,7 @@ def _squares(layer: Layer, uses: tuple[UseSums, ...], totals: Mapping[str, Array
     square = np.zeros(layer.channels)
     for use in uses if count else ():
         square = square - layer.per_channel(totals[use.negative_square]).sum(axis=1) / count
-    return square
+    return shared_out(square) if layer.kind == "table" else square
 
 
 def _class_scores(
@@ -238,4 +239,8 @@ def _class_scores(
         outputs, positions = critical.shape
         beta = np.maximum(beta, layer.per_channel(critical.max(axis=1)).max(axis=1) / count)
         saliency = saliency + layer.per_channel(totals[use.saliency]).sum(axis=1) / (count * positions * outputs)
-    return beta, saliency * layer.channels / max(len(uses), 1), _squares(layer, uses, totals, count)
+    saliency = saliency * layer.channels / max(len(uses), 1)
+    if layer.kind == "table":
+        # A row may be looked up several times in a sample.
+        beta, saliency = np.minimum(shared_out(beta), 1), shared_out(saliency)
+    return beta, saliency, _squares(layer, uses, totals, count)

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from onnx import TensorProto
 
 from onnx_cbq.evidence.settings import ScoringConfig
 from onnx_cbq.gradient.backward import attach, build_backward
-from onnx_cbq.gradient.expand import expand
+from onnx_cbq.gradient.expand import expand, scored_at
 from onnx_cbq.gradient.further import Further
 from onnx_cbq.gradient.site import Builder
 from onnx_cbq.graph.logits import Logits
 from onnx_cbq.graph.shapes import Example, Shape
 from onnx_cbq.model import Array, Model
-from onnx_cbq.records import Layers, Use
+from onnx_cbq.records import Layer, Layers, Use
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,15 @@ def scoring_graph(
     tensors = list(dict.fromkeys((logits.tensor, *(one.tensor for one in further))))
     expanded = expand(model, example).model
     shapes = example.shapes(expanded)
-    targets = [use.output for layer in layers for use in layer.uses]
+    scored = {(layer.name, use): scored_at(layer, use, expanded) for layer in layers for use in layer.uses}
+    targets = [gradient for _, gradient in scored.values()]
     backward = build_backward(expanded, shapes, logits.tensor, targets, [one.tensor for one in further])
     sums = {
         layer.name: tuple(
-            _add_sums(backward.build, use, layer.samples, backward.gradients[use.output], config)
+            _add_sums(backward.build, use, layer, (z, backward.gradients[target]), config)
             for use in layer.uses
-            if use.output in backward.gradients
+            for z, target in (scored[layer.name, use],)
+            if target in backward.gradients
         )
         for layer in layers
     }
@@ -102,11 +105,13 @@ def scoring_graph(
     return ScoringGraph(attached, forward, logits, tuple(further), seeds, measured, sums, dtype)
 
 
-def _add_sums(build: Builder, use: Use, measured: int, gradient: str, config: ScoringConfig) -> UseSums:
-    """Add the sums over one batch of what output z of `use` and its gradient g give."""
-    z, g = use.output, gradient
+def _add_sums(build: Builder, use: Use, layer: Layer, tensors: tuple[str, str], config: ScoringConfig) -> UseSums:
+    """Add the sums over one batch of what output z of `use` and its gradient g, the `tensors`, give."""
+    if use.lookup is not None:
+        return _add_row_sums(build, use, tensors, layer.channels, config)
+    z, g = tensors
     shape, batch_axis, channel_axis = list(use.output_shape), use.batch_axis, use.channel_axis
-    merged = shape[batch_axis] // measured
+    merged = shape[batch_axis] // layer.samples
     if merged > 1:
         # Samples and positions share an axis, samples first: [..., N T, ...] -> [..., N, T, ...]
         split = [*shape[:batch_axis], -1, merged, *shape[batch_axis + 1 :]]
@@ -122,6 +127,33 @@ def _add_sums(build: Builder, use: Use, measured: int, gradient: str, config: Sc
         saliency=build.reduce_sum(criticality, others, keepdims=False),
         negative_square=build.reduce_sum(square, others, keepdims=False),
         channel_axis=channel_axis - (channel_axis > batch_axis),
+    )
+
+
+def _add_row_sums(build: Builder, use: Use, tensors: tuple[str, str], channels: int, config: ScoringConfig) -> UseSums:
+    """Likewise of a table, by the rows that are looked up: a row is critical each time that any of its numbers is."""
+    z, g = tensors
+    assert use.lookup is not None
+    numbers = list(range(use.channel_axis, len(use.output_shape)))
+    criticality = build.op("Abs", build.op("Mul", z, g))
+    others = [axis for axis in range(len(use.output_shape)) if axis != use.batch_axis]
+    critical = build.not_zero(_excess(build, criticality, others, config))
+    square = build.op("Mul", g, build.op("Neg", g))
+    # Indices from the end count from there; onnx's Mod has the sign of the divisor.
+    flat = build.op("Reshape", build.op("Cast", use.activation, to=TensorProto.INT64), build.ints([-1]))
+    entries = build.op("Mod", flat, build.ints([use.lookup.entries]))
+    rows = build.op("Div", entries, build.ints([use.lookup.together]))
+    zeros = build.constant(np.zeros(channels, build.dtype))
+
+    def by_row(name: str) -> str:
+        values = build.op("Reshape", name, build.ints([-1]))
+        return build.op("ScatterElements", zeros, rows, values, axis=0, reduction="add")
+
+    return UseSums(
+        critical=by_row(build.op("ReduceMax", critical, build.ints(numbers), keepdims=0)),
+        saliency=by_row(build.reduce_sum(criticality, numbers, keepdims=False)),
+        negative_square=by_row(build.reduce_sum(square, numbers, keepdims=False)),
+        channel_axis=0,
     )
 
 

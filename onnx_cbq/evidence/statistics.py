@@ -14,7 +14,7 @@ from onnx_cbq.errors import ModelError
 from onnx_cbq.evidence.relay import Relay
 from onnx_cbq.model import Array, Model
 from onnx_cbq.quantize.activations import Histogram
-from onnx_cbq.quantize.moments import Moments, MomentSums, combine, white
+from onnx_cbq.quantize.moments import Moments, MomentSums, combine, looked_up, white
 from onnx_cbq.quantize.patches import has_rows, input_rows, mean_row
 from onnx_cbq.records import Layer, Layers, Seen, Use
 from onnx_cbq.runtime import Feeds, Session
@@ -76,7 +76,7 @@ def collect_sizes(
     Raises:
         ModelError: a tensor is not finite.
     """
-    axes = {use.activation: use.batch_axis for layer in layers for use in layer.uses}
+    axes = {use.activation: use.batch_axis for layer in layers.products for use in layer.uses}
     tensors = _Tensors(model, list(axes))
     parts: dict[str, list[Array]] = {name: [] for name in axes}
     done = 0
@@ -140,6 +140,7 @@ def collect_moments(
     passes, whole = relay.passes, aimed.needs_inputs or others.needs_inputs
     sums = {layer.name: [MomentSums(centred=use.bias is not None) for use in layer.uses] for layer in layers}
     squares = dict.fromkeys((layer.name for layer in layers), 0.0)
+    counts = {layer.name: np.zeros(layer.channels) for layer in layers if layer.kind == "table"}
     for number, batch in enumerate(passes if whole else passes.without_inputs()):
         values = _finite(aimed.run(number, batch.feeds))
         found = values if others is aimed else _finite(others.run(number, batch.feeds))
@@ -149,12 +150,16 @@ def collect_moments(
         for layer in layers:
             for use, total in zip(layer.uses, sums[layer.name], strict=True):
                 x, y = values[use.activation], found[seen.name(use.activation) if seen else use.activation]
-                if has_rows(layer):
+                if use.lookup is not None:
+                    counts[layer.name] += _counts(layer, use, x, weights)
+                elif has_rows(layer):
                     _add_rows(total, (layer, use, positions_of(layer, run), number), x, y, weights)
                 else:
                     squares[layer.name] += float(np.square(y, dtype=np.float64).mean()) * batch.count / len(run.indices)
     moments = {
-        layer.name: combine([total.moments() for total in sums[layer.name]])
+        layer.name: looked_up(layer, counts[layer.name])
+        if layer.name in counts
+        else combine([total.moments() for total in sums[layer.name]])
         if has_rows(layer)
         else white(layer, squares[layer.name] / len(layer.uses))
         for layer in layers
@@ -172,6 +177,16 @@ def positions_of(layer: Layer, run: Run) -> int:
     """How many rows to take from each sample: as many as the unknowns of a channel need, up to the run's."""
     rows = min(run.rows, run.rows_per_weight * layer.weights_per_channel)
     return math.ceil(rows / len(run.indices))
+
+
+def _counts(layer: Layer, use: Use, indices: Array, weights: Array) -> Array:
+    """How often each row of a table is looked up by the indices of a batch, each with the weight of its sample."""
+    assert use.lookup is not None
+    axis, entries = use.batch_axis, use.lookup.entries
+    by_sample = np.moveaxis(indices, axis, 0).reshape(len(weights), -1)
+    rows = np.mod(by_sample, entries) // use.lookup.together
+    spread = np.broadcast_to(weights[:, None], rows.shape)
+    return np.bincount(rows.reshape(-1), spread.reshape(-1), minlength=layer.channels)
 
 
 def _add_rows(total: MomentSums, where: tuple[Layer, Use, int, int], x: Array, y: Array, weights: Array) -> None:

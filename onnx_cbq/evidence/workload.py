@@ -70,7 +70,7 @@ class Workload:
 
         The model's own inputs and what is only added stay at 8 bits.
         """
-        multiplied = {self.placement.grid_of(use.activation) for layer in self.layers for use in layer.uses}
+        multiplied = {self.placement.grid_of(use.activation) for layer in self.layers.products for use in layer.uses}
         narrow = multiplied - {spec.name for spec in self.model.inputs}
         return {name: activation_bits if name in narrow else MOST_BITS for name in self.placement.measured}
 
@@ -88,7 +88,7 @@ def aimed_at(work: Workload, target: Target, activation_bits: int) -> Workload:
     widths = work.widths(activation_bits)
 
     def rules(layer: Layer) -> WeightRules:
-        grids = [work.placement.grid_of(use.activation) for use in layer.uses]
+        grids = [work.placement.grid_of(use.activation) for use in layer.uses if layer.kind == "product"]
         bits = max((widths[name] for name in grids if name in widths), default=0)
         top = (1 << bits) - 1 if target.lanes else 0
         return WeightRules(top, layer.operator in target.per_tensor, target.power_of_two)

@@ -15,6 +15,7 @@ from onnx import NodeProto, helper
 from onnx_cbq.errors import ModelError, UnsupportedOperatorError
 from onnx_cbq.gradient.rules import NO_GRADIENT, RULES
 from onnx_cbq.gradient.site import RULES_OPSET
+from onnx_cbq.gradient.unroll import MOST_STEPS, inputs_of, sums_of, unroll
 from onnx_cbq.graph.load import raise_opset
 from onnx_cbq.graph.normalise import Normalised, normalise
 from onnx_cbq.graph.passes.constants import QUANTIZING, fold_constants, freeze_shapes
@@ -23,6 +24,7 @@ from onnx_cbq.graph.quantized import is_stored
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.graph.tensors import with_constant_types
 from onnx_cbq.model import Model
+from onnx_cbq.records import Layer, Use
 from onnx_cbq.runtime import Session
 
 
@@ -32,8 +34,24 @@ def expand(model: Model, example: Example) -> Normalised:
     Of a model that is quantized already, the float model behind its grids is differentiated (straight-through).
     """
     return normalise(
-        _without_grids(model), example, (_to_rules_opset, _expand_functions, fold_constants, freeze_shapes)
+        _without_grids(model), example, (_to_rules_opset, _expand_functions, fold_constants, freeze_shapes, unroll)
     )
+
+
+def scored_at(layer: Layer, use: Use, expanded: Model) -> tuple[str, str]:
+    """The tensors of an expanded model that hold z of a use, and whose gradient is that of z.
+
+    Raises:
+        UnsupportedOperatorError: a recurrent node could not be written out.
+    """
+    if layer.kind != "recurrent":
+        return use.output, use.output
+    if sums_of(use.output) not in expanded.producers:
+        raise UnsupportedOperatorError(
+            f"layer {layer.name!r}: {layer.operator} of more than {MOST_STEPS} steps, or with these activation "
+            f"functions, has no gradient rule; use --method uniform, which needs no gradients"
+        )
+    return sums_of(use.output), inputs_of(use.output)
 
 
 def _without_grids(model: Model) -> Model:

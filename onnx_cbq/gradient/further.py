@@ -70,7 +70,8 @@ def find_further(
             listing = ", ".join(others) or "there are no others"
             what = "holds the class scores" if name == logits.output else "is no output of the model"
             raise ConfigError(f"--ignore-output {name!r}: {what}; expected one of the other outputs: {listing}")
-    starts = {use.output for layer in layers for use in layer.uses} - {logits.tensor}
+    made = [use.output for layer in layers for use in layer.uses]
+    starts = {name for output in made for name in model.producers[output].output if name} - {logits.tensor}
     fed = _fed(model, starts, logits.tensor, model.nodes)
     smooth = _fed(model, starts, logits.tensor, [node for node in model.nodes if is_differentiable(node, model.opset)])
     found: dict[str, Further] = {}

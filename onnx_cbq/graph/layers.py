@@ -1,4 +1,4 @@
-"""Find the layers: every constant weight that a Conv, ConvTranspose, Gemm or MatMul multiplies with.
+"""Find the layers: every constant weight that a node multiplies with, and every table whose entries a node looks up.
 
 A weight that several nodes share is one layer with several uses. What stays float is listed with the reason.
 """
@@ -13,6 +13,7 @@ from onnx import NodeProto
 
 from onnx_cbq.errors import ModelError
 from onnx_cbq.graph.integer_rules import ON_CODES
+from onnx_cbq.graph.laid import laid_uses, readers
 from onnx_cbq.graph.leftover import left_float
 from onnx_cbq.graph.load import LAYER_OPERATORS
 from onnx_cbq.graph.quantized import stored_weight
@@ -20,7 +21,7 @@ from onnx_cbq.graph.shapes import Shapes
 from onnx_cbq.graph.windows import find_windows
 from onnx_cbq.model import Array, FreshNames, Model, attributes, is_generated_name
 from onnx_cbq.model.captures import is_sealed, nodes_within
-from onnx_cbq.records import KeptQuantized, Layer, Layers, Use, Windows
+from onnx_cbq.records import GATES, TABLES, KeptQuantized, Layer, Layers, Use, Windows, kind_of
 
 
 def find_layers(model: Model, shapes: Shapes) -> Layers:
@@ -33,17 +34,21 @@ def find_layers(model: Model, shapes: Shapes) -> Layers:
     reasons: dict[str, str] = {}
     kept: list[KeptQuantized] = []
     for node in model.nodes:
-        if node.op_type not in LAYER_OPERATORS or node.domain not in ("", "ai.onnx"):
+        if node.domain not in ("", "ai.onnx"):
             continue
-        stored = stored_weight(model, node)
+        stored = stored_weight(model, node) if node.op_type in LAYER_OPERATORS else None
         if stored is not None:
             kept.append(KeptQuantized(node.name or node.output[0], node.op_type, math.prod(shapes[stored])))
             continue
-        use = _use(model, shapes, node)
-        if isinstance(use, str):
-            reasons[node.output[0]] = use
-        else:
-            uses.setdefault(node.input[use.weight_index], []).append((node, use))
+        for name, use in _uses_of(model, shapes, node):
+            if isinstance(use, str):
+                reasons[next(filter(None, node.output))] = use
+            else:
+                uses.setdefault(name, []).append((node, use))
+    for name, found in uses.items():
+        # A matrix whose rows are looked up as well is the layer of those who multiply with it.
+        products = [(node, use) for node, use in found if use.lookup is None]
+        uses[name] = products or found
     layers: list[Layer] = []
     titles = FreshNames(())
     for name, found in uses.items():
@@ -57,6 +62,14 @@ def find_layers(model: Model, shapes: Shapes) -> Layers:
     if not layers:
         raise ModelError(f"the model has no layer to quantize: {_why_none(model, reasons, kept)}")
     return Layers(tuple(layers), left_float(model, layers, reasons), tuple(kept))
+
+
+def _uses_of(model: Model, shapes: Shapes, node: NodeProto) -> list[tuple[str, Use | str]]:
+    """The constant weights that `node` uses, and how, or the reason why one stays float."""
+    if node.op_type not in LAYER_OPERATORS:
+        return laid_uses(model, shapes, node)
+    use = _use(model, shapes, node)
+    return [("" if isinstance(use, str) else node.input[use.weight_index], use)]
 
 
 def _use(model: Model, shapes: Shapes, node: NodeProto) -> Use | str:
@@ -109,21 +122,36 @@ def _conflict(model: Model, weight: Array, name: str, found: list[tuple[NodeProt
         return f"its weight is {weight.dtype}; only float32 weights are quantized"
     if len({_weight_axis(node, use, weight.shape) for node, use in found}) > 1:
         return "the nodes that share its weight do not agree on the output channels"
+    if (
+        len({(node.op_type, use.weight_index, use.lookup) for node, use in found if kind_of(node.op_type) != "product"})
+        > 1
+    ):
+        return "the nodes that share its weight use it in different ways"
     users = {node.output[0] for node, _ in found}
-    others = [node.op_type for node in model.consumers[name] if node.output[0] not in users]
+    looked_up = TABLES if weight.ndim == 2 and _weight_axis(*found[0], weight.shape) == 0 else ()
+    others = [
+        node.op_type
+        for node in readers(model, name)
+        if node.output[0] not in users and not (node.op_type in looked_up and not attributes(node).get("axis", 0))
+    ]
     return f"its weight is also read by {others[0]}" if others else None
 
 
 def _layer(weight: Array, name: str, found: list[tuple[NodeProto, Use]], samples: int, titles: FreshNames) -> Layer:
     node, use = found[0]
     title = (node.name or use.output) if is_generated_name(name) else name.removesuffix(".weight")
+    if node.op_type in GATES and is_generated_name(name):
+        title = f"{title}.{'WR'[use.weight_index - 1]}"
+    groups = attributes(node).get("group", 1)
+    if node.op_type in GATES and use.weight_index == 2:
+        groups = len(weight) // (GATES[node.op_type] * weight.shape[1])  # each direction has states of its own
     return Layer(
         name=titles(title),
         operator=node.op_type,
         weight=name,
         weight_shape=tuple(weight.shape),
         weight_axis=_weight_axis(node, use, weight.shape),
-        groups=int(attributes(node).get("group", 1)),
+        groups=int(groups),
         uses=tuple(use for _, use in found),
         samples=samples,
     )
@@ -131,7 +159,7 @@ def _layer(weight: Array, name: str, found: list[tuple[NodeProto, Use]], samples
 
 def _weight_axis(node: NodeProto, use: Use, shape: tuple[int, ...]) -> int:
     """The axis of the weight along which the output channels lie."""
-    if node.op_type == "Conv":
+    if node.op_type == "Conv" or kind_of(node.op_type) != "product":
         return 0
     if node.op_type == "ConvTranspose":
         depthwise = shape[1] == 1 and shape[0] == attributes(node).get("group", 1)
@@ -158,4 +186,5 @@ def _why_none(model: Model, reasons: Mapping[str, str], kept: Sequence[KeptQuant
     codes = next((node.op_type for node in model.nodes if node.op_type in (*ON_CODES, "MatMulNBits")), None)
     if codes is not None:
         return f"it multiplies integers already ({codes}); start from the float model"
-    return f"expected one of {', '.join(LAYER_OPERATORS)} with a constant weight, found none"
+    known = ", ".join((*LAYER_OPERATORS, *GATES, *TABLES))
+    return f"expected one of {known} with a constant weight, found none"

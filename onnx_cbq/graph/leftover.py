@@ -11,11 +11,12 @@ from typing import TypeGuard
 import numpy as np
 from onnx import NodeProto, numpy_helper
 
+from onnx_cbq.graph.laid import root
 from onnx_cbq.graph.passes.constants import QUANTIZING
 from onnx_cbq.graph.quantized import quantized_layers
 from onnx_cbq.model import Array, Model
 from onnx_cbq.model.captures import is_sealed, nodes_within
-from onnx_cbq.records import Layer, LeftFloat
+from onnx_cbq.records import GATES, Layer, LeftFloat
 
 # Of weights that are no matrix, those are listed that hold this share of all.
 _LISTED = 0.01
@@ -37,13 +38,18 @@ def left_float(model: Model, layers: Iterable[Layer], reasons: Mapping[str, str]
         if node.op_type in QUANTIZING or node.output[0] in kept:
             continue  # scales, and layers that are quantized already
         sizes = []
-        for name in dict.fromkeys(node.input):
-            value = None if not name or name in taken else model.constant(name)
+        # What is laid out belongs to the node that reads it then; the biases of a recurrent node are no weights.
+        read = node.input[1:3] if node.op_type in GATES else node.input if root(model, node.output[0]) is None else ()
+        for name in dict.fromkeys(filter(None, (root(model, name) for name in read if name))):
+            value = None if name in taken else model.constant(name)
             if value is not None and _is_float(value):
                 taken.add(name)
                 sizes.append(value.size if value.ndim > 1 or value.size >= _LISTED * total else 0)
         if any(sizes) and max(sizes) > 1:
-            reason = reasons.get(node.output[0]) or "its operator is none of those whose weights are quantized"
+            reason = (
+                reasons.get(next(filter(None, node.output)))
+                or "its operator is none of those whose weights are quantized"
+            )
             found.append(LeftFloat(_title(node), node.op_type, reason, sum(sizes)))
         inner = sum(value.size for value in _in_branches(model, node).values() if _is_float(value))
         if inner:

@@ -21,6 +21,8 @@ from onnx_cbq.graph.passes.defaults import state_defaults
 from onnx_cbq.graph.passes.interface import own_outputs
 from onnx_cbq.graph.passes.kernels import matmul_to_gemm, mean_to_pool
 from onnx_cbq.graph.passes.linear import fold_affine, fold_gemm_factors, own_biases, split_infinite_biases
+from onnx_cbq.graph.passes.products import products_to_matmul
+from onnx_cbq.graph.passes.rows import lay_rows
 from onnx_cbq.graph.passes.widen import widen_floats, widening_tolerance
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.model import Array, Model
@@ -40,12 +42,14 @@ PASSES: tuple[Pass, ...] = (
     fold_constants,
     freeze_shapes,
     remove_idle_nodes,
+    products_to_matmul,
     matmul_to_gemm,
     mean_to_pool,
     fold_gemm_factors,
     fold_affine,
     own_biases,
     split_infinite_biases,
+    lay_rows,
     declare_interface,
 )
 

@@ -24,6 +24,7 @@ import numpy as np
 from onnx import NodeProto
 
 from onnx_cbq.graph.integer_rules import ARITHMETIC, MOVEMENT, SATURATION
+from onnx_cbq.graph.laid import root
 from onnx_cbq.graph.load import LAYER_OPERATORS
 from onnx_cbq.model import Model
 from onnx_cbq.records import FUSED, Layer, Layers, PlacementRules, Use
@@ -91,7 +92,7 @@ def _alike(model: Model, placement: Placement, operators: frozenset[str]) -> tup
 
 
 def _for_kernels(model: Model, layers: Layers) -> set[str]:
-    uses = [(layer, use) for layer in layers for use in layer.uses if has_integer_kernel(layer, use)]
+    uses = [(layer, use) for layer in layers.products for use in layer.uses if has_integer_kernel(layer, use)]
     pending = [use.activation for _, use in uses]
     pending += [_behind_saturation(model, use.output) for layer, use in uses if layer.operator == "Conv"]
     wanted: set[str] = set()
@@ -108,8 +109,8 @@ def _for_kernels(model: Model, layers: Layers) -> set[str]:
 
 
 def _operands(model: Model, layers: Layers) -> set[str]:
-    outputs = {use.output for layer in layers for use in layer.uses}
-    wanted = {use.activation for layer in layers for use in layer.uses}
+    outputs = {use.output for layer in layers.products for use in layer.uses}
+    wanted = {use.activation for layer in layers.products for use in layer.uses}
     for node in model.nodes:
         if node.op_type == "Add" and not any(model.is_constant(name) for name in node.input):
             # The Add is fused with one of the layers.
@@ -120,9 +121,9 @@ def _operands(model: Model, layers: Layers) -> set[str]:
 
 
 def _everywhere(model: Model, layers: Layers) -> set[str]:
-    outputs = {use.output for layer in layers for use in layer.uses}
+    outputs = {use.output for layer in layers.products for use in layer.uses}
     computing = MOVEMENT.keys() | ARITHMETIC.keys() | SATURATION | _COMPUTING
-    wanted = {use.activation for layer in layers for use in layer.uses} | outputs
+    wanted = {use.activation for layer in layers.products for use in layer.uses} | outputs
     wanted |= {spec.name for spec in model.inputs if spec.dtype == np.float32}  # others are cast first
     for node in model.nodes:
         if node.output[0] in outputs or (node.op_type in computing and node.domain in ("", "ai.onnx")):
@@ -142,8 +143,8 @@ def _leave_float(model: Model, layers: Layers, wanted: set[str]) -> set[str]:
     Between DequantizeLinear and QuantizeLinear onnxruntime would quantize that weight by a grid of its own, and take a
     kernel whose attributes mean something else.
     """
-    activations = {use.activation for layer in layers for use in layer.uses}
-    outputs = {use.output for layer in layers for use in layer.uses}
+    activations = {use.activation for layer in layers.products for use in layer.uses}
+    outputs = {use.output for layer in layers.products for use in layer.uses}
     for node in model.nodes:
         if node.op_type in ARITHMETIC and not _computes_integers(model, node):
             sources = {name for source in node.input for name in _moved_from(model, source)}
@@ -175,9 +176,9 @@ def has_integer_kernel(layer: Layer, use: Use) -> bool:
 
 
 def moves_integers(model: Model, name: str) -> bool:
-    """Whether `name` comes from an operator that can move integers just as well."""
+    """Whether `name` comes from an operator that can move integers just as well, and not constants."""
     producer = model.producers.get(name)
-    if producer is None or producer.op_type not in MOVEMENT or model.is_constant(producer.input[0]):
+    if producer is None or producer.op_type not in MOVEMENT or root(model, producer.input[0]) is not None:
         return False
     return MOVEMENT[producer.op_type](model, producer)
 

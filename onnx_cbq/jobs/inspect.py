@@ -14,9 +14,9 @@ from onnx_cbq.graph.layers import find_layers
 from onnx_cbq.graph.load import load
 from onnx_cbq.graph.normalise import normalise
 from onnx_cbq.graph.shapes import Example
-from onnx_cbq.graph.skim import skim
 from onnx_cbq.jobs.result import CheckResult
 from onnx_cbq.model import Model
+from onnx_cbq.model.skim import skim
 from onnx_cbq.records import Layers
 from onnx_cbq.storage.metadata import StoredPlan, read_metadata
 from onnx_cbq.targets import CPU, find_target

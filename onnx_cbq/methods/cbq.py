@@ -76,7 +76,7 @@ class Cbq(CbqConfig, PlanMethod):
 
 def deciding_layers(work: Workload) -> set[str]:
     """The layers whose channels are the classes: no other layer stands between them and the logits."""
-    layers = {use.output: layer for layer in work.layers for use in layer.uses}
+    layers = {use.output: layer for layer in work.layers.products for use in layer.uses}
     waiting, seen, found = [work.logits.tensor], set[str](), set[str]()
     while waiting:
         name = waiting.pop()

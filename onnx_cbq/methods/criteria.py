@@ -57,6 +57,9 @@ class Noise:
     def losses(self, layer: Layer, evidence: Evidence, class_weights: Array) -> Array:  # noqa: ARG002
         """The loss of each channel at each width, [channels, widths]."""
         table = _table(layer, evidence)
+        if table.shares is not None:
+            power = float(table.shares @ table.power)
+            return np.asarray(table.shares[:, None] * table.error.T / max(power, _TINY))
         return np.asarray(table.error.T / max(float(table.power.sum()), _TINY))
 
 

@@ -16,7 +16,7 @@ possible. Memory: two float64 matrices per block and group.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -25,6 +25,8 @@ from onnx_cbq.model import Array
 from onnx_cbq.records import Layer
 
 WIDEST = 4608
+# Share of what tables look up that may be any row, whichever the samples look up.
+UNSEEN = 0.1
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,15 @@ class Moments:
         means: for each use of the layer, the mean of x and of x~ over all its rows, float64 [groups, weights per
             channel]; empty if they are not known.
         rows: number of rows per group.
+        shares: how often each row of a table is looked up, adding up to 1, [channels]; None where all channels have a
+            part in every output.
     """
 
     second: tuple[Array, ...]
     cross: tuple[Array, ...]
     means: tuple[tuple[Array, Array], ...]
     rows: int
+    shares: Array | None = None
 
 
 def part_slices(width: int) -> tuple[slice, ...]:
@@ -114,10 +119,26 @@ class MomentSums:
 
 
 def white(layer: Layer, mean_square: float) -> Moments:
-    """Moments of uncorrelated inputs, for a layer whose channels do not share rows; see `patches.has_rows`."""
+    """Moments of uncorrelated inputs, for a product whose channels do not share rows; see `patches.has_rows`."""
     slices = part_slices(layer.weights_per_channel)
     second = tuple(mean_square * np.eye(s.stop - s.start)[None] for s in slices)
     return Moments(second, second, (), 0)
+
+
+def looked_up(layer: Layer, counts: Array) -> Moments:
+    """Moments of a table whose rows were looked up so many times, [channels].
+
+    Its output is the row itself: the error is the mean square of the row's numbers, and no row repairs another.
+    """
+    return replace(white(layer, 1 / layer.weights_per_channel), shares=shared_out(counts / max(counts.sum(), 1)))
+
+
+def shared_out(values: Array) -> Array:
+    """What is known of each row of a table, [..., rows], with a tenth of it for all rows alike.
+
+    Rows that the samples do not look up, others will.
+    """
+    return np.asarray((1 - UNSEEN) * values + UNSEEN * values.mean(axis=-1, keepdims=True))
 
 
 def mean_shift(moments: Moments, rows: Array, quantized: Array) -> list[Array]:

@@ -1,7 +1,8 @@
 """The rows that a layer's weights multiply: what the layer's output is a linear function of.
 
 For one output position z[c] = sum_k w[c, k] x[k] + b[c], where w[c] is the layer's row of channel c and x the values
-under the window (Conv, ConvTranspose) or the vector (Gemm, MatMul). A sample of the positions is enough for moments.
+under the window (Conv, ConvTranspose) or the vector (Gemm, MatMul; W of a recurrent node, whose R multiplies the hidden
+states of the step before). A sample of the positions is enough for moments.
 """
 
 from __future__ import annotations
@@ -17,15 +18,20 @@ from onnx_cbq.records import Layer, Use, Windows
 def has_rows(layer: Layer) -> bool:
     """Whether the layer's output is a linear function of rows that its channels share, a group at a time.
 
-    Not so for a MatMul with a stack of weight matrices, nor for a ConvTranspose whose groups share their scales.
+    Not so for a MatMul with a stack of weight matrices, nor for a ConvTranspose whose groups share their scales, nor
+    for a table, which multiplies nothing.
     """
+    if layer.kind != "product":
+        return layer.kind == "recurrent"
     if layer.operator == "ConvTranspose":
         return layer.repeats == 1 and layer.groups in (1, layer.channels)
     return layer.operator in ("Conv", "Gemm") or len(layer.weight_shape) == 2
 
 
 def position_count(use: Use, samples: int) -> int:
-    """Output positions per sample of one use."""
+    """Output positions per sample of one use; those of a table are what it looks up."""
+    if use.lookup is not None:
+        return math.prod(use.output_shape[: use.channel_axis]) // samples
     return math.prod(use.output_shape) // (use.output_shape[use.channel_axis] * samples)
 
 
@@ -35,6 +41,8 @@ def input_rows(layer: Layer, use: Use, x: Array, positions: int, random: np.rand
     x as the layer reads it -> [groups, rows, weights per channel], a sample's rows side by side. Cost: the values of
     the result, gathered once.
     """
+    if layer.kind == "recurrent":
+        return _steps(layer, use, x, positions, random)
     if use.windows is None:
         return _vectors(layer, use, x, positions, random)
     transposed = layer.operator == "ConvTranspose"
@@ -83,6 +91,27 @@ def _matrix(layer: Layer, use: Use, x: Array) -> Array:
     merged = use.output_shape[use.batch_axis] // layer.samples
     samples = x.shape[batch_axis] // merged
     return np.moveaxis(x, batch_axis, 0).reshape(samples, -1, x.shape[-1])
+
+
+def _steps(layer: Layer, use: Use, x: Array, positions: int, random: np.random.Generator) -> Array:
+    """What a recurrent node multiplies at its steps: the input [T, B, I], or the states before them, of [T, D, B, H].
+
+    -> [1, rows, I] or [D, rows, H]. The last state of each direction is read by no step.
+    """
+    if use.weight_index == 1:
+        parts = x[None]
+    else:
+        last = min(1, len(x) - 1)
+        # The second direction begins at the end.
+        cut = (x[: len(x) - last, 0], *(x[last:, d] for d in range(1, x.shape[1])))
+        parts = np.stack(cut)
+    # [D, T, B, n] -> [D, samples, positions, n]
+    rows = parts.swapaxes(1, 2)
+    merged = use.output_shape[use.batch_axis] // layer.samples
+    rows = rows.reshape(len(rows), rows.shape[1] // merged, -1, rows.shape[3])
+    if rows.shape[2] > positions:
+        rows = rows[:, :, _choose(rows.shape[2], positions, random)]
+    return rows.reshape(len(rows), -1, rows.shape[3])
 
 
 def _choose(total: int, wanted: int, random: np.random.Generator) -> Array:

@@ -27,6 +27,7 @@ class Table:
         error: mean square of what rounding adds to the channel's output, float64 [widths, channels].
         power: mean square of the channel's output, less its mean, float64 [channels].
         shifts: for each use of the layer, what the bias takes up, float64 [widths, channels].
+        shares: how often each row of a table is looked up, [channels]; None for other layers.
     """
 
     codes: Array
@@ -34,6 +35,7 @@ class Table:
     error: Array
     power: Array
     shifts: tuple[Array, ...]
+    shares: Array | None = None
 
     def rows(self, bits: Array) -> Array:
         """Quantized weights, float32 [channels, n]."""
@@ -62,4 +64,5 @@ def make_table(rows: Array, moments: Moments, config: RoundingConfig, layer: Lay
         error=np.stack([f.error for f in fitted]),
         power=fitted[0].error,
         shifts=tuple(np.stack(use) for use in zip(*shifts, strict=True)),
+        shares=moments.shares,
     )

@@ -6,8 +6,9 @@ filter or neuron; a *plan* gives every channel its bits.
 
 from onnx_cbq.records.classes import Evaluation, Grouping, LayerScores, Scores
 from onnx_cbq.records.grids import UNIFORM, Affine, Looked, Shared, Uniform, WeightGrid, fits_bits, largest_code
+from onnx_cbq.records.kinds import GATES, TABLES, Kind, kind_of
 from onnx_cbq.records.lanes import Lanes
-from onnx_cbq.records.layers import KeptQuantized, Layer, Layers, LeftFloat, Use, Windows
+from onnx_cbq.records.layers import KeptQuantized, Layer, Layers, LeftFloat, Lookup, Use, Windows
 from onnx_cbq.records.plans import ActivationGrid, KeptZero, LayerWeights, Plan, Removal, Seen, Written
 from onnx_cbq.records.rules import (
     FREE,
@@ -23,7 +24,9 @@ from onnx_cbq.records.rules import (
 __all__ = [
     "FREE",
     "FUSED",
+    "GATES",
     "KERNELS",
+    "TABLES",
     "UNIFORM",
     "UNSIGNED",
     "ActivationGrid",
@@ -34,6 +37,7 @@ __all__ = [
     "Grouping",
     "KeptQuantized",
     "KeptZero",
+    "Kind",
     "Lanes",
     "Layer",
     "LayerScores",
@@ -41,6 +45,7 @@ __all__ = [
     "Layers",
     "LeftFloat",
     "Looked",
+    "Lookup",
     "PlacementRules",
     "Plan",
     "Removal",
@@ -54,5 +59,6 @@ __all__ = [
     "Windows",
     "Written",
     "fits_bits",
+    "kind_of",
     "largest_code",
 ]

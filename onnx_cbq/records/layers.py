@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from onnx_cbq.model import Array
+from onnx_cbq.records.kinds import Kind, kind_of
 from onnx_cbq.records.lanes import Lanes, lanes
 from onnx_cbq.records.rules import FREE, WeightRules
 
@@ -40,10 +41,26 @@ class Windows:
 
 
 @dataclass(frozen=True)
-class Use:
-    """One node that uses a layer's weight."""
+class Lookup:
+    """How a table is read: `entries` of it, of which `together` lie in one row of the weight, the last row filled up.
 
-    output: str  # the tensor z that it computes
+    Entry i, or i + entries where i is negative, lies in row i // together.
+    """
+
+    entries: int
+    together: int
+
+
+@dataclass(frozen=True)
+class Use:
+    """One node that uses a layer's weight.
+
+    Of a recurrent node z are the sums of all gates before their activations, [steps, samples, directions x gates x
+    hidden units], which only the graph of gradients has as a tensor. Of a table z are the entries looked up, whose
+    numbers lie along the channel axis and those behind it.
+    """
+
+    output: str  # the tensor z that it computes; of a recurrent node the hidden states
     activation: str  # its other operand
     weight_index: int  # which of its inputs is the weight
     bias: str | None  # name of its constant bias
@@ -51,6 +68,7 @@ class Use:
     batch_axis: int  # of z
     output_shape: tuple[int, ...]  # of z, measured
     windows: Windows | None = None  # of a Conv or ConvTranspose
+    lookup: Lookup | None = None  # of a table
 
 
 @dataclass(frozen=True)
@@ -66,6 +84,11 @@ class Layer:
     uses: tuple[Use, ...]
     samples: int  # batch size at which the output shapes were measured
     rules: WeightRules = FREE  # what the target demands of its integers
+
+    @property
+    def kind(self) -> Kind:
+        """How its operator uses the weight."""
+        return kind_of(self.operator)
 
     @property
     def channels(self) -> int:
@@ -95,7 +118,7 @@ class Layer:
     def repeats(self) -> int:
         """Output channels per channel; above 1 only in a grouped ConvTranspose, whose groups share their scales."""
         use = self.uses[0]
-        return use.output_shape[use.channel_axis] // self.channels
+        return use.output_shape[use.channel_axis] // self.channels if self.kind == "product" else 1
 
     @property
     def macs(self) -> int:
@@ -103,6 +126,11 @@ class Layer:
         return sum(self._macs_of(use) for use in self.uses)
 
     def _macs_of(self, use: Use) -> int:
+        if self.kind == "table":
+            return 0
+        if self.kind == "recurrent":
+            # [steps, samples, channels]: every weight is used once per step.
+            return self.size * int(np.prod(use.output_shape[:2])) // self.samples
         if use.windows is not None:
             # Every weight is used once per window.
             return self.size * int(np.prod(use.windows.outputs))
@@ -157,6 +185,11 @@ class Layers:
 
     def __len__(self) -> int:
         return len(self.layers)
+
+    @cached_property
+    def products(self) -> tuple[Layer, ...]:
+        """The layers that multiply what they read, which may be integers; the others are quantized in their weights."""
+        return tuple(layer for layer in self.layers if layer.kind == "product")
 
     @cached_property
     def by_name(self) -> Mapping[str, Layer]:

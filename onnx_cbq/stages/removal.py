@@ -86,7 +86,7 @@ class Run:
 def remove_channels(plain: Written, run: Run) -> tuple[Written, Removal]:
     """`plain` without the channels that its outputs do not need, checked on the example; unchanged if that fails."""
     macs = plain.layers.macs
-    if not any(_empty(layer, plain.weights[layer.name]).any() for layer in plain.layers):
+    if not any(_empty(layer, plain.weights[layer.name]).any() for layer in plain.layers.products):
         return plain, Removal({}, (), (macs, macs))
     values = _constants(plain, run)
     found = analyse(plain, run.shapes, values, INTEGER_BLOCKS if run.grids else FLOAT_BLOCKS)
@@ -134,7 +134,7 @@ def _constants(plain: Written, run: Run) -> dict[str, Array]:
     seen = emit_seen(plain, run.placement, run.grids, run.file)
     read = {
         use.activation: input_axis(layer, len(run.shapes[use.activation]))
-        for layer in plain.layers
+        for layer in plain.layers.products
         for use in layer.uses
     }
     names = {name: seen.name(name) for name in read}
@@ -156,7 +156,7 @@ def _uniform(value: Array, axis: int) -> Array:
 def _checked(plain: Written, found: Found, values: Mapping[str, Array], run: Run) -> tuple[Written, str]:
     """The smaller model, and why it cannot be used, if so."""
     biases: dict[str, Array] = {}
-    for layer in plain.layers:
+    for layer in plain.layers.products:
         for use in layer.uses:
             stays = found.stays(use.activation)
             if stays.all():  # of axes that are not followed, too

@@ -15,6 +15,7 @@ from onnx_cbq.model.captures import is_sealed
 from onnx_cbq.records import KERNELS, ActivationGrid, FileRules, Layer, LayerWeights, Use
 from onnx_cbq.settings import MOST_BITS
 from onnx_cbq.storage.codes import CodeWriter
+from onnx_cbq.storage.entries import float_entries
 from onnx_cbq.storage.fields import PackedLayer
 
 LARGEST_CODE = 127
@@ -72,20 +73,25 @@ class Writer:
         self._integers: dict[str, str] = {}  # float tensor -> the integers that stand for it
         self._floats: dict[str, str] = {}  # float tensor -> what its readers read in its place
         self._before_branches = _before_branches(model)
+        self._tables: dict[str, tuple[Use, LayerWeights]] = {}  # what is looked up in codes
         self._turned: set[str] = set()  # what a Gemm computes whose matrix lies with its channels first
 
     def add_weight(self, layer: Layer, weights: LayerWeights) -> None:
         """The codes of a layer and their DequantizeLinear, in place of its float weight."""
         self._uses.update({use.output: (layer, use, weights) for use in layer.uses})
         codes, are_floats = self._codes(layer, weights)
+        if layer.kind == "table" and not are_floats and not self._written_codes.computes:
+            self._floats[layer.weight] = codes  # only the entries that are looked up become floats
+            self._tables |= {use.output: (use, weights) for use in layer.uses}
+            return
         axis = 0 if self._lies_turned(layer) else layer.weight_axis
         if not are_floats and self._written_codes.computes and not self._meets_integers(layer):
             # onnxruntime would compute a DequantizeLinear on every run; these two it folds when it opens the file.
             codes, are_floats = self._add("Cast", [codes], f"{layer.weight}_float", to=TensorProto.FLOAT), True
         elif not are_floats and layer.operator == "MatMul" and len(layer.weight_shape) > 2:
             # onnxruntime fuses such a MatMul if it can, and then refuses to run it with scales per channel.
-            one = self._pooled(np.array(1, np.float32), "scale")
-            codes, are_floats = self._add("DequantizeLinear", [codes, one], f"{layer.weight}_dq"), True
+            unscaled = [codes, self._pooled(np.array(1, np.float32), "scale")]
+            codes, are_floats = self._add("DequantizeLinear", unscaled, f"{layer.weight}_dq"), True
         if are_floats:
             self._floats[layer.weight] = self._scaled(layer, weights, codes, axis)
             return
@@ -115,7 +121,8 @@ class Writer:
 
     def _meets_integers(self, layer: Layer) -> bool:
         """Whether a node that uses the weight reads an activation that is quantized."""
-        return any(self._placement.grid_of(use.activation) in self._grids for use in layer.uses)
+        read = (self._placement.grid_of(use.activation) for use in layer.uses if layer.kind == "product")
+        return any(name in self._grids for name in read)
 
     def _lies_turned(self, layer: Layer) -> bool:
         """Whether a matrix is written with its channels first, so that unpacking needs no Transpose.
@@ -216,9 +223,14 @@ class Writer:
         use = self._uses.get(node.output[0])
         if use is not None and use[1].bias is not None:
             copy.input[2] = self._bias(*use)
-        copy.output.extend(self._raw(name) for name in node.output)
+        made = [self._raw(name) for name in node.output]
+        copy.output.extend(made)
         self._nodes.append(copy)
-        for name, raw in zip(node.output, copy.output, strict=True):
+        if node.output[0] in self._tables:
+            copy.output[0] = self._fresh(f"{made[0]}_codes")
+            factors = float_entries(copy, *self._tables[node.output[0]], self._add, self._pooled)
+            self._nodes.append(helper.make_node("Mul", factors, made))
+        for name, raw in zip(node.output, made, strict=True):
             self.quantize(name, raw)
 
     def _move(self, node: NodeProto) -> None:

@@ -36,11 +36,15 @@ class Found:
 
     def stays_of(self, layer: Layer) -> Array:
         """Which channels of a layer stay, bool [channels]."""
+        if layer.kind != "product":
+            return np.ones(layer.channels, np.bool_)
         stays = self.stays(layer.uses[0].output)
         return stays if len(stays) == layer.channels else np.ones(layer.channels, np.bool_)
 
     def reason_of(self, layer: Layer, channel: int) -> str:
         """Why a channel of a layer stays."""
+        if layer.kind != "product":
+            return "rows of recurrent weights and tables stay, as zeros"
         tensor = layer.uses[0].output
         followed = len(self.kept[tensor]) == layer.channels
         return self.kept.reason(tensor, channel) if followed else "its channels are not followed along their axis"
@@ -66,7 +70,7 @@ def analyse(
     for name in (*model.outputs, *(spec.name for spec in model.inputs)):
         kept.add(name, np.True_, "it is an input or output of the model")
     _settle(channels, kept, fixed)
-    for layer in layers:
+    for layer in layers.products:
         for use in layer.uses:
             if not kept[use.output].any():
                 kept.add(use.output, np.arange(channels.sizes[use.output]) == 0, "all channels of the layer would go")

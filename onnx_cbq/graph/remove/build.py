@@ -91,7 +91,7 @@ class _Builder:
         self._weights = weights
         self._shapes = shapes
         self._values = values
-        self._uses = {use.output: (layer, use) for layer in layers for use in layer.uses}
+        self._uses = {use.output: (layer, use) for layer in layers.products for use in layer.uses}
         self._axis: dict[str, int] = {}
         # Tensors all of whose channels are kept anyway, so that any axis is as good as another.
         self._free: set[str] = set()
@@ -138,7 +138,8 @@ class _Builder:
         self._axis[use.output] = use.channel_axis
         grouped_transpose = layer.operator == "ConvTranspose" and layer.groups > 1
         matrix = use.weight_index == 1 and len(layer.weight_shape) == 2
-        if grouped_transpose or (layer.operator == "MatMul" and not matrix):
+        looked_up = len(self._model.consumers[layer.weight]) > len(layer.uses)
+        if grouped_transpose or looked_up or (layer.operator == "MatMul" and not matrix):
             return None
         if not self._agree([use.activation], input_axis(layer, len(self._shapes[use.activation]))):
             return None

@@ -29,7 +29,7 @@ class _Cutter:
         self._biases = biases
         self._fresh = written.model.fresh_names()
         self._constants: dict[str, Array] = {}
-        self._uses = {use.output: (layer, use) for layer in written.layers for use in layer.uses}
+        self._uses = {use.output: (layer, use) for layer in written.layers.products for use in layer.uses}
         self._new_uses: dict[str, Use] = {}
 
     def cut(self) -> Written:
@@ -84,6 +84,8 @@ class _Cutter:
 
     def _layer(self, layer: Layer) -> tuple[Layer, LayerWeights]:
         weights, stays = self._written.weights[layer.name], self._found.stays_of(layer)
+        if layer.kind != "product":
+            return layer, weights
         inputs = self._inputs(layer)
 
         def smaller(value: Array) -> Array:

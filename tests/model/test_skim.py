@@ -11,10 +11,10 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from onnx_cbq.graph import skim as skimming
 from onnx_cbq.graph.load import load
-from onnx_cbq.graph.skim import skim
 from onnx_cbq.model import Array
+from onnx_cbq.model import skim as skimming
+from onnx_cbq.model.skim import skim
 from tests.graphs import make_model, node
 
 SIZE, LAYERS = 4096, 12
