@@ -170,14 +170,24 @@ class QdqFile:
             producer = self.model.producers.get(producer.input[0])
         if producer is None or producer.op_type != QUANTIZE:
             return 255
-        clip, grid = self.model.producers.get(producer.input[0]), self.grid(producer)
-        if clip is None or clip.op_type != "Clip" or len(clip.input) < 3 or grid.scale is None:
+        high, grid = self._highest(producer.input[0]), self.grid(producer)
+        if high is None or grid.scale is None or grid.zero_point is None or grid.scale.size != 1:
             return 255
-        high = self.model.constant(clip.input[2])
-        if high is None or grid.zero_point is None or grid.scale.size != 1:
-            return 255
-        code = int(np.rint(high.item() / float(grid.scale.reshape(-1)[0]))) + int(grid.zero_point.reshape(-1)[0])
+        code = int(np.rint(high / float(grid.scale.reshape(-1)[0]))) + int(grid.zero_point.reshape(-1)[0])
         return min(code + (128 if grid.dtype == np.int8 else 0), 255)
+
+    def _highest(self, tensor: str) -> float | None:
+        """Where a Clip cuts a tensor off, one that onnxruntime has fused with a product too; None where none does."""
+        node = self.model.producers.get(tensor)
+        if node is None:
+            return None
+        if node.op_type == "Clip" and len(node.input) > 2:
+            high = self.model.constant(node.input[2])
+            return None if high is None else float(high.item())
+        known = attributes(node)
+        if node.op_type.startswith("Fused") and known.get("activation") == "Clip":
+            return float(known["activation_params"][1])
+        return None
 
     def behind(self, node: NodeProto) -> tuple[NodeProto, NodeProto | None]:
         """The node whose output is quantized if that of `node` is: itself, or the Relu or Clip that alone reads it."""

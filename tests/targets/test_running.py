@@ -9,12 +9,14 @@ import onnx
 import pytest
 from onnx import helper
 
-from onnx_cbq import check
+from onnx_cbq import QuantizeConfig, check, quantize
 from onnx_cbq.graph.load import load
 from onnx_cbq.jobs.inspect import inspect
 from onnx_cbq.model import Array
 from onnx_cbq.runtime import Session, saturates
+from tests.conftest import random_set
 from tests.graphs import make_model, node
+from tests.targets.files import net
 
 X = np.full((1, 8), 2.55, np.float32)
 Form = Callable[[], onnx.ModelProto]
@@ -127,3 +129,12 @@ def test_products_of_another_tool_are_listed() -> None:
     assert found.plan is None
     assert [(p.operator, p.codes is not None) for p in found.products] == [("MatMul", True)]
     assert set(found.unsafe.values()) == {254}
+
+
+@pytest.mark.parametrize("storage", ["int8", "packed"])
+@pytest.mark.parametrize("target", ["cpu", "openvino"])
+def test_files_of_fewer_activation_bits_stay_fit_once_a_clip_is_fused(target: str, storage: str) -> None:
+    """onnxruntime makes a FusedConv of a Conv and the Clip that keeps codes small, which was then not seen."""
+    config = QuantizeConfig(8, "uniform", rounding="nearest", target=target, activation_bits=6, storage=storage)
+    found = quantize(net(), random_set((3, 8, 8)), config)
+    assert found.proto.graph.node
