@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from onnx_cbq.calibration.card import Card
-from onnx_cbq.calibration.decoders import Decoder
+from onnx_cbq.calibration.decoding.decoders import Decoder
 from onnx_cbq.calibration.files import named, reason
 from onnx_cbq.calibration.layouts import Listing, class_folders, found
 from onnx_cbq.calibration.places import FOLDER, Place

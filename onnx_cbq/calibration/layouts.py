@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from onnx_cbq.calibration.card import Card
-from onnx_cbq.calibration.decoders import Decoder
+from onnx_cbq.calibration.decoding.decoders import Decoder
+from onnx_cbq.calibration.decoding.kinds import DECODERS
 from onnx_cbq.calibration.files import named, reason, shown
-from onnx_cbq.calibration.kinds import DECODERS
 from onnx_cbq.calibration.places import FOLDER
 from onnx_cbq.calibration.stores import File, Files, Store
 from onnx_cbq.errors import CalibrationError

@@ -13,9 +13,9 @@ from functools import partial
 from typing import Any, ClassVar, TextIO
 
 from onnx_cbq.calibration.card import Card
+from onnx_cbq.calibration.decoding.kinds import DECODERS
 from onnx_cbq.calibration.file_source import FileSource
 from onnx_cbq.calibration.files import reason, shown
-from onnx_cbq.calibration.kinds import DECODERS
 from onnx_cbq.calibration.layouts import Listing, as_labels, checked, kind_of
 from onnx_cbq.calibration.places import Place, size_of
 from onnx_cbq.calibration.remote import inside

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from onnx_cbq.calibration.card import Card
+from onnx_cbq.calibration.decoding.npy import Rows, checked_header, read_array
 from onnx_cbq.calibration.files import reason
-from onnx_cbq.calibration.npy import Rows, checked_header, read_array
 from onnx_cbq.calibration.places import Place
 from onnx_cbq.calibration.remote import inside
 from onnx_cbq.calibration.sources import PlacedSource, checked_labels

@@ -21,8 +21,8 @@ from typing import IO, ClassVar
 import numpy as np
 
 from onnx_cbq.calibration.card import Card
+from onnx_cbq.calibration.decoding.npy import Header, Rows, read_header
 from onnx_cbq.calibration.files import reason
-from onnx_cbq.calibration.npy import Header, Rows, read_header
 from onnx_cbq.calibration.places import Place, size_of
 from onnx_cbq.calibration.sources import PlacedSource, checked_labels
 from onnx_cbq.errors import CalibrationError

@@ -7,9 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from onnx_cbq.calibration.card import Card
+from onnx_cbq.calibration.decoding.kinds import DECODERS
 from onnx_cbq.calibration.file_source import FolderSource
 from onnx_cbq.calibration.files import reason
-from onnx_cbq.calibration.kinds import DECODERS
 from onnx_cbq.calibration.layouts import is_hidden
 from onnx_cbq.calibration.manifest import ManifestSource
 from onnx_cbq.calibration.npy_source import NpySource

@@ -19,9 +19,9 @@ from typing import Any, BinaryIO, ClassVar
 import numpy as np
 
 from onnx_cbq.calibration.card import Card
+from onnx_cbq.calibration.decoding.kinds import DECODERS
 from onnx_cbq.calibration.file_source import FileSource, unreadable
 from onnx_cbq.calibration.files import named, shown
-from onnx_cbq.calibration.kinds import DECODERS
 from onnx_cbq.calibration.layouts import LABEL_KEYS, Listing, as_labels, checked
 from onnx_cbq.calibration.places import Place, size_of
 from onnx_cbq.calibration.stores import File, Files, Store

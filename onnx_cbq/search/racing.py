@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
-from scipy.stats import binom, norm
+from scipy.special import bdtrc, ndtri
 
 from onnx_cbq.model import Array
 
@@ -25,7 +25,7 @@ def chance_of_lead(first: Array, second: Array) -> float:
     ahead, behind = int((first > second).sum()), int((first < second).sum())
     if ahead <= behind:
         return 1.0
-    return float(binom.sf(ahead - 1, ahead + behind, 0.5))
+    return float(bdtrc(ahead - 1, ahead + behind, 0.5))
 
 
 def not_behind(best: Array, others: Sequence[Array], level: float) -> list[bool]:
@@ -41,8 +41,8 @@ def beats_guessing(right: Array, share: float, level: float) -> bool:
     """
     count = len(right)
     if np.isin(right, (0, 1)).all():
-        return bool(binom.sf(int(right.sum()) - 1, count, share) < level)
-    return bool(right.mean() - share > norm.isf(level) * right.std() / np.sqrt(count))
+        return bool(bdtrc(int(right.sum()) - 1, count, share) < level)
+    return bool(right.mean() - share > -ndtri(level) * right.std() / np.sqrt(count))
 
 
 def moved_classes(labels: Array, predicted: Array) -> tuple[Array, dict[int, int]] | None:

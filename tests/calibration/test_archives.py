@@ -17,8 +17,8 @@ from PIL import Image
 
 from onnx_cbq.calibration.places import LocalPlace, expanded
 from onnx_cbq.errors import CalibrationError
+from tests.calibration.decoding.test_images import png
 from tests.calibration.packing import PETS, image, opened, pack, values
-from tests.calibration.test_images import png
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")
 NUMBERS = {"a.png": image(1), "a.cls": b"4\n", "b.png": image(2), "b.json": b'{"label": 2, "cls": 9}'}

@@ -12,7 +12,7 @@ import pytest
 
 from onnx_cbq.calibration import CalibrationSet, files_read, opening
 from onnx_cbq.calibration.card import Card
-from onnx_cbq.calibration.kinds import DECODERS
+from onnx_cbq.calibration.decoding.kinds import DECODERS
 from onnx_cbq.calibration.opening import SOURCES
 from onnx_cbq.calibration.places import Place
 from onnx_cbq.calibration.sources import PlacedSource

@@ -62,7 +62,8 @@ def test_every_operator_of_the_backward_graph_is_in_the_table() -> None:
     """A model that can be scored can be trained; an operator without a case would never be checked."""
     assert (RULES.keys() | NO_GRADIENT) - OPERATORS.keys() == set()
     in_graphs = {"And", "Or", "Xor", "Not", "NonZero", "ConstantOfShape", "Range", "OneHot"}
-    assert OPERATORS.keys() - {case.operator for case in (*CASES, *MORE_CASES)} == in_graphs
+    elsewhere = {"LSTM", "GRU", "RNN"}  # of `test_recurrent`
+    assert OPERATORS.keys() - {case.operator for case in (*CASES, *MORE_CASES)} == in_graphs | elsewhere
 
 
 @pytest.mark.parametrize("case", [*CASES, *MORE_CASES], ids=lambda case: case.id)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from onnx_cbq.calibration.audio import Audio
-from onnx_cbq.calibration.decoders import Decoder
-from onnx_cbq.calibration.images import Images
-from onnx_cbq.calibration.npy import Arrays
+from onnx_cbq.calibration.decoding.audio import Audio
+from onnx_cbq.calibration.decoding.decoders import Decoder
+from onnx_cbq.calibration.decoding.images import Images
+from onnx_cbq.calibration.decoding.npy import Arrays
 
 # Where files of several kinds lie together, the first kind is taken.
 DECODERS: tuple[type[Decoder], ...] = (Images, Audio, Arrays)

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, ClassVar
 import numpy as np
 
 from onnx_cbq.calibration.card import Card
-from onnx_cbq.calibration.decoders import Decoder
+from onnx_cbq.calibration.decoding.decoders import Decoder
 from onnx_cbq.calibration.files import reason
 from onnx_cbq.calibration.stores import File
 from onnx_cbq.errors import CalibrationError

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from onnx_cbq.calibration.card import INTERPOLATIONS, Card
-from onnx_cbq.calibration.resize import cropped, resized
+from onnx_cbq.calibration.decoding.resize import cropped, resized
 from onnx_cbq.errors import CalibrationError
 from onnx_cbq.model import Array
 

@@ -16,7 +16,7 @@ from typing import IO, Any, BinaryIO, ClassVar
 
 import numpy as np
 
-from onnx_cbq.calibration.decoders import Decoder
+from onnx_cbq.calibration.decoding.decoders import Decoder
 from onnx_cbq.calibration.files import reason
 from onnx_cbq.calibration.places import size_of
 from onnx_cbq.calibration.stores import LARGEST_FILE, File

@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from onnx_cbq.calibration.card import Card
-from onnx_cbq.calibration.decoders import Decoder
+from onnx_cbq.calibration.decoding.decoders import Decoder
+from onnx_cbq.calibration.decoding.resize import MOST_PIXELS, cropped, resized
 from onnx_cbq.calibration.files import reason
 from onnx_cbq.calibration.prepare import wants_grey
-from onnx_cbq.calibration.resize import MOST_PIXELS, cropped, resized
 from onnx_cbq.calibration.stores import File
 from onnx_cbq.errors import CalibrationError
 from onnx_cbq.model import Array, InputSpec

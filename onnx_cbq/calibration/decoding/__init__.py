@@ -1,0 +1,1 @@
+"""From the bytes of a file to a sample: images, sounds, arrays (`kinds.DECODERS`)."""
