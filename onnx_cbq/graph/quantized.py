@@ -17,8 +17,8 @@ from onnx_cbq.graph.load import LAYER_OPERATORS
 from onnx_cbq.model import Array, Model
 
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
-# What they give is never below 0.
-_POSITIVE = ("Relu", "Clip", "Sigmoid", "HardSigmoid", "Softmax", "Abs")
+# What they give is never below 0; of a Clip see `_is_positive`.
+_POSITIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs")
 
 
 def as_float(model: Model) -> tuple[Model, tuple[str, ...]]:
@@ -105,6 +105,7 @@ def _without(model: Model, pairs: list[tuple[NodeProto, list[str]]]) -> Model:
     """The model whose pairs pass on what they are given, or cut it where their grids did."""
     skeleton, fresh = ModelProto(), model.fresh_names()
     skeleton.CopyFrom(model.skeleton)
+    skeleton.graph.ClearField("value_info")  # what was codes is floats now
     passing = {name for _, ends in pairs for name in ends} | {quantizer.output[0] for quantizer, _ in pairs}
     cut = {quantizer.output[0]: bounds for quantizer, _ in pairs if (bounds := _cut(model, quantizer)) is not None}
     for node in skeleton.graph.node:
@@ -123,10 +124,18 @@ def _cut(model: Model, quantizer: NodeProto) -> tuple[Array, Array] | None:
     grid, maker = _grid(model, quantizer), model.producers.get(quantizer.input[0])
     assert grid is not None
     scale, zero = grid
-    if not np.issubdtype(zero.dtype, np.integer) or maker is None or maker.op_type in _POSITIVE:
+    if not np.issubdtype(zero.dtype, np.integer) or maker is None or _is_positive(model, maker):
         return None
     limits = np.iinfo(zero.dtype)
     if int(zero.reshape(-1)[0]) != limits.min:
         return None
     top = np.float32(scale.reshape(-1)[0]) * np.float32(limits.max - limits.min)
     return np.array(0, scale.dtype), np.array(top, scale.dtype)
+
+
+def _is_positive(model: Model, node: NodeProto) -> bool:
+    """Whether what a node gives is never below 0."""
+    if node.op_type != "Clip":
+        return node.op_type in _POSITIVE
+    low = model.constant(node.input[1]) if len(node.input) > 1 and node.input[1] else None
+    return low is not None and bool((low >= 0).all())

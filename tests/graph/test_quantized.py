@@ -210,3 +210,30 @@ def test_keeping_is_refused_where_it_means_nothing(tmp_path: Path, command: Comm
     command("quantize", tmp_path / "half.onnx", "--data-free", "--config", settings, "-o", out)
     assert len(list(quantized_layers(load(out)))) == 3
     assert np.array_equal(load(out).weight("w1_codes"), load(tmp_path / "half.onnx").weight("w1_codes"))
+
+
+@pytest.mark.parametrize(("low", "cuts"), [(-1.0, True), (0.0, False), (0.5, False)])
+def test_a_clip_below_0_does_not_stand_for_the_grid_that_cuts_at_0(low: float, *, cuts: bool) -> None:
+    """The grid's own cut was left out behind any Clip, and the float model gave other answers."""
+    nodes = [
+        node("Clip", "x low high", "c"),
+        node("QuantizeLinear", "c s z", "q"),
+        node("DequantizeLinear", "q s z", "d"),
+        node("Identity", "d"),
+    ]
+    ends: dict[str, Array] = {"low": np.array(low, np.float32), "high": np.array(1, np.float32)}
+    grid: dict[str, Array] = {"s": np.array(1 / 255, np.float32), "z": np.array(0, np.uint8)}
+    model = load(make_model(nodes, {"x": ["N", 6]}, ["y"], {**ends, **grid}))
+    found, _ = as_float(model)
+    assert ("Clip" in operators(found)[1:]) is cuts
+    given, wanted = (Session(one).run({"x": X})["y"] for one in (found, model))
+    np.testing.assert_allclose(given, wanted, atol=0.5 / 255 + 1e-6)
+
+
+def test_declared_types_of_codes_go_with_the_codes() -> None:
+    """Raising the operator set leaves them, and onnxruntime refused floats that are declared as uint8."""
+    proto = net("w1", "w2")
+    proto.graph.value_info.append(onnx.helper.make_tensor_value_info("q2", onnx.TensorProto.UINT8, ["N", 16]))
+    model = Model.from_proto(proto)
+    found, _ = as_float(model)
+    assert Session(found).run({"x": X})["y"].shape == (80, 4)

@@ -66,9 +66,9 @@ def recurrent(operator: str, given: str = "", **attributes: Any) -> onnx.ModelPr
     return make_model(nodes, inputs, ["y", "z"], {k: v for k, v in constants.items() if k in read}, dtypes=dtypes)
 
 
-def table(entries: int, *numbers_of_entry: int) -> onnx.ModelProto:
+def table(entries: int, *numbers_of_entry: int, axis: int = 0) -> onnx.ModelProto:
     constants = {"emb": numbers(1, entries, *numbers_of_entry), "fc": numbers(2, numbers_of_entry[-1], 3)}
-    nodes = [node("Gather", "emb x", "e"), node("MatMul", "e fc", "y")]
+    nodes = [node("Gather", "emb x", "e", axis=axis), node("MatMul", "e fc", "y")]
     return make_model(nodes, {"x": ["N", 4]}, ["y"], constants, dtypes={"x": np.int64})
 
 
@@ -145,8 +145,12 @@ def quantized(proto: onnx.ModelProto, storage: str) -> tuple[dict[str, Array], o
         return dict(Session(path).run(samples)), expected, layers
 
 
+FROM_THE_END = {f"from-the-end-{size}": table(40, size, axis=-2) for size in (16, 200)}
+FORMS = {**RECURRENT, **TABLES, **FROM_THE_END}
+
+
 @pytest.mark.parametrize("storage", STORED)
-@pytest.mark.parametrize("proto", [*RECURRENT.values(), *TABLES.values()], ids=[*RECURRENT, *TABLES])
+@pytest.mark.parametrize("proto", FORMS.values(), ids=FORMS)
 def test_a_file_is_the_float_model_with_the_values_of_its_codes(proto: onnx.ModelProto, storage: str) -> None:
     """Scales of another direction or gate, or of the block beside it, give numbers that look plausible."""
     found, expected, _ = quantized(proto, storage)
@@ -163,6 +167,13 @@ def test_recurrent_weights_are_layers_with_a_row_per_gate(proto: onnx.ModelProto
         directions, rows, width = shapes[name]
         assert layers.by_name[name].weight_shape == (directions * rows, width)
     assert [entry for entry in layers.left_float if entry.weights > 1] == []
+
+
+@pytest.mark.parametrize("size", [16, 200])
+def test_an_axis_from_the_end_is_the_same_axis(size: int) -> None:
+    """Such a table stayed float, and the reason was wrong."""
+    one, other = (quantized(proto, "int8")[2] for proto in (table(40, size), table(40, size, axis=-2)))
+    assert other.by_name["emb"].weight_shape == one.by_name["emb"].weight_shape
 
 
 def test_rows_of_a_table_are_no_shorter_than_a_scale_is_worth() -> None:

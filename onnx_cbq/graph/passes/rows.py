@@ -31,16 +31,27 @@ def lay_rows(model: Model, example: Example) -> Model:
     graph, fresh = to_surgeon(model), model.fresh_names()
     laid: dict[str, Any] = {}
     changed = [_lay_recurrent(graph, node, laid, fresh) for node in list(graph.nodes) if node.op in GATES]
+    changed += [_counts_from_end(node) for node in graph.nodes if is_lookup(node)]
     changed += [_lay_table(graph, node, laid, fresh) for node in list(graph.nodes) if is_lookup(node)]
     return from_surgeon(graph, model) if any(changed) else model
 
 
 def is_lookup(node: Any) -> bool:
     """Whether a node of the graph looks entries of a constant table up, by indices that are no constants."""
-    if node.op not in TABLES or node.attrs.get("axis", 0) != 0 or isinstance(node.inputs[1], gs.Constant):
+    if node.op not in TABLES or isinstance(node.inputs[1], gs.Constant):
         return False
     table = constant_value(node.inputs[0])
-    return table is not None and table.ndim > 1 and table.size > 0 and table.dtype == np.float32
+    if table is None or table.ndim < 2 or not table.size or table.dtype != np.float32:
+        return False
+    return bool(node.attrs.get("axis", 0) in (0, -table.ndim))
+
+
+def _counts_from_end(node: Any) -> bool:
+    """Whether a lookup names its axis from the end; it names the same one from the front then."""
+    if not node.attrs.get("axis", 0):
+        return False
+    node.attrs["axis"] = 0
+    return True
 
 
 def _lay_recurrent(graph: Any, node: Any, laid: dict[str, Any], fresh: FreshNames) -> bool:
