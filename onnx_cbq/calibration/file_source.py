@@ -65,10 +65,6 @@ class FileSource(PlacedSource):
         """The sample's file."""
         return str(self._files[index])
 
-    def decoded_to(self, channels: int) -> Source:
-        """The same images, grey (1) or RGB (3)."""
-        return self._with(self.decoder.decoded_to(channels))
-
     def framed(self, card: Card) -> Source:
         """The same samples, with images resized and cropped as another card says."""
         return self._with(self.decoder.framed(card))

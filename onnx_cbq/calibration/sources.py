@@ -47,11 +47,6 @@ class Source(ABC):
         """What messages call a sample."""
         return f"sample {index}"
 
-    def decoded_to(self, channels: int) -> Source:
-        """The same samples, with images decoded to so many channels (1 grey, 3 RGB); arrays stay as they are."""
-        del channels
-        return self
-
     def framed(self, card: Card) -> Source:
         """The same samples, with images resized and cropped as another card says; arrays stay as they are."""
         del card

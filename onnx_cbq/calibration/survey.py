@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -49,12 +49,13 @@ def survey(data: CalibrationSet, inputs: Sequence[InputSpec], size: int | None) 
     Raises:
         CalibrationError: samples cannot be read, or fit no layout.
     """
+    data = replace(data, source=data.source.fitted_to(inputs))
     return _of_images(data, inputs[0], size) if data.are_images else _of_arrays(data, inputs)
 
 
 def _of_images(data: CalibrationSet, spec: InputSpec, asked: int | None) -> Survey:
     colours = 1 if wants_grey(spec) else 3
-    wanted, given = _model_size(spec), _common_size(data, colours)
+    wanted, given = _model_size(spec), _common_size(data)
     notes: tuple[str, ...] = ()
     if wanted is not None and asked not in (None, *wanted):
         raise CalibrationError(f"--size {asked}: the model takes {wanted[0]}x{wanted[1]}; leave --size out")
@@ -76,9 +77,9 @@ def _model_size(spec: InputSpec) -> tuple[int, int] | None:
     return None if height is None or width is None else (height, width)
 
 
-def _common_size(data: CalibrationSet, colours: int) -> tuple[int, int] | None:
+def _common_size(data: CalibrationSet) -> tuple[int, int] | None:
     """Height and width of the images, None if they differ."""
-    source, found = data.source.decoded_to(colours), set()
+    source, found = data.source, set()
     for index in _spread(len(data.labels), _COMPARED):
         found.add(source.read(source.inputs[0], [int(index)]).shape[1:3])
         if len(found) > 1:

@@ -67,6 +67,7 @@ class Trials:
         self._inputs, self._data, self._logits, self._known = model.inputs, data, logits, known
         self._session = Session(model.with_graph(outputs=dict.fromkeys(logits.tensors)))
         self.outcomes: dict[Card, Outcome] = {}
+        self._fitted: dict[Card, Samples] = {}
 
     def race(self, cards: Sequence[Card], order: Indices, stage: str, progress: Progress = silent) -> list[Card]:
         """Try cards on ever more of the samples `order`; who is plainly behind drops out, the others are returned.
@@ -118,11 +119,13 @@ class Trials:
             if card in self.outcomes and self.outcomes[card].failure is not None:
                 continue
             try:
-                fitted = self._data.with_card(card).for_model(self._inputs)
+                if card not in self._fitted:
+                    fitted = self._data.with_card(card).for_model(self._inputs)
+                    self._fitted[card] = replace(fitted, known=self._known.known)
             except CalibrationError as error:
                 self.outcomes[card] = replace(NOTHING, failure=str(error))
             else:
-                found[card] = replace(fitted, known=self._known.known)
+                found[card] = self._fitted[card]
         return found
 
     def _batches(self, fitting: dict[Card, Samples], order: Indices) -> Iterable[Mapping[Card, Outcome]]:
@@ -131,11 +134,13 @@ class Trials:
             return
         first = next(iter(fitting.values()))
         for chunk, raw in first.raw_batches(order, _batch_size(first, order)):
+            if not fitting:
+                return
             found = {}
             for card, samples in list(fitting.items()):
                 try:
                     values = self._session.run(samples.prepare(raw, np.resize(chunk, len(next(iter(raw.values()))))))
-                except ModelError as error:
+                except (ModelError, CalibrationError) as error:  # numbers beyond what the model takes, as prepared
                     found[card] = replace(NOTHING, failure=str(error))
                     del fitting[card]
                 else:

@@ -116,3 +116,33 @@ def test_what_cannot_be_run_is_told_and_the_others_go_on() -> None:
     assert "mean: 2 numbers, but the samples have 5 channels" in str(run.outcomes[wrong].failure)
     with pytest.raises(ModelError, match="2 numbers"):
         run.race([wrong], np.arange(100), "values")
+
+
+def look_up() -> tuple[Trials, Card]:
+    """A net that looks numbers up: the first 50 samples are not in its table."""
+    table = np.eye(3, dtype=np.float32)
+    proto = make_model([node("Gather", "t x", "e"), node("Flatten", "e")], {"x": ["N", 1]}, ["y"], {"t": table})
+    proto.graph.input[0].type.tensor_type.elem_type = 7
+    model, ids = load(proto), np.arange(300)[:, None] % 3
+    data = CalibrationSet.from_arrays(np.where(np.arange(300)[:, None] < 50, ids + 90, ids), np.arange(300) % 3)
+    samples = CalibrationSet.from_arrays(ids, np.arange(300) % 3).for_model(model.inputs)
+    logits, known = judge(model, make_example(samples).shapes(model), samples, None)
+    return Trials(model, data, logits, known), data.card
+
+
+def test_a_card_that_fails_in_the_first_batch_is_a_failure_and_no_fault() -> None:
+    """The batches behind it were read for nobody, and then asked for what the card gave."""
+    tried, card = look_up()
+    found = tried.run(card, np.arange(300))
+    assert found.failure is not None
+    assert "onnxruntime" in found.failure or "index" in found.failure.lower()
+
+
+def test_a_card_whose_numbers_are_too_large_fails_alone() -> None:
+    """All cards that read the same were given its failure."""
+    x = np.abs(RANDOM.standard_normal((40, 3))).astype(np.float32) * 1e6
+    tried, card = trials(x, np.arange(40) % 3)
+    vast = Card(Path(), std=(1e-35,))
+    tried.race([card, vast], np.arange(40), "values")
+    assert tried.outcomes[card].failure is None
+    assert "holds NaN or infinity" in str(tried.outcomes[vast].failure)

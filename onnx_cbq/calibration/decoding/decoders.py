@@ -47,11 +47,6 @@ class Decoder(ABC):
         """Look at what all files have in common, before any is decoded."""
         del files
 
-    def decoded_to(self, channels: int) -> Decoder:
-        """Decodes images to so many channels (1 grey, 3 RGB); others stay as they are."""
-        del channels
-        return self
-
     def framed(self, card: Card) -> Decoder:
         """Decodes images at the size that another card says; others stay as they are."""
         del card

@@ -55,12 +55,6 @@ class Images(Decoder):
         """Width and height."""
         return f"{sample.shape[1]}x{sample.shape[0]}"
 
-    def decoded_to(self, channels: int) -> Decoder:
-        """Decodes to grey (1) or RGB (3)."""
-        other = copy.copy(self)
-        other.channels = channels
-        return other
-
     def framed(self, card: Card) -> Decoder:
         """Decodes, resizes and crops as another card says."""
         other = copy.copy(self)
@@ -70,7 +64,9 @@ class Images(Decoder):
     def fitted_to(self, inputs: Sequence[InputSpec]) -> Decoder:
         """Decodes to grey for a model that wants one channel, or a card that says so."""
         grey = self.card.channels == "grey" or any(wants_grey(spec) for spec in inputs)
-        return self.decoded_to(1 if grey else 3)
+        other = copy.copy(self)
+        other.channels = 1 if grey else 3
+        return other
 
 
 def _read_image(file: File, card: Card, channels: int) -> Array:

@@ -14,6 +14,7 @@ from scipy.signal import resample_poly
 
 from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.calibration.card import Card
+from onnx_cbq.calibration.survey import survey
 from onnx_cbq.errors import CalibrationError, ConfigError
 from onnx_cbq.model import Array, InputSpec
 from onnx_cbq.system import extras
@@ -173,3 +174,11 @@ def test_missing_library_is_named_with_the_way_to_get_it(tmp_path: Path, monkeyp
     monkeypatch.setattr(extras, "import_module", missing)
     with pytest.raises(ConfigError, match=r"WAV files: needs soundfile, .* pip install 'onnx-cbq\[audio\]'"):
         opened(write(tmp_path, a=wav(tone(9))))
+
+
+@pytest.mark.parametrize("shape", [(None, 40), (None, 1, 40), (None, 40, 1)], ids=str)
+def test_sounds_are_surveyed_as_the_model_takes_them(tmp_path: Path, shape: tuple[int | None, ...]) -> None:
+    """A first card was refused for models with an axis of the channel."""
+    data = CalibrationSet.of_card(Card(write(tmp_path, a=wav(tone(40)), b=wav(tone(40, 1)))))
+    found = survey(data, [InputSpec("x", np.dtype(np.float32), shape)], None)
+    assert (found.image, list(found.layouts)) == (False, [None])

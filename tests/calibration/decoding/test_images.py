@@ -88,11 +88,11 @@ def test_one_image_is_no_source(tmp_path: Path) -> None:
 def test_every_kind_of_image_becomes_rgb_or_grey(tmp_path: Path, mode: str) -> None:
     suffix = "jpg" if mode == "CMYK" else "png"
     path = write(tmp_path, f"a/0.{suffix}", picture(), mode)
-    found = source(tmp_path)
+    found, grey = source(tmp_path), source(tmp_path, channels="grey").fitted_to(())
     with Image.open(path) as image:
         assert image.mode == mode
         np.testing.assert_array_equal(found.read("x", [0])[0], np.asarray(image.convert("RGB")))
-        np.testing.assert_array_equal(found.decoded_to(1).read("x", [0])[0, :, :, 0], np.asarray(image.convert("L")))
+        np.testing.assert_array_equal(grey.read("x", [0])[0, :, :, 0], np.asarray(image.convert("L")))
 
 
 @pytest.mark.parametrize(("channels", "shape"), [(1, (1, 6, 5)), (3, (3, 6, 5)), (1, (6, 5, 1)), (3, (6, 5, 3))])
@@ -227,7 +227,7 @@ def test_grey_images_of_16_bits_keep_their_high_bytes(tmp_path: Path) -> None:
     grey = (np.arange(64).reshape(8, 8) * 1000).astype(np.uint16)
     write(tmp_path, "a/0.png", grey)
     expected = (grey >> 8).astype(np.uint8)
-    np.testing.assert_array_equal(source(tmp_path).decoded_to(1).read("x", [0])[0, :, :, 0], expected)
+    np.testing.assert_array_equal(source(tmp_path, channels="grey").fitted_to(()).read("x", [0])[0, :, :, 0], expected)
     np.testing.assert_array_equal(source(tmp_path).read("x", [0])[0], expected[:, :, None].repeat(3, axis=2))
 
 
