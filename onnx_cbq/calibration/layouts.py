@@ -13,7 +13,7 @@ from onnx_cbq.calibration.card import Card
 from onnx_cbq.calibration.decoding.decoders import Decoder
 from onnx_cbq.calibration.decoding.kinds import DECODERS
 from onnx_cbq.calibration.files import named, reason, shown
-from onnx_cbq.calibration.places import FOLDER
+from onnx_cbq.calibration.places import FOLDER, is_hidden
 from onnx_cbq.calibration.stores import File, Files, Store
 from onnx_cbq.errors import CalibrationError
 from onnx_cbq.model import Array
@@ -231,11 +231,6 @@ def _parts(names: Iterable[str], known: Sequence[str]) -> Iterator[tuple[int, tu
         parts = tuple(part for part in name.split(FOLDER) if part not in ("", "."))
         if parts and not any(is_hidden(part) and part not in known for part in parts):
             yield number, parts, not name.endswith(FOLDER)
-
-
-def is_hidden(name: str) -> bool:
-    """What systems and programs leave beside images: .git, .ipynb_checkpoints, ._1.png and __MACOSX."""
-    return name.startswith(".") or name == "__MACOSX"
 
 
 def kind_of(names: Iterable[str]) -> type[Decoder]:

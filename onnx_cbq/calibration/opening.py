@@ -10,12 +10,11 @@ from onnx_cbq.calibration.card import Card
 from onnx_cbq.calibration.decoding.kinds import DECODERS
 from onnx_cbq.calibration.file_source import FolderSource
 from onnx_cbq.calibration.files import reason
-from onnx_cbq.calibration.layouts import is_hidden
 from onnx_cbq.calibration.manifest import ManifestSource
 from onnx_cbq.calibration.npy_source import NpySource
 from onnx_cbq.calibration.npz import NpzSource
 from onnx_cbq.calibration.parquet import ParquetSource
-from onnx_cbq.calibration.places import FOLDER, LocalPlace, Place, expanded
+from onnx_cbq.calibration.places import FOLDER, LocalPlace, Place, expanded, is_hidden
 from onnx_cbq.calibration.remote import place_of
 from onnx_cbq.calibration.sources import PlacedSource, Source
 from onnx_cbq.calibration.tars import TarSource
@@ -83,7 +82,8 @@ def kind_of(place: Place) -> type[PlacedSource]:
 
 
 def _kind_of(place: Place) -> type[PlacedSource] | None:
-    return next((kind for kind in SOURCES if place.ending.endswith(kind.endings)), None)
+    ending = place.ending  # a question to a network, where the place is far
+    return next((kind for kind in SOURCES if ending.endswith(kind.endings)), None)
 
 
 def _places(place: Place) -> Sequence[Place]:

@@ -35,6 +35,11 @@ def located(source: str | Path) -> str | Path:
     return source if isinstance(source, str) and is_url(source) else Path(source)
 
 
+def is_hidden(name: str) -> bool:
+    """What systems and programs leave beside images: .git, .ipynb_checkpoints, ._1.png and __MACOSX."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 class Place(ABC):
     """A file or a folder. What cannot be found out or opened is an OSError.
 
@@ -62,6 +67,10 @@ class Place(ABC):
     @abstractmethod
     def joined(self, path: str) -> Place:
         """What lies at a path relative to this folder; an absolute path is taken as it is."""
+
+    def sibling(self, name: str) -> Place:
+        """What lies beside it under another name."""
+        return self.parent.joined(name)
 
     @abstractmethod
     def is_folder(self) -> bool:
@@ -153,9 +162,9 @@ def expanded(place: Place) -> Sequence[Place]:
     found: list[Place] = []
     for name in _spelled_out(place.name, place.label):
         wild = _WILD.search(name) is not None
-        one = place.parent.joined(name)
-        candidates = place.parent.entries() if wild else [one]
-        places = [c for c in candidates if (fnmatchcase(c.name, name) if wild else c.exists())]
+        one = place.sibling(name)
+        entries = [entry for entry in place.parent.entries() if _shows(entry.name, name)] if wild else []
+        places = [entry for entry in entries if fnmatchcase(entry.name, name)] if wild else [one] * one.exists()
         if not places:
             raise CalibrationError(
                 f"{one.label}: no such file or folder of samples; set source in the card, or --source"
@@ -164,6 +173,11 @@ def expanded(place: Place) -> Sequence[Place]:
     if not found:
         raise CalibrationError(f"{place.label}: stands for no file; expected {{first..last}}")
     return found
+
+
+def _shows(entry: str, pattern: str) -> bool:
+    """Whether a pattern may mean an entry of a folder: a hidden one only where it says so, as in a shell."""
+    return not is_hidden(entry) or pattern.startswith(entry[0])
 
 
 def _spelled_out(name: str, label: str) -> Iterator[str]:

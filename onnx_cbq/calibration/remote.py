@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, TypeVar, cast
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from onnx_cbq.calibration.files import named, reason
 from onnx_cbq.calibration.places import LocalPlace, Place, is_url
@@ -87,6 +87,14 @@ class RemotePlace(Place):
         """What lies at a path relative to this folder, on the same system."""
         folder = self.path.rstrip("/") + "/"
         return RemotePlace(self.system, urljoin(folder, path) if self._is_web else posixpath.normpath(folder + path))
+
+    def sibling(self, name: str) -> Place:
+        """What lies beside it; on the web it has the query of this one, which often is what allows to read both."""
+        if not self._is_web:
+            return super().sibling(name)
+        parts = urlsplit(self.path)
+        folder = parts.path.rstrip("/").rpartition("/")[0]
+        return RemotePlace(self.system, urlunsplit(parts._replace(path=f"{folder}/{name}")))
 
     def is_folder(self) -> bool:
         """Whether it is a folder; on the web, where that cannot be asked, what ends with a slash is one."""

@@ -14,7 +14,7 @@ from onnx_cbq.calibration import CalibrationSet, files_read, opening
 from onnx_cbq.calibration.card import Card
 from onnx_cbq.calibration.decoding.kinds import DECODERS
 from onnx_cbq.calibration.opening import SOURCES
-from onnx_cbq.calibration.places import Place
+from onnx_cbq.calibration.places import LocalPlace, Place, expanded
 from onnx_cbq.calibration.sources import PlacedSource
 from onnx_cbq.errors import CalibrationError
 from onnx_cbq.model import Array
@@ -83,3 +83,11 @@ def test_what_no_source_reads_is_explained(tmp_path: Path) -> None:
     (tmp_path / "a.rar").touch()
     with pytest.raises(CalibrationError, match=r"a\.rar: nothing that .*; expected a folder, or one of \.npz, \.npy"):
         opened(tmp_path / "a.rar")
+
+
+@pytest.mark.parametrize(("pattern", "names"), [("*.tar", ["a.tar", "b.tar"]), (".*.tar", ["._a.tar"])])
+def test_patterns_leave_out_what_systems_leave_behind(tmp_path: Path, pattern: str, names: list[str]) -> None:
+    """A copy from a Mac has a ._a.tar beside each a.tar, which is none; whoever writes the dot means it."""
+    for name in ("a.tar", "b.tar", "._a.tar"):
+        (tmp_path / name).write_bytes(b"")
+    assert [place.name for place in expanded(LocalPlace(tmp_path / pattern))] == names

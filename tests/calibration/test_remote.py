@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from onnx_cbq.calibration import CalibrationSet
+from onnx_cbq.calibration.opening import kind_of
 from onnx_cbq.calibration.places import LocalPlace, is_url, located
 from onnx_cbq.calibration.remote import RemotePlace, place_of
 from onnx_cbq.calibration.sources import Source
@@ -235,3 +236,27 @@ def test_remote_names_do_not_lead_out_of_their_system() -> None:
     place = place_of("memory://bucket/lists").joined("/etc/passwd")
     assert isinstance(place, RemotePlace)
     assert isinstance(place.joined("../../../etc/passwd"), RemotePlace)
+
+
+def test_shards_of_the_web_keep_what_allows_to_read_them() -> None:
+    """Without the token another file is read, or none."""
+    place = place_of("https://host/d/{0..1}.tar?token=a%2Fb")
+    assert place.name == "{0..1}.tar"
+    assert isinstance(found := place.sibling("1.tar"), RemotePlace)
+    assert found.path == "https://host/d/1.tar?token=a%2Fb"
+
+
+def test_a_far_place_is_asked_once_what_it_is() -> None:
+    """Each kind of source asked again, which is a request for each of thousands of shards."""
+    asked: list[str] = []
+
+    class Counting:
+        protocol = "memory"
+        unstrip_protocol = staticmethod("memory:/{}".format)
+
+        def isdir(self, path: str) -> bool:
+            asked.append(path)
+            return False
+
+    assert kind_of(RemotePlace(Counting(), "/bucket/a.parquet")).endings == (".parquet",)
+    assert asked == ["/bucket/a.parquet"]
