@@ -57,6 +57,11 @@ class FileSource(PlacedSource):
         """All samples. Raises CalibrationError, or OSError where something cannot be opened."""
 
     @property
+    def what(self) -> str:
+        """What the files hold."""
+        return self.decoder.what
+
+    @property
     def of_images(self) -> bool:
         """Whether the samples are images, [height, width, channels]."""
         return self.decoder.of_images

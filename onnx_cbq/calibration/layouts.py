@@ -179,7 +179,7 @@ def class_folders(stores: Sequence[Store], card: Card) -> Listing:
             if name:
                 members.append((folder, name, s, number))
     if not folders:
-        raise CalibrationError(f"{where}: no sub-folders; expected one folder of images per class")
+        raise CalibrationError(f"{where}: no sub-folders; expected one folder of {kind.what} per class")
     names = card.classes or tuple(sorted(folders))
     place = {name: m for m, name in enumerate(names)}
     missing = next((name for name in names if name not in folders), None)

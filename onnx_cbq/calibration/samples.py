@@ -276,7 +276,7 @@ def _distinct(names: Sequence[str]) -> tuple[str, ...]:
 
 def _checked(data: CalibrationSet) -> CalibrationSet:
     if not len(data.labels):
-        skipped = f" besides {data.source.skipped} unreadable images" if data.source.skipped else ""
+        skipped = f" besides {data.source.skipped} unreadable {data.source.what}" if data.source.skipped else ""
         raise CalibrationError(f"{data.source.label}: no samples{skipped}; expected at least one of every class")
     return data
 

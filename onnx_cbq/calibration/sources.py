@@ -25,7 +25,7 @@ class Source(ABC):
         labels: of every sample, numbers or names of classes, [n, ...].
         class_names: names in the order of the labels, if the source knows them.
         inputs: names of the arrays of a sample.
-        skipped: how many unreadable samples were left out.
+        skipped: how many unreadable samples were left out; `what` they are called in messages.
     """
 
     label: str
@@ -33,6 +33,11 @@ class Source(ABC):
     class_names: tuple[str, ...] | None = None
     inputs: tuple[str, ...]
     skipped: int = 0
+
+    @property
+    def what(self) -> str:
+        """What samples are called in messages."""
+        return "samples"
 
     @property
     def of_images(self) -> bool:

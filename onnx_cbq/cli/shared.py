@@ -35,7 +35,7 @@ SkipUnreadable = Annotated[
     bool | None,
     typer.Option(
         "--skip-unreadable",
-        help="Leave out images that cannot be read, and count them (default: stop at the first).",
+        help="Leave out files of samples that cannot be read, and count them (default: stop at the first).",
         show_default=False,
         rich_help_panel=SAMPLES,
     ),

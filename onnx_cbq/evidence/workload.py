@@ -276,6 +276,6 @@ def without_samples(samples: Samples, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def left_out(samples: Samples) -> tuple[str, ...]:
-    """A note about images that were skipped."""
-    skipped = samples.data.source.skipped
-    return (f"{skipped} unreadable images were left out",) if skipped else ()
+    """A note about samples that were skipped."""
+    source = samples.data.source
+    return (f"{source.skipped} unreadable {source.what} were left out",) if source.skipped else ()

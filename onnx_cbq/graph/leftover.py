@@ -1,6 +1,6 @@
 """What of a model's weights is in no layer, and so stays float: largest first, each with the reason.
 
-A user who reads "4 bits on average" has to see an LSTM that holds nearly all weights and keeps its 32.
+A user who reads "4 bits on average" has to see a loop whose layers hold nearly all weights and keep their 32.
 """
 
 from __future__ import annotations
