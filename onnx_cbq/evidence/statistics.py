@@ -16,6 +16,7 @@ from onnx_cbq.model import Array, Model
 from onnx_cbq.quantize.activations import Histogram
 from onnx_cbq.quantize.moments import Moments, MomentSums, combine, looked_up, white
 from onnx_cbq.quantize.patches import has_rows, input_rows, mean_row
+from onnx_cbq.quantize.settings import RoundingConfig
 from onnx_cbq.records import Layer, Layers, Seen, Use
 from onnx_cbq.runtime import Feeds, Session
 from onnx_cbq.system.progress import Progress, silent
@@ -107,17 +108,20 @@ class Run:
     Attributes:
         samples, indices: which.
         size: how many at a time.
-        rows, rows_per_weight: how many layer inputs to take from them at most, and for each weight of a channel; at
-            least one of each sample.
+        config: how many layer inputs to take from them, at least one of each sample, and how many samples to hold back.
         class_weights: what a sample counts, by its class.
     """
 
     samples: Samples
     indices: Indices
     size: int
-    rows: int
-    rows_per_weight: int
+    config: RoundingConfig
     class_weights: Array
+
+    def held(self, number: int, count: int) -> int:
+        """How many of the `count` samples of a batch are held back: the last ones."""
+        before = number * (self.samples.fixed_batch or self.size)
+        return int((before + count) * self.config.held_back) - int(before * self.config.held_back)
 
 
 def collect_moments(
@@ -147,13 +151,14 @@ def collect_moments(
         # Samples that only fill up a fixed batch count nothing.
         weights = np.zeros(run.samples.fixed_batch or batch.count, np.float32)
         weights[: batch.count] = run.samples.weights(batch.labels, run.class_weights)
+        held = len(weights) - batch.count + run.held(number, batch.count)
         for layer in layers:
             for use, total in zip(layer.uses, sums[layer.name], strict=True):
                 x, y = values[use.activation], found[seen.name(use.activation) if seen else use.activation]
                 if use.lookup is not None:
                     counts[layer.name] += _counts(layer, use, x, weights)
                 elif has_rows(layer):
-                    _add_rows(total, (layer, use, positions_of(layer, run), number), x, y, weights)
+                    _add_rows(total, (layer, use, positions_of(layer, run), number), x, y, weights, held)
                 else:
                     squares[layer.name] += float(np.square(y, dtype=np.float64).mean()) * batch.count / len(run.indices)
     moments = {
@@ -175,7 +180,7 @@ def collect_moments(
 
 def positions_of(layer: Layer, run: Run) -> int:
     """How many rows to take from each sample: as many as the unknowns of a channel need, up to the run's."""
-    rows = min(run.rows, run.rows_per_weight * layer.weights_per_channel)
+    rows = min(run.config.rows, run.config.rows_per_weight * layer.weights_per_channel)
     return math.ceil(rows / len(run.indices))
 
 
@@ -189,13 +194,17 @@ def _counts(layer: Layer, use: Use, indices: Array, weights: Array) -> Array:
     return np.bincount(rows.reshape(-1), spread.reshape(-1), minlength=layer.channels)
 
 
-def _add_rows(total: MomentSums, where: tuple[Layer, Use, int, int], x: Array, y: Array, weights: Array) -> None:
+def _add_rows(
+    total: MomentSums, where: tuple[Layer, Use, int, int], x: Array, y: Array, weights: Array, held: int
+) -> None:
+    """Count rows of a batch whose last `held` samples are held back."""
     layer, use, positions, number = where
     # Both see the same positions; every batch has its own.
     aimed = input_rows(layer, use, x, positions, np.random.default_rng(number))
     seen = aimed if y is x else input_rows(layer, use, y, positions, np.random.default_rng(number))
     with np.errstate(over="ignore", invalid="ignore"):
-        total.add(aimed, seen, np.repeat(weights, aimed.shape[1] // len(weights)))
+        rows = aimed.shape[1] // len(weights)
+        total.add(aimed, seen, np.repeat(weights, rows), held * rows)
         if use.bias is not None and weights.any():
             of_x = mean_row(layer, use, x, weights)
             total.add_means(of_x, of_x if y is x else mean_row(layer, use, y, weights), float(weights.sum()))

@@ -24,7 +24,7 @@ MOMENT_BYTES = 512 << 20
 
 def run_of(work: Workload, drawn: Draw, config: RoundingConfig, class_weights: Array) -> Run:
     """The samples drawn, in batches that fit, for moments."""
-    return Run(work.samples, drawn.indices, batch_size(work.layers), config.rows, config.rows_per_weight, class_weights)
+    return Run(work.samples, drawn.indices, batch_size(work.layers), config, class_weights)
 
 
 def make_tables(work: Workload, run: Run, config: RoundingConfig, progress: Progress = silent) -> dict[str, Table]:

@@ -50,20 +50,24 @@ class Metric:
         order: the columns in the order in which they are rounded, [g, n].
         matrix: H in that order, float32 [g, n, n].
         factor: U in that order, float32 [g, n, n].
-        damping: what was added to the diagonal, as a share of its mean.
+        damping: what was added to the diagonal, as a share of its mean; the largest of the groups.
+        raised: whether that was more than what was asked for.
     """
 
     order: Array
     matrix: Array
     factor: Array
     damping: float
+    raised: bool = False
 
 
-def make_metric(second: Array, damping: float, *, sort: bool = True) -> Metric:
+def make_metric(second: Array, asked: float | Array, *, sort: bool = True) -> Metric:
     """Damp and factorise second moments [g, n, n]; where Cholesky fails, the damping grows tenfold until it does not.
 
-    Cost: 2 n^3 / 3 multiplications per group.
+    What is `asked` for is a share of the mean diagonal, of all groups or of each. Cost: 2 n^3 / 3 multiplications per
+    group.
     """
+    damping = np.asarray(asked, np.float64)
     groups, size, _ = second.shape
     diagonal = np.einsum("gnn->gn", second)
     columns = np.argsort(-diagonal, axis=1, kind="stable") if sort else np.tile(np.arange(size), (groups, 1))
@@ -75,13 +79,14 @@ def make_metric(second: Array, damping: float, *, sort: bool = True) -> Metric:
             # Reversing rows and columns turns the lower Cholesky factor of H into the upper one of its inverse.
             lower = np.linalg.cholesky(matrix[:, ::-1, ::-1])
         except np.linalg.LinAlgError:
-            if damping > _MOST_DAMPING:
+            if damping.max() > _MOST_DAMPING:
                 raise
-            damping = max(damping * 10, 1e-6)
+            damping = np.maximum(damping * 10, 1e-6)
             continue
         inverse = np.stack([solve_triangular(part, np.eye(size), lower=True, check_finite=False) for part in lower])
         factor = np.ascontiguousarray(inverse[:, ::-1, ::-1], np.float32)
-        return Metric(columns, np.asarray(matrix, np.float32), factor, damping)
+        found = (columns, np.asarray(matrix, np.float32), factor)
+        return Metric(*found, float(damping.max()), raised=bool((damping > asked).any()))
 
 
 def best_aim(rows: Array, second: Array, cross: Array, damping: float) -> Array:

@@ -11,7 +11,8 @@ so q is rounded towards a, the weights that best repair what the layers in front
 front x~ = x and a = w.
 
 Where a layer has more than `WIDEST` weights per channel, H is kept as blocks along its diagonal, as few and as even as
-possible. Memory: two float64 matrices per block and group.
+possible. The moments of some of the samples are kept by themselves, too, for a choice that is to hold on other samples
+(see `damping`); of the first block, which stands for all. Memory: two float64 matrices per block and group, and two.
 """
 
 from __future__ import annotations
@@ -30,6 +31,15 @@ UNSEEN = 0.1
 
 
 @dataclass(frozen=True)
+class Held:
+    """Moments of the samples held back, within the first part, float64 [groups, n, n], and their share of all rows."""
+
+    second: Array
+    cross: Array
+    share: float
+
+
+@dataclass(frozen=True)
 class Moments:
     """Moments of a layer's inputs; a *part* is a block of the weights of a channel.
 
@@ -41,6 +51,7 @@ class Moments:
         rows: number of rows per group.
         shares: how often each row of a table is looked up, adding up to 1, [channels]; None where all channels have a
             part in every output.
+        held: what samples held back add to the first part; None if they are not known.
     """
 
     second: tuple[Array, ...]
@@ -48,6 +59,7 @@ class Moments:
     means: tuple[tuple[Array, Array], ...]
     rows: int
     shares: Array | None = None
+    held: Held | None = None
 
 
 def part_slices(width: int) -> tuple[slice, ...]:
@@ -62,11 +74,8 @@ class MomentSums:
 
     def __init__(self, *, centred: bool) -> None:
         self._centred = centred
-        self._weight = 0.0
-        self._rows = 0
-        self._sums: list[Array] = []
-        self._second: list[Array] = []
-        self._cross: list[Array] = []
+        self._parts: list[_Sums] = []
+        self._held: _Sums | None = None
         self._means: list[Array] = []
         self._mean_weight = 0.0
 
@@ -78,44 +87,93 @@ class MomentSums:
             np.add(total, weight * part, out=total)
         self._mean_weight += weight
 
-    def add(self, aimed: Array, seen: Array, weights: Array) -> None:
+    def add(self, aimed: Array, seen: Array, weights: Array, held: int = 0) -> None:
         """Count some of the rows: x `aimed` and x~ `seen`, float32 [groups, rows, n], each with its weight [rows].
 
-        Cost: 2 n multiplications per value, or 4 n where `seen` is not `aimed`.
+        The last `held` of them are of samples held back. Cost: 2 n multiplications per value, or 4 n where `seen` is
+        not `aimed`.
         """
-        slices = part_slices(seen.shape[2])
-        weighted = seen if (weights == 1).all() else seen * weights[:, None]
-        same = seen is aimed
-        sums = [weights @ x for x in ((seen,) if same else (aimed, seen))]
-        second = [weighted[:, :, s].swapaxes(1, 2) @ seen[:, :, s] for s in slices]
-        cross = [] if same else [aimed[:, :, s].swapaxes(1, 2) @ weighted[:, :, s] for s in slices]
-        if not self._sums:
-            self._sums = [np.zeros(s.shape) for s in sums]
-            self._second, self._cross = ([np.zeros(m.shape) for m in kind] for kind in (second, cross))
-        totals = (*self._sums, *self._second, *self._cross)
-        for total, part in zip(totals, (*sums, *second, *cross), strict=True):
-            np.add(total, part, out=total)
-        self._weight += float(weights.sum())
-        self._rows += len(weights)
+        kept = len(weights) - held
+        for number, columns in enumerate(part_slices(seen.shape[2])):
+            x, y = aimed[:, :, columns], seen[:, :, columns]
+            found = [_Sums.of(x[:, rows], y[:, rows], weights[rows]) for rows in (slice(kept), slice(kept, None))]
+            if number == len(self._parts):
+                self._parts.append(_Sums.like(found[0]))
+            for sums in found:
+                self._parts[number].add(sums)
+            if held and number == 0:
+                self._held = self._held or _Sums.like(found[1])
+                self._held.add(found[1])
 
     def moments(self) -> Moments:
         """The moments of everything counted."""
-        scale = 1.0 / max(self._weight, np.finfo(float).tiny)
-        aimed, seen = self._sums[0] * scale, self._sums[-1] * scale
-        slices = part_slices(seen.shape[1])
-        second = tuple(self._less(m * scale, seen[:, s], seen[:, s]) for m, s in zip(self._second, slices, strict=True))
-        cross = second
-        if self._cross:
-            cross = tuple(
-                self._less(m * scale, aimed[:, s], seen[:, s]) for m, s in zip(self._cross, slices, strict=True)
-            )
-        means = (aimed, seen)
+        found = [part.moments(centred=self._centred) for part in self._parts]
+        second = tuple(h for h, _ in found)
+        cross = tuple(c for _, c in found) if any(c is not h for h, c in found) else second
+        means = [np.concatenate(kind, axis=1) for kind in zip(*(part.means() for part in self._parts), strict=True)]
         if self._means:
-            means = (self._means[0] / self._mean_weight, self._means[1] / self._mean_weight)
-        return Moments(second, cross, (means,), self._rows)
+            means = [mean / self._mean_weight for mean in self._means]
+        whole, held = self._parts[0], None
+        if self._held is not None and 0 < self._held.weight < whole.weight:
+            held = Held(*self._held.moments(centred=self._centred), self._held.weight / whole.weight)
+        return Moments(second, cross, ((means[0], means[1]),), whole.rows, held=held)
 
-    def _less(self, matrix: Array, left: Array, right: Array) -> Array:
-        return matrix - left[:, :, None] * right[:, None, :] if self._centred else matrix
+
+@dataclass
+class _Sums:
+    """Of rows, and of their weights: sums of x~ and of x, [groups, n], and of x~ x~^T and of x x~^T, [groups, n, n].
+
+    Where x~ is x, the second of each is the first.
+    """
+
+    weight: float
+    rows: int
+    seen: Array
+    aimed: Array
+    second: Array
+    cross: Array
+
+    @staticmethod
+    def of(aimed: Array, seen: Array, weights: Array) -> _Sums:
+        """The sums over rows [groups, rows, n]."""
+        weighted = seen if (weights == 1).all() else seen * weights[:, None]
+        sum_of_seen, second = weights @ seen, weighted.swapaxes(1, 2) @ seen
+        if np.shares_memory(seen, aimed):
+            sum_of_aimed, cross = sum_of_seen, second
+        else:
+            sum_of_aimed, cross = weights @ aimed, aimed.swapaxes(1, 2) @ weighted
+        return _Sums(float(weights.sum()), len(weights), sum_of_seen, sum_of_aimed, second, cross)
+
+    @staticmethod
+    def like(sums: _Sums) -> _Sums:
+        """Nothing yet, in float64."""
+        seen, second = np.zeros(sums.seen.shape), np.zeros(sums.second.shape)
+        if sums.cross is sums.second:
+            return _Sums(0.0, 0, seen, seen, second, second)
+        return _Sums(0.0, 0, seen, np.zeros(sums.aimed.shape), second, np.zeros(sums.cross.shape))
+
+    def add(self, other: _Sums) -> None:
+        """Count what `other` has, too."""
+        self.weight, self.rows = self.weight + other.weight, self.rows + other.rows
+        np.add(self.seen, other.seen, out=self.seen)
+        np.add(self.second, other.second, out=self.second)
+        if self.cross is not self.second:
+            np.add(self.aimed, other.aimed, out=self.aimed)
+            np.add(self.cross, other.cross, out=self.cross)
+
+    def means(self) -> tuple[Array, Array]:
+        """The means of x and of x~."""
+        scale = 1.0 / max(self.weight, np.finfo(float).tiny)
+        return self.aimed * scale, self.seen * scale
+
+    def moments(self, *, centred: bool) -> tuple[Array, Array]:
+        """H and C; one array if x~ is x."""
+        scale, (aimed, seen) = 1.0 / max(self.weight, np.finfo(float).tiny), self.means()
+        less = seen if centred else np.zeros_like(seen)
+        second = self.second * scale - less[:, :, None] * less[:, None, :]
+        if self.cross is self.second:
+            return second, second
+        return second, self.cross * scale - aimed[:, :, None] * less[:, None, :]
 
 
 def white(layer: Layer, mean_square: float) -> Moments:
@@ -160,4 +218,19 @@ def combine(uses: list[Moments]) -> Moments:
             np.sum([m * (use.rows / rows) for m, use in zip(part, uses, strict=True)], axis=0) for part in parts
         )
 
-    return Moments(mean("second"), mean("cross"), tuple(use.means[0] for use in uses), rows)
+    second = mean("second")
+    same = all(use.cross is use.second for use in uses)
+    means = tuple(use.means[0] for use in uses)
+    return Moments(second, second if same else mean("cross"), means, rows, held=_held_of(uses))
+
+
+def _held_of(uses: list[Moments]) -> Held | None:
+    """What is held back of all uses; None if that is not known of each."""
+    held = [use.held for use in uses if use.held is not None]
+    if len(held) < len(uses):
+        return None
+    counts = np.array([one.share * use.rows for one, use in zip(held, uses, strict=True)])
+    second, cross = (
+        np.tensordot(counts / counts.sum(), [getattr(one, kind) for one in held], 1) for kind in ("second", "cross")
+    )
+    return Held(second, cross, float(counts.sum() / sum(use.rows for use in uses)))

@@ -20,6 +20,7 @@ from onnx_cbq.quantize.compensate import (
     make_metric,
     squared_error,
 )
+from onnx_cbq.quantize.damping import choose_dampings
 from onnx_cbq.quantize.moments import Moments, part_slices
 from onnx_cbq.quantize.settings import RoundingConfig
 from onnx_cbq.records import FREE, Lanes, Layer, WeightRules
@@ -41,9 +42,9 @@ class Problem:
     lanes: Lanes | None = None
 
     @property
-    def damping(self) -> float:
-        """The largest damping that a part needed, as a share of its mean diagonal."""
-        return max(metric.damping for metric in self.metrics)
+    def raised_damping(self) -> float | None:
+        """The largest damping that a part needed to be factorised, as a share of its mean diagonal; None for none."""
+        return max((metric.damping for metric in self.metrics if metric.raised), default=None)
 
     @cached_property
     def parts(self) -> list[tuple[slice, Metric]]:
@@ -105,12 +106,16 @@ def make_problem(rows: Array, moments: Moments, config: RoundingConfig, layer: L
     """
     groups = len(moments.second[0])
     grouped = rows.reshape(groups, -1, rows.shape[1])
-    metrics = tuple(make_metric(h, config.damping, sort=config.order == "falling") for h in moments.second)
+    chosen = choose_dampings(grouped, moments, config)
+    metrics = tuple(make_metric(h, chosen.rounding, sort=config.order == "falling") for h in moments.second)
     rules, lanes = (layer.rules, layer.lanes) if layer else (FREE, None)
     if moments.cross is moments.second:
         return Problem(grouped.astype(np.float32), metrics, rules, lanes)
     parts = zip(part_slices(rows.shape[1]), moments.second, moments.cross, metrics, strict=True)
-    aim = [best_aim(grouped[:, :, s], h, c, metric.damping) for s, h, c, metric in parts]
+    aim = [
+        best_aim(grouped[:, :, s], h, c, max(chosen.aim, metric.damping if metric.raised else 0))
+        for s, h, c, metric in parts
+    ]
     return Problem(np.concatenate(aim, axis=2).astype(np.float32), metrics, rules, lanes)
 
 

@@ -64,8 +64,8 @@ def round_in_order(
             rows = layer.rows(model.weight(layer.weight))
             problem = make_problem(rows, moments[layer.name], config, layer)
             channels = fitting(layer, problem)
-            if problem.damping > config.damping:
-                damped.append(f"{layer.name} ({problem.damping:g})")
+            if problem.raised_damping is not None:
+                damped.append(f"{layer.name} ({problem.raised_damping:g})")
             weights[layer.name] = as_weights(layer, channels)
             constants[layer.weight] = layer.unrows(channels.values)
             shifts = mean_shift(moments[layer.name], rows, channels.values)
@@ -74,7 +74,7 @@ def round_in_order(
                     biases[use.bias] = np.asarray(model.weight(use.bias) + shift, np.float32)
         constants |= biases
         progress("rounding", len(weights), len(layers))
-    notes = [f"more damping than {config.damping:g} was needed for: {', '.join(damped)}"] if damped else []
+    notes = [f"damping had to be raised for: {', '.join(damped)}"] if damped else []
     return Rounded(weights, biases, tuple(notes))
 
 

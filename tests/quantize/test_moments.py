@@ -73,6 +73,29 @@ def test_streaming_gives_what_all_rows_at_once_do(
         assert found.cross is found.second
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_the_last_rows_are_kept_by_themselves_too(monkeypatch: pytest.MonkeyPatch, *, same: bool) -> None:
+    """Held back: their own moments, within the first part; all rows still count as they would."""
+    monkeypatch.setattr(moments, "WIDEST", 4)
+    aimed = rows_of(0)
+    seen = aimed if same else rows_of(1)
+    weights = np.ones(ROWS, np.float32)
+    sums = MomentSums(centred=True)
+    for part, held in ((slice(0, 40), 10), (slice(40, ROWS), 0)):
+        x = aimed[:, part]
+        sums.add(x, x if same else seen[:, part], weights[part], held)
+    found, plain = sums.moments(), streamed(aimed, seen, weights, centred=True)
+    for kind in ("second", "cross"):
+        for got, wanted in zip(getattr(found, kind), getattr(plain, kind), strict=True):
+            close(got, wanted)
+    _, _, second, cross = expected(aimed[:, 30:40], seen[:, 30:40], weights[30:40], centred=True)
+    assert found.held is not None
+    first = part_slices(SIZE)[0]
+    close(found.held.second, second[:, first, first])
+    close(found.held.cross, cross[:, first, first])
+    assert found.held.share == pytest.approx(10 / ROWS)
+
+
 def test_rows_of_weight_0_do_not_count() -> None:
     """Samples that only fill up a fixed batch."""
     aimed, seen = rows_of(0), rows_of(1)
