@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -10,9 +11,13 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
+import onnxruntime
 import pytest
 from nbclient import NotebookClient
 
+from onnx_cbq.calibration import load_card
+from onnx_cbq.model import Array
 from tests.command import Command
 from tests.conftest import ROOT
 
@@ -24,8 +29,9 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(script: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)  # noqa: S603
+def run(script: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, script, *arguments]
+    return subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603
 
 
 def test_a_model_is_quantized_in_python_and_then_runs_without_the_package(copy: Path) -> None:
@@ -48,6 +54,60 @@ def test_weights_only_are_the_same_in_every_way(copy: Path) -> None:
         "float model", "--storage int8", "the same with session.disable_quant_qdq", "--storage packed",
     ]  # fmt: skip
     assert float(last.split()[-1]) < 1e-4
+
+
+def right(model: Path, x: Array, y: Array) -> float:
+    """Percent of samples that a model has right, in plain onnxruntime."""
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    batches = [session.run(None, {session.get_inputs()[0].name: x[i : i + 500]})[0] for i in range(0, len(x), 500)]
+    return 100 * float((np.concatenate(batches).argmax(axis=1) == y).mean())
+
+
+def test_a_text_classifier_keeps_its_accuracy_in_a_sixth_of_its_bytes(tmp_path: Path) -> None:
+    """An embedding and an LSTM at 4 bits; of a file whose LSTM stays float, these would be more than a third."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    short = ("--requests", "5000", "--epochs", "3", "--bits", "4")
+    done = run(ROOT / "samples" / "05_text_classifier.py", tmp_path, *short)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    paths = tmp_path / "requests.onnx", tmp_path / "requests_4_bits.onnx"
+    sizes = [path.stat().st_size for path in paths]
+    assert sizes[1] <= 0.16 * sizes[0]
+    with np.load(tmp_path / "unseen.npz") as unseen:
+        before, after = (right(path, unseen["x"], unseen["y"]) for path in paths)
+        assert len(unseen["y"]) == 6000
+    assert before > 90
+    assert after >= before - 0.5
+    row = next(line for line in done.stdout.splitlines() if line.startswith("4 bits"))
+    assert row.split()[2:5] == [f"{sizes[1]:,}", f"{sizes[1] / sizes[0]:.3f}", f"{after:.2f}"]
+
+
+def test_keywords_are_spotted_from_files_to_the_result(tmp_path: Path) -> None:
+    """The card that is found is what the net was trained on, at another rate than the files', and 4 bits are enough.
+
+    Samples are prepared here as training did, and not as the card says.
+    """
+    pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("soundfile", reason="needs the extra 'audio'")
+    script = ROOT / "samples" / "06_keyword_spotting.py"
+    done = run(script, tmp_path, "--each", "60", "--unseen", "100", "--epochs", "8")
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    card = load_card(tmp_path / "card.toml")
+    assert (card.sample_rate, card.length, card.per_sample) == (8000, 8000, "normalise")
+    best = next(line for line in done.stdout.splitlines() if line.endswith("best"))
+    assert best.startswith("per sample normalised  8,000 Hz")
+    prepare = runpy.run_path(str(script))["prepare"]
+    files = sorted((tmp_path / "unseen").glob("*/*.wav"))
+    names = sorted({file.parent.name for file in files})
+    x = np.stack([prepare(file) for file in files]).astype(np.float32)[:, None]
+    y = np.array([names.index(file.parent.name) for file in files])
+    paths = tmp_path / "words.onnx", tmp_path / "words_4_bits.onnx"
+    before, after = (right(path, x, y) for path in paths)
+    assert (len(files), len(names)) == (1000, 10)
+    assert before > 75
+    assert after >= before - 0.5
+    printed = re.findall(r"^top-1 accuracy, %\s+(\S+)\s+(\S+)$", done.stdout, re.M)[-1]
+    assert [float(number) for number in printed] == pytest.approx([before, after], abs=0.21)
+    assert paths[1].stat().st_size <= 0.16 * paths[0].stat().st_size
 
 
 def test_running_before_quantizing_says_what_to_do(copy: Path) -> None:

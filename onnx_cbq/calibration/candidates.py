@@ -1,13 +1,14 @@
 """What is tried to find how a model wants its samples: well-known ranges, means and deviations, sizes and crops.
 
 Everything here is data that one can read and add to: `NORMALISATIONS` for what values become, `ORDERS` for the channels
-of images, `FRAMINGS` for how images come to a size, `FEATURES` for samples that are no images.
+of images, `FRAMINGS` for how images come to a size, `RATES` of sounds, `SOUNDS` for what their values become, and
+`FEATURES` for those of other samples.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +23,7 @@ class Candidate:
     Attributes:
         card: how the samples are prepared.
         values: what becomes of their values.
-        framing: how images come to their size.
+        framing: how images come to their size, or sounds to their length.
     """
 
     card: Card
@@ -79,6 +80,10 @@ class Framing:
     name: str
     keys: Callable[[tuple[int, int]], dict[str, Any]]
     square: bool = False
+
+
+# Ways for files to come to the size of a model's input: keys of a card by what a table calls them.
+Framings = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -158,8 +163,16 @@ FEATURES = (
     Feature("features standardised", _standardised),
     Feature("all standardised as one", _standardised_together),
     Feature("features to 0..1", _to_range),
-    Feature("per sample standardised", lambda figures: {"per_sample": "standardise"}),  # noqa: ARG005
+    # Not by `standardise`, whose least deviation is made for images: samples of small numbers would stay smaller.
+    Feature("per sample normalised", lambda figures: {"per_sample": "normalise"}),  # noqa: ARG005
 )
+# Of sounds in -1..1.
+SOUNDS = (
+    *(feature for feature in FEATURES if feature.name in ("as stored", "per sample normalised")),
+    Feature("numbers of 16 bits", lambda figures: {"scale": 32768.0}),  # noqa: ARG005
+    Feature("all standardised as one", _standardised_together),
+)
+RATES = (8000, 16_000, 22_050, 32_000, 44_100, 48_000)
 
 
 def value_candidates(base: Card, figures: Figures, *, image: bool, whole: bool) -> tuple[Candidate, ...]:
@@ -175,16 +188,42 @@ def value_candidates(base: Card, figures: Figures, *, image: bool, whole: bool) 
     return (*known, *_distinct([one for one in measured if one.card not in given]))
 
 
-def framing_candidates(best: Candidate, size: tuple[int, int]) -> tuple[Candidate, ...]:
+def sound_candidates(base: Card, figures: Figures) -> tuple[Candidate, ...]:
+    """What may become of the values of sounds."""
+    return _distinct([Candidate(replace(base, **feature.keys(figures)), feature.name) for feature in SOUNDS])
+
+
+def image_framings(size: tuple[int, int]) -> Framings:
+    """How images may come to a height and width."""
+    return {one.name: one.keys(size) for one in FRAMINGS if size[0] == size[1] or not one.square}
+
+
+def sound_framings(rate: int, seconds: float, length: int | None) -> Framings:
+    """How sounds may come to `length` numbers each, the likeliest rate first.
+
+    Args:
+        rate: that they have; it comes first where no length is given.
+        seconds: what most of them last for a length; the longest without one, so that none is cut.
+        length: None for a model that takes any.
+    """
+
+    def unlikely(other: int) -> tuple[float, bool, int]:
+        return 0.0 if length is None else abs(math.log(other * seconds / length)), other != rate, other
+
+    rates = sorted({rate, *RATES}, key=unlikely)
+    return {f"{one:,} Hz": {"sample_rate": one, "length": length or math.ceil(one * seconds)} for one in rates}
+
+
+def framing_candidates(best: Candidate, framings: Framings) -> tuple[Candidate, ...]:
     """The best values so far with every framing."""
-    return tuple(framed(best, one, size) for one in FRAMINGS if size[0] == size[1] or not one.square)
+    return tuple(framed(best, name, framings) for name in framings)
 
 
-def framed(candidate: Candidate, framing: Framing, size: tuple[int, int]) -> Candidate:
-    """A candidate whose images come to a size another way."""
+def framed(candidate: Candidate, name: str, framings: Framings) -> Candidate:
+    """A candidate whose files come to their size another way."""
     keys = {"resize": None, "resize_side": "shorter", "interpolation": "bilinear", "antialias": True}
-    keys |= {"crop": None, "crop_share": None, "pad": None}
-    return replace(candidate, card=replace(candidate.card, **{**keys, **framing.keys(size)}), framing=framing.name)
+    keys |= {"crop": None, "crop_share": None, "pad": None, "sample_rate": None, "length": None}
+    return replace(candidate, card=replace(candidate.card, **{**keys, **framings[name]}), framing=name)
 
 
 def _of_images(base: Card, figures: Figures) -> tuple[Candidate, ...]:

@@ -27,7 +27,7 @@ _MOST = (1 << 31) - 1
 _LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).smallest_normal)
 LAYOUTS = ("NHWC", "NCHW")
 CHANNELS = ("RGB", "BGR", "grey")
-PER_SAMPLE = ("standardise", "range")
+PER_SAMPLE = ("standardise", "normalise", "range")
 SIDES = ("shorter", "longer")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box")
 # Those that can be sampled at single points.
@@ -45,7 +45,7 @@ class Card:
         channels: what images become: "RGB" leaves the channels as stored, "BGR" turns their order, "grey" makes one of
             them, repeated where the model takes three. `mean` and `std` are in the order that comes of it.
         per_sample: "standardise" makes (x - mean) / max(deviation, 1 / sqrt(values)) of each sample by its own figures,
-            "range" (x - least) / (greatest - least); None leaves it.
+            "normalise" (x - mean) / sqrt(variance + 1e-7), "range" (x - least) / (greatest - least); None leaves it.
         scale: multiplied first. It, mean and std apply to inputs of real numbers; whole ones (token ids) stay as is.
         mean, std: subtracted, divided by; one number, or one per channel.
         resize: images only: length of the side that `resize_side` names, or (height, width).

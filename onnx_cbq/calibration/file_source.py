@@ -66,12 +66,17 @@ class FileSource(PlacedSource):
         """Whether the samples are images, [height, width, channels]."""
         return self.decoder.of_images
 
+    @property
+    def rate(self) -> int | None:
+        """Numbers a second of the first sound."""
+        return self.decoder.rate
+
     def describe(self, index: int) -> str:
         """The sample's file."""
         return str(self._files[index])
 
     def framed(self, card: Card) -> Source:
-        """The same samples, with images resized and cropped as another card says."""
+        """The same samples, brought to the size, or the rate and length, that another card says."""
         return self._with(self.decoder.framed(card))
 
     def fitted_to(self, inputs: Sequence[InputSpec]) -> Source:

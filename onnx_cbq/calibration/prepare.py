@@ -17,6 +17,8 @@ _PERMUTATION = {"NCHW": (0, 3, 1, 2), "NHWC": (0, 2, 3, 1)}
 _CHANNEL_AXIS = {"NCHW": 0, "NHWC": 2}
 # How much of red, green and blue is in grey, after ITU-R 601-2, as Pillow, OpenCV and TensorFlow have it.
 _GREY = (0.299, 0.587, 0.114)
+# Added to the variance of a sample, as Hugging Face's feature extractor of Wav2Vec2 does.
+_SILENCE = 1e-7
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,9 @@ def _by_itself(values: Array, how: str | None) -> Array:
         return values
     found = np.empty_like(values)
     for sample, into in zip(values, found, strict=True):
-        if how == "standardise":
-            shift, size = sample.mean(dtype=np.float64), max(sample.std(dtype=np.float64), sample.size**-0.5)
+        if how in ("standardise", "normalise"):
+            shift, deviation = sample.mean(dtype=np.float64), sample.std(dtype=np.float64)
+            size = max(deviation, sample.size**-0.5) if how == "standardise" else (deviation**2 + _SILENCE) ** 0.5
         else:
             shift, size = sample.min(), sample.max() - sample.min()
         into[...] = (sample - np.float32(shift)) / np.float32(size if size else 1)

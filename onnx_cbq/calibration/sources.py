@@ -44,6 +44,11 @@ class Source(ABC):
         """Whether a sample is an image, [height, width, channels]."""
         return False
 
+    @property
+    def rate(self) -> int | None:
+        """Of sounds decoded from files, numbers a second that the first one has; else None."""
+        return None
+
     @abstractmethod
     def read(self, name: str, indices: Sequence[int]) -> Array:
         """Samples `indices` of array `name`, [len(indices), ...]."""
@@ -53,7 +58,7 @@ class Source(ABC):
         return f"sample {index}"
 
     def framed(self, card: Card) -> Source:
-        """The same samples, with images resized and cropped as another card says; arrays stay as they are."""
+        """The same samples, with files brought to the size that another card says; arrays stay as they are."""
         del card
         return self
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from onnx_cbq.calibration.candidates import Framings, image_framings, sound_framings
 from onnx_cbq.calibration.card import LAYOUTS, Card
 from onnx_cbq.calibration.figures import Figures, measured, of_pixels
 from onnx_cbq.calibration.prepare import fit, wants_grey
@@ -14,12 +15,14 @@ from onnx_cbq.calibration.samples import CalibrationSet
 from onnx_cbq.errors import CalibrationError
 from onnx_cbq.model import Array, InputSpec
 
-# Samples that figures are taken of, and images whose sizes are compared, evenly spread over the source. Of large
+# Samples that figures are taken of, and files whose sizes are compared, evenly spread over the source. Of large
 # samples as many are taken as have so many bytes, at least a few.
 _MEASURED, _MEASURED_BYTES, _FEW, _COMPARED, _BATCH = 5000, 64 << 20, 200, 60, 50
 # Height and width where a model takes any and images have several.
-_USUAL_SIZE = 224
+_USUAL_SIZE = (224, 224)
 _CHANNELS = (1, 3)
+# Share of sounds that a model's length is taken to be made for.
+_MOST = 0.9
 
 
 @dataclass(frozen=True)
@@ -30,26 +33,28 @@ class Survey:
         layouts: those that fit the model, None for the model's own, each with figures of the samples.
         image: whether the samples are images of 1 or 3 channels.
         whole: whether the model takes whole numbers.
-        size: height and width that the model takes images in.
-        is_resized: whether images have to be brought to it.
+        sound: whether the samples are sounds.
+        framings: how files may come to the size that the model takes, the usual way first; none if they have it.
         notes: what a user should know.
     """
 
     layouts: Mapping[str | None, Figures]
     image: bool
     whole: bool
-    size: tuple[int, int] | None = None
-    is_resized: bool = False
+    sound: bool = False
+    framings: Framings = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
 def survey(data: CalibrationSet, inputs: Sequence[InputSpec], size: int | None) -> Survey:
-    """What samples and the inputs of a model say of each other; `size` is for a model that takes images of any.
+    """What samples and the inputs of a model say of each other; `size` is for a model that takes files of any.
 
     Raises:
         CalibrationError: samples cannot be read, or fit no layout.
     """
     data = replace(data, source=data.source.fitted_to(inputs))
+    if data.source.rate is not None:
+        return _of_sounds(data, inputs, data.source.rate, size)
     return _of_images(data, inputs[0], size) if data.are_images else _of_arrays(data, inputs)
 
 
@@ -59,14 +64,49 @@ def _of_images(data: CalibrationSet, spec: InputSpec, asked: int | None) -> Surv
     notes: tuple[str, ...] = ()
     if wanted is not None and asked not in (None, *wanted):
         raise CalibrationError(f"--size {asked}: the model takes {wanted[0]}x{wanted[1]}; leave --size out")
-    found = wanted if wanted is not None else (asked, asked) if asked is not None else given
+    found = (wanted if wanted is not None else (asked, asked) if asked is not None else given) or _USUAL_SIZE
     if wanted is None and asked is None:
-        what = "and they differ" if found is None else "and they have one"
-        found = found or (_USUAL_SIZE, _USUAL_SIZE)
+        what = "and they differ" if given is None else "and they have one"
         notes = (f"the model takes images of any size, {what}: {found[0]}x{found[1]} was taken; --size gives another",)
     whole = not np.issubdtype(spec.dtype, np.floating)
     figures: dict[str | None, Figures] = {"NHWC": of_pixels(colours)}
-    return Survey(figures, image=True, whole=whole, size=found, is_resized=given != found, notes=notes)
+    framings = {} if given == found else image_framings(found)
+    return Survey(figures, image=True, whole=whole, framings=framings, notes=notes)
+
+
+def _of_sounds(data: CalibrationSet, inputs: Sequence[InputSpec], rate: int, asked: int | None) -> Survey:
+    """The survey of sounds, of which the first has so many numbers a second."""
+    wanted = _model_length(inputs)
+    if wanted is not None and asked not in (None, wanted):
+        raise CalibrationError(f"--size {asked}: the model takes {wanted:,} numbers; leave --size out")
+    length = asked if wanted is None else wanted
+    alike = data.with_card(replace(data.card, sample_rate=rate))
+    lengths = [alike.source.read("x", [int(i)])[0].size for i in _spread(len(data.labels), _COMPARED)]
+    notes: tuple[str, ...] = ()
+    if length is None:
+        seconds = max(lengths) / rate
+        if len(set(lengths)) > 1:
+            notes = (
+                f"the model takes sounds of any length: {seconds:g} s, of the longest, was taken; --size gives another",
+            )
+    else:
+        seconds = float(np.quantile(lengths, _MOST)) / rate
+    framings = sound_framings(rate, seconds, length)
+    if set(lengths) == {length}:
+        framings = dict([next(iter(framings.items()))])
+    first = data.with_card(replace(data.card, **next(iter(framings.values()))))
+    count = min(_MEASURED, max(_MEASURED_BYTES // (4 * max(lengths)), _FEW))
+    # All numbers are of one channel, wherever the model has its axis.
+    batches = (batch.reshape(len(batch), 1, -1) for batch in _batches(first, "x", count))
+    return Survey({None: measured(batches, 0)}, image=False, whole=False, sound=True, framings=framings, notes=notes)
+
+
+def _model_length(inputs: Sequence[InputSpec]) -> int | None:
+    """How many numbers of a sound the model takes, None if any."""
+    shape = next((spec.shape for spec in inputs if spec.shape is not None), ())
+    if len(shape) == 3:
+        return shape[1] if shape[2] == 1 and shape[1] != 1 else shape[2]
+    return shape[1] if len(shape) == 2 else None
 
 
 def _model_size(spec: InputSpec) -> tuple[int, int] | None:

@@ -24,6 +24,8 @@ HELD_BYTES = 128 << 20
 MOST_ELEMENTS, MOST_POSITIONS = 4096, 4096
 # Probabilities that differ by less are the same.
 _SAME_SHARE = 1e-6
+# What an answer that is no number loses, in nats: as unlikely as numbers go.
+_BROKEN = -float(np.log(np.finfo(np.float64).tiny))
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,8 @@ class PlanMeasure:
         divergences, further = [], []
         for (reference, others), answer in zip(self._reference, self._run(model, names), strict=True):
             labels = answer.labels
-            divergences.append(kind.divergences(reference, self._log_shares(answer.logits), labels))
+            found = kind.divergences(reference, self._log_shares(answer.logits), labels)
+            divergences.append(np.where(np.isnan(found), _BROKEN, found))
             given, right = kind.hits(answer.scores, labels, self._groups)
             answers, hits = answers + given, hits + right
             further.append(self._distances(others, answer.further, len(labels)))
@@ -224,7 +227,7 @@ class PlanMeasure:
         for before, after, variance in zip(reference, found, self._variances, strict=True):
             if variance and before.size:
                 total += 0.5 * squared_distances(before, after).mean(axis=1) / variance
-        return total
+        return np.where(np.isnan(total), _BROKEN, total)
 
     def _log_shares(self, logits: Array) -> Array:
         return self._logits.kind.log_shares(logits, self._groups)

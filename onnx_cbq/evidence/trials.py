@@ -24,7 +24,7 @@ ROUNDS, DROPPED = (0.2, 0.5, 1.0), 0.01
 # Inputs of one batch, so that their activations fit as well.
 _BATCH_BYTES, _LARGEST_BATCH = 16 << 20, 100
 # What decides how raw samples are read: cards that agree in these share what was read.
-_READ_BY = ("resize", "resize_side", "interpolation", "antialias", "crop", "crop_share", "pad")
+_READ_BY = ("resize", "resize_side", "interpolation", "antialias", "crop", "crop_share", "pad", "sample_rate", "length")
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Trials:
                         self.outcomes[card] = _joined(self.outcomes.get(card, NOTHING), found)
                     done += sum(found.samples for found in part.values())
                     progress(stage, min(done, total), total)
-            except CalibrationError as error:  # images of different sizes, or smaller than the crop
+            except CalibrationError as error:  # samples of different sizes, or smaller than the crop
                 for card in fitting:
                     self.outcomes[card] = replace(NOTHING, failure=str(error))
         progress(stage, total, total)

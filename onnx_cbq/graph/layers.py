@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from onnx import NodeProto
@@ -22,6 +23,16 @@ from onnx_cbq.graph.windows import find_windows
 from onnx_cbq.model import Array, FreshNames, Model, attributes, is_generated_name
 from onnx_cbq.model.captures import is_sealed, nodes_within
 from onnx_cbq.records import GATES, TABLES, KeptQuantized, Layer, Layers, Use, Windows, kind_of
+
+# What takes no number below 0.
+_WANTING = frozenset({"Log", "Sqrt"})
+# What a sum passes through on its way there; of Add, Mul and Div the other operand is a constant.
+_PASSING = frozenset(
+    {
+        *("Add", "Mul", "Div", "Clip", "Max", "Identity", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"),
+        *("Slice", "Split", "ReduceSum", "ReduceMean", "AveragePool"),
+    }
+)
 
 
 def find_layers(model: Model, shapes: Shapes) -> Layers:
@@ -58,7 +69,8 @@ def find_layers(model: Model, shapes: Shapes) -> Layers:
         if reason:
             reasons |= {node.output[0]: reason for node, _ in found}
             continue
-        layers.append(_layer(weight, name, found, shapes.batch, titles))
+        layer = _layer(weight, name, found, shapes.batch, titles)
+        layers.append(replace(layer, positive=_must_stay_positive(model, layer)))
     if not layers:
         raise ModelError(f"the model has no layer to quantize: {_why_none(model, reasons, kept)}")
     return Layers(tuple(layers), left_float(model, layers, reasons), tuple(kept))
@@ -167,6 +179,35 @@ def _weight_axis(node: NodeProto, use: Use, shape: tuple[int, ...]) -> int:
     if node.op_type == "Gemm":
         return 0 if attributes(node).get("transB", 0) else 1
     return len(shape) - 1 if use.weight_index == 1 else len(shape) - 2
+
+
+def _must_stay_positive(model: Model, layer: Layer) -> bool:
+    """Whether no weight and no bias of a layer is below 0, and a logarithm or a root is taken of what it gives.
+
+    A bank of filters over a power spectrum is such a layer: were one weight rounded to less than 0, the sum of a quiet
+    moment could be, and its logarithm no number.
+    """
+    if layer.kind != "product" or bool((model.weight(layer.weight) < 0).any()):
+        return False
+    biases = [model.weight(use.bias) for use in layer.uses if use.bias is not None]
+    if any(bool((bias < 0).any()) for bias in biases):
+        return False
+    return any(_is_wanted(model, use.output) for use in layer.uses)
+
+
+def _is_wanted(model: Model, tensor: str) -> bool:
+    """Whether a logarithm or a root is taken of a tensor, perhaps behind constants, or in another shape."""
+    waiting, seen = [tensor], {tensor}
+    while waiting:
+        for node in model.consumers.get(waiting.pop(), ()):
+            if node.op_type in _WANTING:
+                return True
+            varying = [name for name in node.input if name and not model.is_constant(name)]
+            if node.op_type in _PASSING and len(varying) == 1:
+                found = [name for name in node.output if name and name not in seen]
+                seen.update(found)
+                waiting += found
+    return False
 
 
 def _why_none(model: Model, reasons: Mapping[str, str], kept: Sequence[KeptQuantized]) -> str:

@@ -11,6 +11,9 @@ output of a layer stays float, since TensorRT fuses the layer with what follows.
 "everywhere", for accelerators that compute in integers or not at all: every float tensor, the outputs of the model
 among them.
 
+What a logarithm is taken of stays float in the first two, back to the layers whose power it is (a log-mel spectrogram):
+codes of one spacing know loud from louder, and next to nothing of what is soft.
+
 A Relu, or a Clip that the grid's own saturation may stand for, belongs to the operator in front of it: its output is
 quantized, its input is not.
 """
@@ -29,6 +32,13 @@ from onnx_cbq.graph.load import LAYER_OPERATORS
 from onnx_cbq.model import Model
 from onnx_cbq.records import FUSED, Layer, Layers, PlacementRules, Use
 
+# What keeps the ratios of numbers, or their squares, on the way to a logarithm.
+_SCALING = frozenset(
+    {
+        *("Add", "Mul", "Div", "Pow", "Sqrt", "Abs", "Clip", "Max", "Sum", "Identity", "Reshape", "Flatten"),
+        *("Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "ReduceSum", "ReduceSumSquare", "ReduceMean"),
+    }
+)
 # Other operators whose inputs and outputs are numbers that can be rounded.
 _COMPUTING = frozenset(
     ("Sub", "Div", "Max", "Min", "Pow", "Sqrt", "Exp", "Erf", "Tanh", "Elu", "Gelu", "HardSigmoid", "HardSwish", "Mish")
@@ -67,6 +77,8 @@ def place_activations(model: Model, layers: Layers, rules: PlacementRules = FUSE
     """Choose the tensors to quantize."""
     wanted = {"kernels": _for_kernels, "operands": _operands, "everywhere": _everywhere}[rules.style](model, layers)
     wanted = _leave_float(model, layers, wanted)
+    if rules.style != "everywhere":
+        wanted -= _before_logarithms(model, layers)
     shared = {}
     for name in wanted if rules.style != "operands" else ():
         producer = model.producers.get(name)
@@ -155,6 +167,30 @@ def _leave_float(model: Model, layers: Layers, wanted: set[str]) -> set[str]:
             moved = {name for source in node.input[:2] for name in _moved_from(model, source)}
             wanted -= {*moved, _behind_saturation(model, node.output[0])} - activations
     return wanted
+
+
+def _before_logarithms(model: Model, layers: Layers) -> set[str]:
+    """What logarithms are taken of: back through banks of filters, and squares, to the outputs of other layers.
+
+    And what only Convs read whose outputs are among it, since an integer Conv gives integers.
+    """
+    filters = {use.output: use.activation for layer in layers if layer.positive for use in layer.uses}
+    pending = [node.input[0] for node in model.nodes if node.op_type == "Log"]
+    found: set[str] = set()
+    while pending:
+        name = pending.pop()
+        if name in found or model.is_constant(name):
+            continue
+        found.add(name)
+        producer = model.producers.get(name)
+        if name in filters:
+            pending.append(filters[name])
+        elif producer is not None and producer.op_type in _SCALING:
+            pending.extend(filter(None, producer.input))
+    convs = {
+        use.activation for layer in layers if layer.operator == "Conv" for use in layer.uses if use.output in found
+    }
+    return found | {name for name in convs if all(node.output[0] in found for node in model.consumers[name])}
 
 
 def _moved_from(model: Model, name: str) -> Iterator[str]:

@@ -16,7 +16,14 @@ from typing import Any
 import numpy as np
 
 from onnx_cbq.calibration import CalibrationSet, Card
-from onnx_cbq.calibration.candidates import FRAMINGS, Candidate, framed, framing_candidates, value_candidates
+from onnx_cbq.calibration.candidates import (
+    Candidate,
+    Framings,
+    framed,
+    framing_candidates,
+    sound_candidates,
+    value_candidates,
+)
 from onnx_cbq.calibration.draw import draw
 from onnx_cbq.calibration.places import located
 from onnx_cbq.calibration.samples import Indices, Samples
@@ -75,9 +82,9 @@ def find_card(
     candidates = {candidate.card: candidate for candidate in first}
     with clock.stage("values"):
         alive = trials.race([*candidates], order, "values", progress)
-    if seen.is_resized and seen.size is not None:
+    if len(seen.framings) > 1:
         with clock.stage("framing"):
-            candidates |= _framings(trials, candidates, alive, seen.size, (order, progress))
+            candidates |= _framings(trials, candidates, alive, seen.framings, (order, progress))
     with clock.stage("order"):
         rows, share = _ranked(trials, candidates), _constant(known, order)
         refusal = _refusal(rows, share, trials, known, names, config)
@@ -86,13 +93,17 @@ def find_card(
 
 
 def _first(base: Card, seen: Survey) -> list[Candidate]:
-    """Every layout that may be meant with all that may become of the values, images cropped as most are."""
-    found = [
-        candidate
-        for layout, figures in seen.layouts.items()
-        for candidate in value_candidates(replace(base, layout=layout), figures, image=seen.image, whole=seen.whole)
-    ]
-    return [framed(one, FRAMINGS[0], seen.size) for one in found] if seen.is_resized and seen.size else found
+    """Every layout that may be meant with all that may become of the values, files brought to their size as usual."""
+    found: list[Candidate] = []
+    for layout, figures in seen.layouts.items():
+        card = replace(base, layout=layout)
+        found += (
+            sound_candidates(card, figures)
+            if seen.sound
+            else value_candidates(card, figures, image=seen.image, whole=seen.whole)
+        )
+    usual = next(iter(seen.framings), None)
+    return found if usual is None else [framed(one, usual, seen.framings) for one in found]
 
 
 def _fitted(
@@ -130,30 +141,30 @@ def _framings(
     trials: Trials,
     first: Mapping[Card, Candidate],
     alive: Sequence[Card],
-    size: tuple[int, int],
+    framings: Framings,
     race: tuple[Indices, Progress],
 ) -> dict[Card, Candidate]:
     """The best values with every framing, then values again with the best framing.
 
     Those that were tied, or all of them where the framing that they were tried with is plainly behind: what was best
-    among answers to the wrong part of an image says little.
+    among answers to the wrong part of an image, or to sounds at another speed, says little.
     """
-    (order, progress), outcomes = race, trials.outcomes
+    (order, progress), outcomes, usual = race, trials.outcomes, next(iter(framings))
     ranked = sorted(alive, key=lambda card: _rank(outcomes[card]))
-    found = {one.card: one for one in framing_candidates(first[ranked[0]], size)}
+    found = {one.card: one for one in framing_candidates(first[ranked[0]], framings)}
     left = trials.race([*found], order, "sizes", progress)
     best = min(left, key=lambda card: _rank(outcomes[card]))
-    usual = ranked[0] in left and _is_tied(outcomes[best], outcomes[ranked[0]])
-    values = ranked[1:_AGAIN] if usual else list(first)
-    framing = next(framing for framing in FRAMINGS if framing.name == found[best].framing)
-    again = {one.card: one for one in (framed(first[card], framing, size) for card in values)}
+    fits = ranked[0] in left and _is_tied(outcomes[best], outcomes[ranked[0]])
+    values = ranked[1:_AGAIN] if fits else list(first)
+    framing = found[best].framing
+    again = {one.card: one for one in (framed(first[card], framing, framings) for card in values)}
     winner = found[best]
-    if framing is not FRAMINGS[0]:
+    if framing != usual:
         alive = trials.race([best, *again], order, "values again", progress)
         winner = (found | again)[min(alive, key=lambda card: _rank(outcomes[card]))]
         found |= again
     if winner.values != first[ranked[0]].values:
-        last = {one.card: one for one in framing_candidates(winner, size)}
+        last = {one.card: one for one in framing_candidates(winner, framings)}
         trials.race([*last], order, "sizes again", progress)
         found |= last
     return found

@@ -26,13 +26,14 @@ class CardConfig:
         samples: samples that are tried, drawn evenly from the classes.
         seed: decides which samples are drawn.
         logits: name of the output that holds the class scores; the only one that fits if it is left out.
-        size: height and width of images for a model that takes any; the images' own, else 224, if it is left out.
+        size: height and width of images, or the length of sounds, for a model that takes any; if it is left out, the
+            images' own if they are alike, else 224; of sounds the longest.
     """
 
     samples: int = option(300, SAMPLES, "N")
     seed: int = option(0, SAMPLES, "N")
     logits: str | None = option(None, SAMPLES, "NAME", shown="the only one that fits")
-    size: int | None = option(None, SAMPLES, "N", shown="the images' own, else 224")
+    size: int | None = option(None, SAMPLES, "N", shown="the files' own, else 224; the longest sound")
 
     def __post_init__(self) -> None:
         check_kinds(self)

@@ -77,9 +77,8 @@ def fit_entropy(problem: Problem, spacings: Array, prices: Array, config: Roundi
 
 
 def _fit(problem: Problem, scale: Array, prices: Array, config: RoundingConfig) -> tuple[Array, Array, Array]:
-    lanes = problem.lanes
     wanted = problem.aim / scale[:, :, None]
-    box = None if lanes is None else lanes.box(wanted)
+    box = _box(problem, wanted)
     codes = np.clip(np.rint(wanted), *(box or (-LARGEST, LARGEST)))
     for _ in range(_ROUNDS):
         levels = problem.compensate(_Rounder(scale, prices, code_lengths(codes)), box)[0]
@@ -87,10 +86,19 @@ def _fit(problem: Problem, scale: Array, prices: Array, config: RoundingConfig) 
     for _ in range(config.refits):
         lengths = code_lengths(codes)
         scale = problem.refitted(levels, scale)
-        box = None if lanes is None else lanes.box(codes)
+        box = _box(problem, codes)
         levels = problem.descend(codes * scale[:, :, None], _Rounder(scale, prices, lengths), config.sweeps, box)
         codes = np.rint(levels / scale[:, :, None])
     return codes.astype(np.int8), scale, problem.error(levels)
+
+
+def _box(problem: Problem, codes: Array) -> Box | None:
+    """Bounds near `codes` [g, r, n], where the problem has any."""
+    if problem.lanes is None and not problem.positive:
+        return None
+    ends = (np.full(codes.shape, float(end)) for end in (-LARGEST, LARGEST))
+    low, high = problem.lanes.box(codes) if problem.lanes is not None else ends
+    return np.minimum(np.maximum(low, 0), high) if problem.positive else low, high
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,11 @@ def _fit(problem: Problem, bits: Array, config: RoundingConfig) -> tuple[Array, 
 def _box(problem: Problem, grid: Grid, levels: Array) -> Box | None:
     """Bounds of codes near `levels` [g, r, n], where some of the rows need any."""
     lanes = problem.lanes
-    return None if lanes is None or 2 * grid.top.max(initial=0) <= lanes.limit else grid.box(levels, lanes)
+    if lanes is not None and 2 * grid.top.max(initial=0) <= lanes.limit:
+        lanes = None
+    if lanes is None and not problem.positive:
+        return None
+    return grid.box(levels, lanes, positive=problem.positive)
 
 
 def _better(problem: Problem, new: Array, old: Array) -> Array:

@@ -134,12 +134,16 @@ class Grid:
         top = np.where(mid_rise, rise, tread).astype(np.float32)
         return Grid(scale, top, np.where(mid_rise, 2, 1).astype(np.float32), np.asarray(mid_rise, np.float32))
 
-    def box(self, levels: Array, lanes: Lanes) -> tuple[Array, Array]:
-        """Bounds for the codes of rows that are near `levels` [..., n], so that any within fit the lanes."""
-        low, high = lanes.box(levels / self.scale[..., None])
-        bounded = 2 * self.top > lanes.limit
-        top = self.top[..., None]
-        return np.where(bounded[..., None], low, -top), np.where(bounded[..., None], high, top)
+    def box(self, levels: Array, lanes: Lanes | None, *, positive: bool) -> tuple[Array, Array]:
+        """Bounds for the codes of rows near `levels` [..., n]: any within fit the lanes, and are not below 0."""
+        top = np.broadcast_to(self.top[..., None], levels.shape)
+        low, high = -top, top
+        if lanes is not None:
+            bounded = (2 * self.top > lanes.limit)[..., None]
+            fitting = lanes.box(levels / self.scale[..., None])
+            low, high = (np.where(bounded, near, end) for near, end in zip(fitting, (low, high), strict=True))
+        # The lowest code above 0 is 1 where there is no 0.
+        return np.minimum(np.maximum(low, self.offset[..., None]), high) if positive else low, high
 
     def nearest(self, values: Array, _weight: Array | None = None, bounds: tuple[Array, Array] | None = None) -> Array:
         """The nearest level of each value, whatever its error counts; one value per row, [...]; bounds are codes."""

@@ -199,8 +199,14 @@ def shared_out(values: Array) -> Array:
     return np.asarray((1 - UNSEEN) * values + UNSEEN * values.mean(axis=-1, keepdims=True))
 
 
-def mean_shift(moments: Moments, rows: Array, quantized: Array) -> list[Array]:
-    """For each use, the mean of w x - q x~ over the rows: what the bias takes up, [channels]."""
+def mean_shift(moments: Moments, rows: Array, quantized: Array, layer: Layer | None = None) -> list[Array]:
+    """For each use, the mean of w x - q x~ over the rows: what the bias takes up, [channels].
+
+    Nothing where the outputs of `layer`, whose weights they are, must stay above 0: where they are small, a mean of
+    large ones would take them below.
+    """
+    if layer is not None and layer.positive:
+        return [np.zeros(len(rows)) for _ in moments.means]
     groups = len(moments.second[0])
     w, q = (values.reshape(groups, -1, values.shape[1]) for values in (rows, quantized))
     return [(w @ aimed[:, :, None] - q @ seen[:, :, None]).reshape(-1) for aimed, seen in moments.means]

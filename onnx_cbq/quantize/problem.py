@@ -34,12 +34,14 @@ class Problem:
         aim: a, float32 [groups, rows, n]; all channels are groups x rows.
         metrics: one per part of the n weights.
         rules, lanes: what the target demands of codes and scales.
+        positive: whether no code may be below 0, as no weight is.
     """
 
     aim: Array
     metrics: tuple[Metric, ...]
     rules: WeightRules = FREE
     lanes: Lanes | None = None
+    positive: bool = False
 
     @property
     def raised_damping(self) -> float | None:
@@ -108,15 +110,16 @@ def make_problem(rows: Array, moments: Moments, config: RoundingConfig, layer: L
     grouped = rows.reshape(groups, -1, rows.shape[1])
     chosen = choose_dampings(grouped, moments, config)
     metrics = tuple(make_metric(h, chosen.rounding, sort=config.order == "falling") for h in moments.second)
-    rules, lanes = (layer.rules, layer.lanes) if layer else (FREE, None)
+    rules, lanes, positive = (layer.rules, layer.lanes, layer.positive) if layer else (FREE, None, False)
     if moments.cross is moments.second:
-        return Problem(grouped.astype(np.float32), metrics, rules, lanes)
+        return Problem(grouped.astype(np.float32), metrics, rules, lanes, positive)
     parts = zip(part_slices(rows.shape[1]), moments.second, moments.cross, metrics, strict=True)
     aim = [
         best_aim(grouped[:, :, s], h, c, max(chosen.aim, metric.damping if metric.raised else 0))
         for s, h, c, metric in parts
     ]
-    return Problem(np.concatenate(aim, axis=2).astype(np.float32), metrics, rules, lanes)
+    whole = np.concatenate(aim, axis=2).astype(np.float32)
+    return Problem(np.maximum(whole, 0) if positive else whole, metrics, rules, lanes, positive)
 
 
 def _part(box: Box | None, chosen: slice) -> Box | None:

@@ -57,7 +57,7 @@ def make_table(rows: Array, moments: Moments, config: RoundingConfig, layer: Lay
     config = replace(config, refits=min(config.refits, 1), sweeps=min(config.sweeps, 1))
     problem = make_problem(rows, moments, config, layer)
     fitted = [fit(problem, np.full(len(rows), width, np.int8), config) for width in range(WIDTHS)]
-    shifts = [mean_shift(moments, rows, f.channels.values) for f in fitted]
+    shifts = [mean_shift(moments, rows, f.channels.values, layer) for f in fitted]
     return Table(
         codes=np.stack([f.channels.codes for f in fitted]),
         scale=np.stack([f.channels.scale for f in fitted]),

@@ -84,6 +84,7 @@ class Layer:
     uses: tuple[Use, ...]
     samples: int  # batch size at which the output shapes were measured
     rules: WeightRules = FREE  # what the target demands of its integers
+    positive: bool = False  # whether its outputs must stay above 0, as its weights are (see `graph.layers`)
 
     @property
     def kind(self) -> Kind:

@@ -68,7 +68,7 @@ def round_in_order(
                 damped.append(f"{layer.name} ({problem.raised_damping:g})")
             weights[layer.name] = as_weights(layer, channels)
             constants[layer.weight] = layer.unrows(channels.values)
-            shifts = mean_shift(moments[layer.name], rows, channels.values)
+            shifts = mean_shift(moments[layer.name], rows, channels.values, layer)
             for use, shift in zip(layer.uses, shifts, strict=False):
                 if use.bias is not None:
                     biases[use.bias] = np.asarray(model.weight(use.bias) + shift, np.float32)

@@ -7,7 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnx_cbq.calibration.candidates import FRAMINGS, NORMALISATIONS, Candidate, framing_candidates, value_candidates
+from onnx_cbq.calibration.candidates import (
+    FRAMINGS,
+    NORMALISATIONS,
+    Candidate,
+    framing_candidates,
+    image_framings,
+    value_candidates,
+)
 from onnx_cbq.calibration.card import Card, load_card
 from onnx_cbq.calibration.figures import measured, of_pixels
 from onnx_cbq.calibration.prepare import fit
@@ -113,7 +120,7 @@ def test_whole_numbers_are_not_scaled() -> None:
 
 def every_candidate() -> list[Card]:
     images = [candidate for raw in STORED.values() for candidate in of(raw).values()]
-    sizes = [one for size in ((224, 224), (32, 48)) for one in framing_candidates(images[3], size)]
+    sizes = [one for size in ((224, 224), (32, 48)) for one in framing_candidates(images[3], image_framings(size))]
     return [candidate.card for candidate in (*images, *sizes)]
 
 

@@ -130,7 +130,7 @@ def test_key_unlike_any_other_lists_all(tmp_path: Path) -> None:
         ("crop = []", r"crop: expected one size, or \[height, width\]"),
         ("crop = [8, true]", "crop: expected a whole number above 0, got True"),
         ('channels = "rgb"', 'channels: expected "RGB" or "BGR" or "grey", got \'rgb\''),
-        ("per_sample = true", 'per_sample: expected "standardise" or "range", got True'),
+        ("per_sample = true", 'per_sample: expected "standardise" or "normalise" or "range", got True'),
         ('resize = 8\nresize_side = "long"', 'resize_side: expected "shorter" or "longer"'),
         ('resize = 8\ninterpolation = "cubic"', 'interpolation: expected "nearest" or "bilinear" or "bicubic"'),
         ("resize = 8\nantialias = 1", "antialias: expected true or false, got 1"),

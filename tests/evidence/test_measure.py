@@ -209,3 +209,11 @@ def test_every_batch_has_samples_from_everywhere(count: int, size: int) -> None:
     first = found[: -(-count // -(-count // size))]
     assert np.diff(first).max(initial=0) <= -(-count // size)
     assert first.max() >= count - -(-count // size)
+
+
+def test_answers_that_are_no_numbers_are_as_wrong_as_can_be(work: Workload) -> None:
+    """A loss of NaN cannot be compared, and a search with one ended in an exception."""
+    measure = measure_of(work, None)
+    name = work.layers.layers[-1].weight
+    found = measure.run({name: np.full_like(work.model.weight(name), np.nan)})
+    assert found.loss(np.ones(CLASSES)) == pytest.approx(708.4, abs=0.1)

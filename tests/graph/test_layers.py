@@ -177,3 +177,36 @@ def test_names_of_layers_are_unique() -> None:
     )
     proto.graph.node[2].name = "dense"
     assert [layer.name for layer in layers_of(proto)] == ["dense", "dense_1"]
+
+
+FILTERS = [node("Conv", "x v", "s"), node("Mul", "s s", "p"), node("Conv", "p w", "m")]
+BEHIND = {
+    "a logarithm": ([node("Log", "m", "y")], True),
+    "a constant, and another shape": (
+        [node("Add", "m e", "a"), node("Transpose", "a", "b", perm=[0, 2, 1]), node("Log", "b", "y")],
+        True,
+    ),
+    "a root": ([node("Clip", "m e", "a"), node("Sqrt", "a", "y")], True),
+    "a Relu": ([node("Relu", "m", "a"), node("Log", "a", "y")], False),
+    "what else varies": ([node("Mul", "m x", "a"), node("Log", "a", "y")], False),
+    "nothing": ([node("Exp", "m", "y")], False),
+}
+
+
+@pytest.mark.parametrize("kind", BEHIND)
+@pytest.mark.parametrize("lowest", [0.0, -0.1])
+def test_filters_in_front_of_a_logarithm_must_stay_positive(kind: str, lowest: float) -> None:
+    """And only those that are: where weights below 0 stand, sums below 0 are the model's own."""
+    behind, wanted = BEHIND[kind]
+    constants = {"v": weights(3, 3, 1), "w": np.abs(weights(3, 3, 1)), "e": np.array(1e-3, np.float32)}
+    constants["w"][0, 0] = lowest
+    found = layers_of(make_model([*FILTERS, *behind], {"x": ["N", 3, 9]}, ["y"], constants))
+    assert [layer.positive for layer in found.layers] == [False, wanted and lowest == 0]
+
+
+def test_a_bias_below_zero_asks_for_nothing() -> None:
+    constants = {"w": np.abs(weights(3, 3, 1)), "b": np.array([0, 0, -1], np.float32)}
+    found = layers_of(
+        make_model([node("Conv", "x w b", "m"), node("Log", "m", "y")], {"x": ["N", 3, 9]}, ["y"], constants)
+    )
+    assert not found.layers[0].positive

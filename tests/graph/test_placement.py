@@ -145,3 +145,25 @@ def test_an_input_in_half_precision_is_not_quantized_itself() -> None:
     model = load(make_model(nodes, {"x": SHAPE}, ["y"], CONSTANTS, dtypes={"x": np.float16}))
     layers = find_layers(model, Example.made_up(model).shapes(model))
     assert "x" not in place_activations(model, layers, PlacementRules(style="everywhere")).measured
+
+
+def test_what_a_logarithm_is_taken_of_stays_float() -> None:
+    """A log-mel spectrogram lost 7 points at 8 bits: what is soft is below the first level of what is loud."""
+    nodes = [node("Conv", "x w", "s"), node("Mul", "s s", "p"), node("Conv", "p v", "m"), node("Add", "m e", "a")]
+    nodes += [node("Log", "a", "l"), node("Conv", "l u", "c"), node("Relu", "c", "r"), node("Conv", "r t")]
+    more = {name: np.ones((4, 4, 1, 1), np.float32) for name in "ut"} | {"e": np.array(1e-3, np.float32)}
+    assert set(place(nodes, more).measured) == {"l", "r"}
+    # Integers alone, or nothing.
+    assert {"x", "s", "p", "m"} <= set(place(nodes, more, PlacementRules("everywhere")).measured)
+
+
+def test_a_logarithm_behind_other_operators_leaves_them_alone() -> None:
+    """Of class scores a LogSoftmax is taken in parts."""
+    nodes = [node("Conv", "x w", "a"), node("Relu", "a", "b"), node("Conv", "b v", "c"), node("Softmax", "c", "d")]
+    assert set(place([*nodes, node("Log", "d")]).measured) == {"x", "b", "c"}
+
+
+def test_what_others_read_as_well_is_quantized_for_them() -> None:
+    nodes = [node("Conv", "x w", "s"), node("Abs", "s", "p"), node("Log", "p", "l")]
+    nodes += [node("Conv", "x v", "a"), node("Add", "a l")]
+    assert set(place(nodes).measured) == {"x", "a"}

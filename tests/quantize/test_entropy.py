@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -100,3 +102,11 @@ def test_groups_are_rounded_as_if_alone() -> None:
         alone = fit_entropy(Problem(case.aim[g, None], (part,)), spacings[s], prices[s], CONFIG).channels.codes
         # Sums in another order may turn a tie.
         assert (alone != together[s]).mean() < 0.01
+
+
+def test_positive_weights_get_no_code_below_zero() -> None:
+    free = replace(problem(), aim=np.maximum(problem().aim, 0))
+    found = [fit_entropy(one, constant(0.3), constant(0), CONFIG) for one in (free, replace(free, positive=True))]
+    lowest = [int(one.channels.codes.min()) for one in found]
+    assert lowest[0] < 0
+    assert lowest[1] == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from onnx_cbq.quantize.grid import quantize_rows
 from onnx_cbq.quantize.moments import Moments
 from onnx_cbq.quantize.problem import Problem, make_problem
 from onnx_cbq.quantize.settings import RoundingConfig
+from onnx_cbq.records import Layer, WeightRules
 from onnx_cbq.records.grids import fits_bits, largest_code
 
 CONFIG = RoundingConfig()
@@ -210,3 +212,19 @@ def test_arguments_are_not_written_to() -> None:
     for now, before in zip((rows, given_moments.second[0], given_moments.cross[0], bits), kept, strict=True):
         np.testing.assert_array_equal(now, before)
     np.testing.assert_array_equal(problem.aim, aim)
+
+
+@pytest.mark.parametrize("bits", range(9))
+@pytest.mark.parametrize("top", [0, 255], ids=["free", "lanes"])
+def test_positive_weights_get_no_code_below_zero(bits: int, top: int) -> None:
+    """Weights that make up for others' errors would, and a logarithm of their sum is no number."""
+    rows = np.maximum(weights(20), 0)
+    layer = Layer("l", "Gemm", "w", (20, SIZE), 0, 1, (), 1, rules=WeightRules(top=top))
+    free = fit(make_problem(rows, inputs(noise=0.5), CONFIG, layer), np.full(20, bits, np.int8), CONFIG)
+    problem = make_problem(rows, inputs(noise=0.5), CONFIG, replace(layer, positive=True))
+    found = fit(problem, np.full(20, bits, np.int8), CONFIG)
+    assert found.channels.codes.min() >= 0
+    assert (free.channels.codes.min() < 0) == (bits > 0)
+    assert all(fits_bits(codes, bits) for codes in found.channels.codes)
+    nearest = quantize_rows(problem.aim[0], np.full(20, bits, np.int8), problem.rules, problem.lanes)
+    assert (found.error <= error_of(problem, nearest.values) * 1.01 + 1e-9).all()

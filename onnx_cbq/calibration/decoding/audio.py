@@ -47,14 +47,19 @@ class Audio(Decoder):
     def __init__(self, card: Card) -> None:
         super().__init__(card)
         self._library = extra("soundfile", "audio", "WAV files")
-        self._common: int | None = None
         # Where an axis of one channel is put.
         self.channel_axis: int | None = None
 
     def begin(self, files: Sequence[File]) -> None:
         """Without a sampling rate in the card, all files must have that of the first one."""
         if self.card.sample_rate is None and len(files):
-            self._common = self._decoded(files[0])[1]
+            self.rate = self._decoded(files[0])[1]
+
+    def framed(self, card: Card) -> Decoder:
+        """Decodes at the rate and length of another card."""
+        other = copy.copy(self)
+        other.card = card
+        return other
 
     def fitted_to(self, inputs: Sequence[InputSpec]) -> Decoder:
         """Decodes with an axis of one channel for a model that wants it."""
@@ -67,9 +72,9 @@ class Audio(Decoder):
     def decode(self, file: File) -> Array:
         """One channel, resampled, cut or padded."""
         values, rate = self._decoded(file)
-        if self._common is not None and rate != self._common:
+        if self.card.sample_rate is None and self.rate is not None and rate != self.rate:
             raise CalibrationError(
-                f"{file}: has {rate} numbers a second, the first file {self._common}; set sample_rate in the card"
+                f"{file}: has {rate} numbers a second, the first file {self.rate}; set sample_rate in the card"
             )
         return values if self.channel_axis is None else np.expand_dims(values, self.channel_axis)
 

@@ -19,6 +19,7 @@ class Decoder(ABC):
         suffixes: what their names end with, in small letters.
         starts: what their first bytes are, where they have no name.
         of_images: whether samples are images, [height, width, channels].
+        rate: of sounds, numbers a second that the first one has; else None.
         advice: what to do where samples are not of one shape.
     """
 
@@ -26,6 +27,7 @@ class Decoder(ABC):
     suffixes: ClassVar[tuple[str, ...]]
     starts: ClassVar[tuple[bytes, ...]]
     of_images: ClassVar[bool] = False
+    rate: int | None = None
     advice: ClassVar[str] = "bring them to one shape"
 
     def __init__(self, card: Card) -> None:
@@ -48,7 +50,7 @@ class Decoder(ABC):
         del files
 
     def framed(self, card: Card) -> Decoder:
-        """Decodes images at the size that another card says; others stay as they are."""
+        """Decodes images at the size, and sounds at the rate and length, that another card says."""
         del card
         return self
 

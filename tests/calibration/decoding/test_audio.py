@@ -182,3 +182,36 @@ def test_sounds_are_surveyed_as_the_model_takes_them(tmp_path: Path, shape: tupl
     data = CalibrationSet.of_card(Card(write(tmp_path, a=wav(tone(40)), b=wav(tone(40, 1)))))
     found = survey(data, [InputSpec("x", np.dtype(np.float32), shape)], None)
     assert (found.image, list(found.layouts)) == (False, [None])
+
+
+def sizes(tmp_path: Path, shape: tuple[int | None, ...], size: int | None = None) -> tuple[list[dict[str, Any]], Any]:
+    found = survey(CalibrationSet.of_card(Card(tmp_path)), [InputSpec("x", np.dtype(np.float32), shape)], size)
+    return [dict(keys) for keys in found.framings.values()], found.notes
+
+
+@pytest.mark.parametrize("shape", [(None, 800), (None, 1, 800), (1, 800, 1)], ids=str)
+def test_model_s_length_says_which_rate_is_likeliest(tmp_path: Path, shape: tuple[int | None, ...]) -> None:
+    """Files of 0.1 s: 800 numbers are a tenth of a second at 8,000. Data sets have sounds of all lengths and rates."""
+    write(tmp_path, a=wav(tone(1600), 16_000), b=wav(tone(4410), 44_100), c=wav(tone(1500), 16_000))
+    found, notes = sizes(tmp_path, shape)
+    assert found[0] == {"sample_rate": 8000, "length": 800}
+    assert {keys["sample_rate"] for keys in found} == {8000, 16_000, 22_050, 32_000, 44_100, 48_000}
+    assert {keys["length"] for keys in found} == {800}
+    assert not notes
+    with pytest.raises(CalibrationError, match=r"--size 900: the model takes 800 numbers; leave --size out"):
+        sizes(tmp_path, shape, 900)
+
+
+def test_model_of_any_length_takes_the_longest_or_what_is_asked_for(tmp_path: Path) -> None:
+    write(tmp_path, a=wav(tone(1100), 11_000), b=wav(tone(2200), 11_000))
+    found, notes = sizes(tmp_path, (None, None))
+    assert found[:2] == [{"sample_rate": 11_000, "length": 2200}, {"sample_rate": 8000, "length": 1600}]
+    assert notes == ("the model takes sounds of any length: 0.2 s, of the longest, was taken; --size gives another",)
+    found, notes = sizes(tmp_path, (None, None), 880)
+    assert {keys["length"] for keys in found} == {880}
+    assert not notes
+
+
+def test_sounds_that_have_the_model_s_length_keep_their_rate(tmp_path: Path) -> None:
+    write(tmp_path, a=wav(tone(500), 11_000), b=wav(tone(500, 1), 11_000))
+    assert sizes(tmp_path, (None, 500))[0] == [{"sample_rate": 11_000, "length": 500}]
