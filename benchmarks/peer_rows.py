@@ -60,7 +60,7 @@ ROWS = (
     Row("onnxruntime", "quantize_static, int4", "W{} A8", _CALIBRATIONS, (4,)),
     Row("onnxruntime", "MatMulNBits", "W{} in blocks, of MatMul; A float", ("blocks",), (4,)),
     Row("aimet", "AdaRound", "W{} A float", ("adaround",)),
-    Row("aimet", "AMP", "W{} or 8, A8", ("amp",)),
+    Row("aimet", "AMP", "W{} or 8, A8", ("amp",), (2, 4)),
     Row("quark", "AdaRound", "W{} A8", ("A8W8_ADAROUND",), (8,)),
     Row("quark", "AdaQuant", "W{} A8", ("A8W8_ADAQUANT",), (8,)),
     Row("nncf", "quantize", "W{} A8", ("quantize",), (8,)),

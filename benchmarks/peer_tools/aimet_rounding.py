@@ -76,14 +76,16 @@ def write(sim: Any, task: Task) -> None:
     # AIMET has no public way to put weights on their grids, and none to change a width and keep the spacing.
     sim._overwrite_parameters(sim.model.model, sim._get_qdq_parameters())  # noqa: SLF001
     for quantizer in sim.qc_quantize_op_dict.values():
-        if quantizer.enabled and quantizer.bitwidth < NARROWEST:
-            encodings = quantizer.get_encodings()
+        if quantizer.bitwidth >= NARROWEST:
+            continue
+        encodings = quantizer.get_encodings() if quantizer.enabled else None
+        quantizer._is_encoding_frozen = False  # noqa: SLF001
+        quantizer.bitwidth = NARROWEST  # of those that are off too: the form is refused for them as well
+        if encodings:
             for encoding in encodings:
                 lowest = -(1 << (NARROWEST - 1))
                 encoding.bw, encoding.offset = NARROWEST, lowest
                 encoding.min, encoding.max = lowest * encoding.delta, (-lowest - 1) * encoding.delta
-            quantizer._is_encoding_frozen = False  # noqa: SLF001
-            quantizer.bitwidth = NARROWEST
             quantizer.load_encodings(encodings)
     onnx.save(sim.to_onnx_qdq(prequantize_constants=True), task.output)
 
