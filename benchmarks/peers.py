@@ -36,6 +36,8 @@ from onnx_cbq.system.processor import processor_kind
 HEADER = ("tool", "what", "bits", "top-1, %", "worst class, %", "bytes", "latency, ms", "beside float")
 COSTS = ("seconds", "peak MB")
 MODEL, DATA = "resnet20_cifar10.onnx", "cifar10"
+# The file that is made, in a folder of its own: some come with others beside them.
+MADE = "made.onnx"
 LATENCY_SECONDS = 3.0
 SEED = 0
 
@@ -56,7 +58,7 @@ class Bench:
     Attributes:
         work: the float model with the calibration samples, of which `drawn` are used.
         test: the samples that files are measured on.
-        folder: where files are written; the samples are there as `SAMPLES`, with a card.
+        folder: where the samples are written.
         environments: the folder of the tools' environments.
     """
 
@@ -97,19 +99,20 @@ class Bench:
         return Measured(figures, 1000 * spent[0], 1000 * spent[1])
 
 
-def commands(bench: Bench, row: Row, bits: int, output: Path) -> list[tuple[str, list[str | Path]]]:
-    """How a row is made: a command for each way, with what the way is called.
+def commands(bench: Bench, row: Row, bits: int) -> list[tuple[str, list[str | Path]]]:
+    """How a row is made: what each way is called, and a command that writes `MADE` in the current folder.
 
     Raises:
         ChildError: the tool cannot be installed.
     """
     if row.tool == OURS:
-        fixed = ("--bits", str(bits), "--storage", "packed", "-o", output, "--quiet")
+        fixed = ("--bits", str(bits), "--storage", "packed", "-o", MADE, "--quiet")
         data = () if "--data-free" in row.ways else ("--data", bench.card, "--samples", "0")
-        return [("", [sys.executable, "-m", "onnx_cbq", "quantize", bench.model, *fixed, *data, *row.ways])]
+        ours: list[str | Path] = [sys.executable, "-m", "onnx_cbq", "quantize", bench.model, *fixed, *data, *row.ways]
+        return [("", ours)]
     peer = PEERS[row.tool]
     python = make_environment(bench.environments, row.tool, peer.packages)
-    command = [python, peer.script, bench.model, bench.samples, output]
+    command: list[str | Path] = [python, peer.script, bench.model, bench.samples, MADE]
     options = ("--bits", str(bits), "--processor", processor_kind())
     several = len(row.ways) > 1
     return [(way if several else "", [*command, *options, "--way", way]) for way in row.ways]
@@ -125,15 +128,14 @@ def best(bench: Bench, row: Row, bits: int) -> tuple[str, Measured, Spent]:
         raise ChildError(f"has no weights of {bits} bits")
     found: list[tuple[str, Measured, Spent]] = []
     failed: list[str] = []
-    output = bench.folder / "made.onnx"
-    for way, command in commands(bench, row, bits, output):
-        output.unlink(missing_ok=True)
-        try:
-            spent = run_child(command, bench.folder, bench.limits)
-            found.append((way, bench.measure(output), spent))
-        except (ChildError, OnnxCbqError) as error:
-            reason = " ".join(str(error).split())
-            failed.append(f"{way}: {reason}" if way else reason)
+    for way, command in commands(bench, row, bits):
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                spent = run_child(command, Path(folder), bench.limits)
+                found.append((way, bench.measure(Path(folder) / MADE), spent))
+            except (ChildError, OnnxCbqError) as error:
+                reason = " ".join(str(error).split())
+                failed.append(f"{way}: {reason}" if way else reason)
     if not found:
         raise ChildError("; ".join(failed))
     way, measured, spent = max(found, key=lambda each: each[1].figures.top1)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL, ROOT
@@ -18,7 +21,11 @@ import peers
 UNLIMITED = children.Limits(minutes=1.0, gigabytes=4.0)
 FAILING = "import sys\nprint('a log of the tool')\nsys.exit('ToolError: no operator | of this kind')\n"
 # Writes the float model as its result, from the place that the driver's command line gives.
-COPYING = "import shutil, sys\nshutil.copyfile(sys.argv[1], sys.argv[3])\n"
+COPYING = """
+import shutil, sys
+shutil.copyfile(sys.argv[1], sys.argv[3])
+sys.exit("not so" if sys.argv[-1] == "other" else 0)
+"""
 
 
 @pytest.fixture
@@ -57,8 +64,8 @@ def test_a_row_that_fails_says_why_and_the_table_goes_on(
     rows = table(capsys)
     assert rows["failing 1.0, rounding"] == ["ToolError: no operator / of this kind", "W4 A8", *[""] * 7]
     assert rows["copying 1.0, narrow"] == ["has no weights of 4 bits", "W4 A float", *[""] * 7]
-    # What copies the float model has its figures, and those of its first way.
-    assert rows["copying 1.0, copy"][0] == "one"
+    # What copies the float model has its figures; the way that failed is named.
+    assert rows["copying 1.0, copy"][0] == "one; other: not so"
     assert rows["copying 1.0, copy"][2:5] == rows["float"][2:5]
     ours = rows["onnx-cbq, uniform"]
     assert float(ours[2]) > 95
@@ -89,3 +96,31 @@ def test_what_cannot_be_installed_says_so_and_is_tried_again(tmp_path: Path) -> 
     stamp = made.parent.parent.stat().st_mtime_ns
     assert children.make_environment(tmp_path, "empty", ("--no-index", "pip")) == made
     assert made.parent.parent.stat().st_mtime_ns == stamp
+
+
+def test_tools_get_whole_batches_of_the_size_that_the_model_takes(tmp_path: Path) -> None:
+    """Fails if a model of fixed batch is fed another number of samples, or if labels are fed as an input."""
+    inputs = {"x": np.arange(7.0, dtype=np.float32)[:, None]}
+    np.savez(tmp_path / "samples.npz", **inputs, y=np.arange(7), class_names=np.array(["a", "b"]))  # type: ignore[arg-type]
+    for batch, said in (
+        (3, "ValueError: ([(3, ['x']), (3, ['x'])], 5)"),
+        ("N", "ValueError: ([(4, ['x'])], 5)"),
+        (9, "ValueError: the model takes 9 samples at a time, and there are 7"),
+    ):
+        value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [batch, 1]) for name in ("x", "z")]
+        node = onnx.helper.make_node("Identity", ["x"], ["z"])
+        onnx.save(
+            onnx.helper.make_model(onnx.helper.make_graph([node], "copy", value[:1], value[1:])), tmp_path / "m.onnx"
+        )
+        script = (
+            f"import sys; sys.path.insert(0, {str(peer_rows.TOOLS)!r})\n"
+            "from peer_task import Reader, run\n"
+            "def way(task):\n"
+            "    assert len(Reader(task)) == len(task.batches(1))\n"
+            "    raise ValueError([(len(feeds['x']), sorted(feeds)) for feeds in task.batches(4)], task.bits)\n"
+            "run({'way': way})\n"
+        )
+        places = [tmp_path / name for name in ("m.onnx", "samples.npz", "out.onnx")]
+        command: list[str | Path] = [sys.executable, "-c", script, *places, "--bits", "5", "--way", "way"]
+        with pytest.raises(children.ChildError, match=f"^{re.escape(said)}$"):
+            children.run_child(command, tmp_path, UNLIMITED)

@@ -48,8 +48,15 @@ class Task:
         return len(self.labels)
 
     def batches(self, size: int) -> list[Feeds]:
-        """The inputs in whole batches of so many samples, or of as many as the model insists on; the rest is left."""
-        size = min(self._fixed_batch() or size, self.samples)
+        """The inputs in whole batches of so many samples, or of as many as the model insists on; the rest is left.
+
+        Raises:
+            ValueError: the model insists on more than there are.
+        """
+        fixed = self._fixed_batch()
+        if fixed > self.samples:
+            raise ValueError(f"the model takes {fixed} samples at a time, and there are {self.samples}")
+        size = fixed or min(size, self.samples)
         starts = range(0, self.samples - size + 1, size)
         return [{name: values[start : start + size] for name, values in self.inputs.items()} for start in starts]
 
