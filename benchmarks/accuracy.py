@@ -5,8 +5,7 @@ default method with float, 8-bit and 4-bit activations, rounding to nearest with
 onnxruntime's own int8 and int4. Seconds are those of the whole run without its final evaluation, which takes as long as
 the card has samples. Takes about ten minutes on two cores. The exit code is 1 if a row misses what is required of it.
 
-`--seeds` also shows what other calibration samples and the other exporter do at 3 bits. `--aimet PYTHON` adds AIMET's
-AdaRound; PYTHON is the interpreter of an environment of its own, made by `pip install aimet_onnx`.
+`--seeds` also shows what other calibration samples and the other exporter do at 3 bits. `peers.py` has other tools.
 
 python benchmarks/accuracy.py
 """
@@ -20,13 +19,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-from common import CARDS, Requirements, data_file, print_table, run_elsewhere
-from latency import SAMPLES, quantize_by_onnxruntime
+from common import CARDS, Requirements, data_file, print_table
+from latency import quantize_by_onnxruntime
 from onnxruntime.quantization import QuantType
 
 from onnx_cbq import CalibrationSet, QuantizeConfig, evaluate, quantize
-from onnx_cbq.calibration.draw import draw
 from onnx_cbq.evidence.workload import prepare
 
 MODEL = "resnet20_cifar10.onnx"
@@ -100,27 +97,6 @@ def onnxruntime_rows() -> list[list[str]]:
     return rows
 
 
-def aimet_row(python: Path, iterations: int) -> list[str]:
-    """AIMET's AdaRound with float activations, calibrated on the same samples as our rows."""
-    model = data_file(MODEL)
-    widths = [int(bits) for bits in BITS if bits.is_integer()]
-    drawn = prepare(model, samples("calibration"))
-    test = prepare(model, samples("test")).samples
-    with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder) / f"{name}.npz" for name in ("calibration", "test", "found")]
-        indices = draw(drawn.samples, drawn.class_names, SAMPLES, seed=0).indices
-        np.savez(files[0], **drawn.samples.read(indices))  # type: ignore[arg-type]  # of its flag
-        np.savez(files[1], **test.read(np.arange(len(test.labels))))  # type: ignore[arg-type]
-        options = ("--iterations", str(iterations), "--bits", *map(str, widths))
-        run_elsewhere(python, "aimet_adaround.py", model, *files, *options)
-        with np.load(files[2]) as file:
-            found = dict(file)
-    accuracies = {bits: np.mean(found[f"logits_{bits}"].argmax(1) == test.labels) * 100 for bits in widths}
-    cells = [f"{accuracies[int(bits)]:.2f}" if bits.is_integer() else "" for bits in BITS]
-    seconds = max(float(found[f"seconds_{bits}"]) for bits in widths)
-    return [f"AIMET AdaRound, {iterations:,} iterations, float activations", *cells, f"{seconds:.0f}"]
-
-
 def check_rows(required: Requirements) -> None:
     """What is required of the rows."""
     for bits, least in REQUIRED.items():
@@ -153,15 +129,9 @@ def main() -> int:
     """Measure, print, and return 1 if a requirement was missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", action="store_true", help="also other samples, and the other exporter")
-    parser.add_argument("--aimet", type=Path, metavar="PYTHON", help="interpreter that has aimet_onnx")
-    parser.add_argument("--iterations", type=int, default=1000, help="of AIMET per layer (default: 1000)")
     options = parser.parse_args()
     rows = [*map(our_row, ROWS), *onnxruntime_rows()]
-    if options.aimet:
-        rows.append(aimet_row(options.aimet, options.iterations))
     print_table(("top-1, % (float 88.29)", *(f"{bits:g} bits" for bits in BITS), "seconds at most"), rows)
-    if not options.aimet:
-        print("\nAIMET left out: give --aimet PYTHON, an interpreter that has aimet_onnx")
     print()
     required = Requirements()
     check_rows(required)

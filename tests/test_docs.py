@@ -148,6 +148,7 @@ def test_every_benchmark_says_what_is_missing(tmp_path: Path) -> None:
         "main_job.py",
         "scoring.py",
         "latency.py",
+        "peers.py",
         "stepping.py",
         "bytes.py",
         "training.py",
