@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 from onnx_cbq.calibration.samples import Batch, Indices, Samples
+from onnx_cbq.evidence.relay import Track, begin_at, constants_of
 from onnx_cbq.gradient.further import Further
 from onnx_cbq.graph.logits import Logits
 from onnx_cbq.model import Array, Model
@@ -159,8 +161,10 @@ class PlanMeasure:
         self._rounder = rounder
         self._values: dict[str, tuple[bytes, dict[str, Array]]] = {}
         samples, indices, size = held
-        self._batches = replayable(samples, spread_out(indices, samples.fixed_batch or size), size)
+        self._size = samples.fixed_batch or size
+        self._batches = replayable(samples, spread_out(indices, self._size), size)
         self._count, self._counted = 0, np.zeros(self._logits.kind.classes)
+        self._labels: list[Batch] = []
         self._reference: list[tuple[Array, tuple[Array, ...]]] = []
         spreads = {one.tensor: Spread() for one in self._further}
         for answer in self._run(self._model, self._names):
@@ -186,10 +190,33 @@ class PlanMeasure:
 
         After each batch `stop` may say, of what the samples so far have given, that the others need not be run.
         """
+        return self._compare(self._model.with_constants(self.constants(plan)), self._names, stop)
+
+    def alone(
+        self, base: Mapping[str, Array], changes: Iterable[tuple[Layer, Mapping[str, Array]]]
+    ) -> Iterator[Measured]:
+        """Measure the model of the constants `base` with those of one layer changed, the layers in order.
+
+        Batches begin at what `base` gives in front of the layer, which is kept as far as it fits (see `relay`): half a
+        pass for each on average.
+        """
+        model, left = self._model.with_constants(base), list(self._layers)
+        track = Track(math.ceil(self._count / self._size))
+        for layer, constants in changes:
+            del left[: left.index(layer)]
+            stretch = track.stretch(model, (), constants_of(left))
+            for number, batch in enumerate(self._each(inputs=stretch.needs_inputs)):
+                stretch.run(number, batch.feeds)
+                if not track.keeps:
+                    break
+            yield self._compare(model.with_constants(constants), self._names, track=track)
+
+    def constants(self, plan: Plan, layers: Iterable[Layer] | None = None) -> dict[str, Array]:
+        """The weights and biases of the layers, of all if none are named, rounded as planned."""
         constants: dict[str, Array] = {}
-        for layer in self._layers:
+        for layer in self._layers if layers is None else layers:
             constants |= self._constants(layer, plan.bits[layer.name])
-        return self._compare(self._model.with_constants(constants), self._names, stop)
+        return constants
 
     def run(self, constants: Mapping[str, Array]) -> Measured:
         """Run the model with some constants replaced over the held-back samples."""
@@ -201,12 +228,16 @@ class PlanMeasure:
         return self._compare(seen.model.with_graph(outputs=dict.fromkeys(names)), names)
 
     def _compare(
-        self, model: Model, names: tuple[str, ...], stop: Callable[[Measured], bool] | None = None
+        self,
+        model: Model,
+        names: tuple[str, ...],
+        stop: Callable[[Measured], bool] | None = None,
+        track: Track | None = None,
     ) -> Measured:
         kind = self._logits.kind
         answers, hits = np.zeros((2, kind.classes))
         divergences, further = [], []
-        for (reference, others), answer in zip(self._reference, self._run(model, names), strict=True):
+        for (reference, others), answer in zip(self._reference, self._run(model, names, track), strict=True):
             labels = answer.labels
             found = kind.divergences(reference, self._log_shares(answer.logits), labels)
             divergences.append(np.where(np.isnan(found), _BROKEN, found))
@@ -232,13 +263,19 @@ class PlanMeasure:
     def _log_shares(self, logits: Array) -> Array:
         return self._logits.kind.log_shares(logits, self._groups)
 
-    def _run(self, model: Model, names: tuple[str, ...]) -> Iterator[_Answer]:
-        """What a model answers to each batch; `names` stand for the tensors asked for."""
-        session, given = Session(model), dict(zip(self._names, names, strict=True))
+    def _run(self, model: Model, names: tuple[str, ...], track: Track | None = None) -> Iterator[_Answer]:
+        """What a model answers to each batch; `names` stand for the tensors asked for. It begins where `track` is."""
+        known = track.kept(0) if track is not None else {}
+        open_names = [name for name in names if name not in known]
+        session = Session(begin_at(model, known, open_names) if known and open_names else model)
+        given = dict(zip(self._names, names, strict=True))
         logits, scores = (given[name] for name in self._logits.tensors)
         reading = replace(self._logits.reading, keys=())
-        for batch in self._batches():
-            values, count = session.run(batch.feeds), batch.count
+        needed = {spec.name for spec in self._model.inputs} - known.keys()
+        for number, batch in enumerate(self._each(inputs=not needed.isdisjoint(session.inputs))):
+            feeds = {**batch.feeds, **(track.kept(number) if track is not None else {})}
+            values = {**feeds, **session.run({name: feeds[name] for name in session.inputs})}
+            count = batch.count
             phi, answers = self._logits.phi.rows(values[logits])[:count], reading.rows(values[scores])[:count]
             labels = batch.labels
             if phi.shape[1] > MOST_POSITIONS:
@@ -246,6 +283,17 @@ class PlanMeasure:
                 phi, answers, labels = phi[:, chosen], answers[:, chosen], labels.reshape(count, -1)[:, chosen]
             further = (_some_elements(values[given[one.tensor]], one.batch_axis, count) for one in self._further)
             yield _Answer(phi, answers, tuple(further), labels)
+
+    def _each(self, *, inputs: bool) -> Iterator[Batch]:
+        """The batches, read anew only where their inputs are needed."""
+        if not inputs:
+            yield from self._labels
+            return
+        known = []
+        for batch in self._batches():
+            known.append(replace(batch, feeds={}))
+            yield batch
+        self._labels = known
 
     def _constants(self, layer: Layer, bits: Array) -> dict[str, Array]:
         assert self._rounder is not None

@@ -8,13 +8,15 @@ for all layers together, where running it from the start for each takes half a p
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from onnx import ModelProto, helper
 
 from onnx_cbq.calibration.samples import Batch, Indices, Samples
 from onnx_cbq.model import Array, Model
+from onnx_cbq.records import Layer
 from onnx_cbq.runtime import Feeds, Session
 
 # What is kept of one net, in bytes; beyond it a stretch begins where the last one did.
@@ -122,6 +124,11 @@ class Track:
             self, None if part is None else Session(part), tuple(names), ends, bool(inputs & {*begins, *names, *ends})
         )
 
+    @property
+    def keeps(self) -> bool:
+        """Whether the tensors of the stretch that is run are kept, as far as is known."""
+        return self._next is not None
+
     def kept(self, number: int) -> dict[str, Array]:
         """What is kept of a batch."""
         return self._values[number] if self._values else {}
@@ -137,6 +144,12 @@ class Track:
             self._values[number] = {}
         if number == self._batches - 1:
             self._values = self._next
+
+
+def constants_of(layers: Iterable[Layer]) -> frozenset[str]:
+    """The names of the weights and biases of some layers."""
+    each = ((layer.weight, *(use.bias for use in layer.uses)) for layer in layers)
+    return frozenset(name for name in chain.from_iterable(each) if name)
 
 
 def final_ends(model: Model, pending: Collection[str]) -> tuple[str, ...]:

@@ -52,18 +52,22 @@ def measured_spacings(evidence: Evidence) -> SpacingEvidence:
     work, config = evidence.work, evidence.settings.compensation
     costs = _costs(evidence, evidence.class_weights)
     measure = evidence.of(measure_by_nearest)
-    weights, predicted, measured = {}, [], []
-    for done, (layer, problem) in enumerate(_problems(evidence, config), 1):
-        name = layer.name
-        weights[name] = _compensated(layer, problem)
-        rows = layer.rows(work.model.weight(layer.weight))
-        tau = reference_tau([costs[name]], [weights[name]], [_spread(rows)])
-        spacings, prices = spacings_and_prices(costs[name], weights[name], tau)
-        coded = fit_entropy(problem, spacings, prices, config)
-        predicted.append(float(costs[name] @ coded.error))
-        levels = layer.unrows(coded.channels.values)
-        measured.append(float(measure.run({layer.weight: levels}).losses(evidence.class_weights).mean()))
-        evidence.progress("spacings", done, len(work.layers))
+    weights: dict[str, Array] = {}
+    predicted: list[float] = []
+
+    def alone() -> Iterator[tuple[Layer, Mapping[str, Array]]]:
+        for done, (layer, problem) in enumerate(_problems(evidence, config), 1):
+            name = layer.name
+            weights[name] = _compensated(layer, problem)
+            rows = layer.rows(work.model.weight(layer.weight))
+            tau = reference_tau([costs[name]], [weights[name]], [_spread(rows)])
+            spacings, prices = spacings_and_prices(costs[name], weights[name], tau)
+            coded = fit_entropy(problem, spacings, prices, config)
+            predicted.append(float(costs[name] @ coded.error))
+            yield layer, {layer.weight: layer.unrows(coded.channels.values)}
+            evidence.progress("spacings", done, len(work.layers))
+
+    measured = [found.loss(evidence.class_weights) for found in measure.alone({}, alone())]
     factors = layer_factors(np.array(measured), np.array(predicted))
     return SpacingEvidence(weights, dict(zip(weights, factors.tolist(), strict=True)))
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from onnx_cbq.evidence import Evidence, measure_by_tables
+from onnx_cbq.evidence.measure import Measured, PlanMeasure
 from onnx_cbq.methods.channels import FreeChannels, kept_layers
 from onnx_cbq.methods.criteria import Usable, predicted_losses, usable
 from onnx_cbq.methods.method import Fit, PlanMethod, Planned
@@ -85,14 +86,17 @@ class RateDistortion(RateDistortionConfig, PlanMethod):
         total = search.exchanges + len(free.layers)
         done = 0
 
-        def losses(bits: Array, hopeless: Hopeless | None = None) -> Array:
+        def tick() -> None:
             nonlocal done
             done += 1
             scene.progress("search", min(done, total), total)
+
+        def losses(bits: Array, hopeless: Hopeless | None = None) -> Array:
+            tick()
             stop = None if hopeless is None else lambda found: hopeless(found.losses(weights))
             return measure(free.plan(bits), stop).losses(weights)
 
-        predicted = _predicted(free, evidence, can, weights, lambda bits: float(losses(bits).mean()))
+        predicted = _predicted(free, evidence, can, _Run(measure, weights, tick))
         allowed = np.ones((len(free.sizes), WIDTHS), bool)
         found = search_plan(predicted, free.layer_of, free.sizes, allowed, free.budget, losses, search)
         report = SearchReport(found.criterion, dict(found.measured), found.loss, found.exchanges, done)
@@ -112,19 +116,30 @@ def _less_notes(average: float, bits: float) -> tuple[str, ...]:
     return (f"{average:.3f} bits are enough of the {bits:g}: no prediction says that more would change anything",)
 
 
-def _predicted(
-    free: FreeChannels, evidence: Evidence, can: Usable, class_weights: Array, loss: Callable[[Array], float]
-) -> dict[str, Array]:
+@dataclass(frozen=True)
+class _Run:
+    """How plans are measured: what classes count, and what is called for each."""
+
+    measure: PlanMeasure
+    class_weights: Array
+    tick: Callable[[], None]
+
+    def loss(self, found: Measured) -> float:
+        """The mean loss of a sample."""
+        return found.loss(self.class_weights)
+
+
+def _predicted(free: FreeChannels, evidence: Evidence, can: Usable, run: _Run) -> dict[str, Array]:
     """Losses [units, widths] by each criterion; by the first and by noise also with what layers cause, measured."""
     predicted = {
-        criterion.name: free.sums(predicted_losses(criterion, free.layers, evidence, class_weights))
+        criterion.name: free.sums(predicted_losses(criterion, free.layers, evidence, run.class_weights))
         for criterion in can.criteria
     }
     # Gradients that vanish everywhere, as behind saturated scores, say nothing of any width.
     telling = {name: losses for name, losses in predicted.items() if np.ptp(losses, axis=1).any()}
     predicted = telling or predicted
     first = next(iter(predicted))
-    factors = _measured_factors(free, predicted[first], loss)
+    factors = _measured_factors(free, predicted[first], run)
     for name in dict.fromkeys((first, *({"noise"} & predicted.keys()))):
         ratio = _per_layer(free, predicted[first]) / _per_layer(free, predicted[name])
         predicted[f"{name}, measured per layer"] = predicted[name] * (ratio * factors)[free.layer_of][:, None]
@@ -137,13 +152,15 @@ def _per_layer(free: FreeChannels, losses: Array) -> Array:
     return np.maximum(sums, np.finfo(np.float32).tiny)
 
 
-def _measured_factors(free: FreeChannels, losses: Array, loss: Callable[[Array], float]) -> Array:
+def _measured_factors(free: FreeChannels, losses: Array, run: _Run) -> Array:
     """For each layer, the loss that it causes alone at `CALIBRATION_BITS`, measured, over the predicted one."""
-    finest = np.full(len(free.sizes), MOST_BITS)
-    base = loss(finest)
-    alone = [
-        loss(np.where(free.layer_of == layer, CALIBRATION_BITS, MOST_BITS)) - base for layer in range(len(free.layers))
-    ]
+    finest = free.plan(np.full(len(free.sizes), MOST_BITS))
+    coarse = free.plan(np.full(len(free.sizes), CALIBRATION_BITS))
+    base, alone = run.loss(run.measure(finest)), []
+    changes = ((layer, run.measure.constants(coarse, [layer])) for layer in free.layers)
+    for found in run.measure.alone(run.measure.constants(finest), changes):
+        alone.append(run.loss(found) - base)
+        run.tick()
     return layer_factors(np.array(alone), _per_layer(free, losses))
 
 

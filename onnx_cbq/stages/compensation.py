@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
 
-from onnx_cbq.evidence.relay import Relay
+from onnx_cbq.evidence.relay import Relay, constants_of
 from onnx_cbq.evidence.statistics import Run, collect_moments
 from onnx_cbq.model import Array, Model
 from onnx_cbq.quantize.fit import fit
@@ -57,7 +57,7 @@ def round_in_order(
     damped: list[str] = []
     relay = Relay.of(run.samples, run.indices, run.size)
     for group in _groups(layers, config.passes):
-        relay = replace(relay, pending=_pending(layers, weights))
+        relay = replace(relay, pending=constants_of(layer for layer in layers if layer.name not in weights))
         seen = Seen(start.model.with_constants(constants), start.names) if constants or simulated else None
         moments = collect_moments(model, seen, group, run, relay)
         for layer in group:
@@ -76,13 +76,6 @@ def round_in_order(
         progress("rounding", len(weights), len(layers))
     notes = [f"damping had to be raised for: {', '.join(damped)}"] if damped else []
     return Rounded(weights, biases, tuple(notes))
-
-
-def _pending(layers: Layers, done: Collection[str]) -> frozenset[str]:
-    """The constants of the layers that are not done."""
-    left = [layer for layer in layers if layer.name not in done]
-    biases = (use.bias for layer in left for use in layer.uses if use.bias)
-    return frozenset(chain((layer.weight for layer in left), biases))
 
 
 def fitting_plan(plan: Plan, config: RoundingConfig) -> Callable[[Layer, Problem], Channels]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import onnx
@@ -11,7 +11,10 @@ import torch
 from torch import nn
 
 from onnx_cbq.calibration.draw import draw
+from onnx_cbq.calibration.samples import Batch
+from onnx_cbq.evidence import measure as module
 from onnx_cbq.evidence.measure import Measured, NearestRounder, PlanMeasure, Rounder, TableRounder, spread_out
+from onnx_cbq.evidence.relay import Track
 from onnx_cbq.evidence.tables import make_tables, run_of
 from onnx_cbq.evidence.workload import Workload, prepare
 from onnx_cbq.model import Array
@@ -217,3 +220,29 @@ def test_answers_that_are_no_numbers_are_as_wrong_as_can_be(work: Workload) -> N
     name = work.layers.layers[-1].weight
     found = measure.run({name: np.full_like(work.model.weight(name), np.nan)})
     assert found.loss(np.ones(CLASSES)) == pytest.approx(708.4, abs=0.1)
+
+
+@pytest.mark.parametrize("limit", [1 << 30, 0], ids=["kept", "nothing-fits"])
+@pytest.mark.parametrize("skipped", [0, 2])
+def test_a_change_of_one_layer_measures_as_the_whole_plan_does(
+    work: Workload, monkeypatch: pytest.MonkeyPatch, limit: int, skipped: int
+) -> None:
+    """Batches that begin at a layer give what the whole net gives; the samples are read once where everything fits."""
+    measure = measure_of(work, NearestRounder(work.model))
+    base, other = random_plan(work, 1), random_plan(work, 2)
+    layers = list(work.layers)[skipped:]
+    wanted = [measure(Plan({**base.bits, layer.name: other.bits[layer.name]})) for layer in layers]
+    batches, reads = measure._batches, []
+
+    def read() -> Iterator[Batch]:
+        reads.append(1)
+        return batches()
+
+    monkeypatch.setattr(measure, "_batches", read)
+    monkeypatch.setattr(module, "Track", lambda count: Track(count, limit))
+    changes = ((layer, measure.constants(other, [layer])) for layer in layers)
+    for found, whole in zip(measure.alone(measure.constants(base), changes), wanted, strict=True):
+        np.testing.assert_allclose(found.divergences, whole.divergences, rtol=1e-3, atol=1e-6)
+        np.testing.assert_array_equal(found.hits, whole.hits)
+        np.testing.assert_array_equal(found.counted, whole.counted)
+    assert len(reads) == (1 if limit else 2 * len(layers))
