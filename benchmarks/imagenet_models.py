@@ -10,7 +10,7 @@ drawn has nothing to predict: nearly all images are of one class, and each batch
 of two images, so that rounding to 8 bits would become half of what is left of an image behind 50 layers. Hence:
 
 1. Weights as torchvision draws them. What it starts at (nearly) zero, so that it is not there at first, is drawn as
-   well: the last layer of ViT, and ConvNeXt's scales of blocks, which become 1. The bias of batch norms becomes 1, in
+   well: the last layer of ViT, and ConvNeXt's scales of blocks, which become 1. The bias of batch norms becomes 2, in
    units of their deviation: most of it passes the ReLU behind, as in a net that has learned to keep what it knows.
 2. Statistics of batch norm are those of the calibration images.
 3. Classes are what the net itself tells apart best: the two ends of each of the four directions in which what the last
@@ -34,6 +34,7 @@ from PIL import Image
 from zoo_models import import_torchvision
 
 COUNT = 100
+NORM_BIAS = 2.0
 DIRECTIONS = 4
 # Deviation of the scores along the first direction and of the other classes, and how far the latter's mean is below.
 SCORE, OTHERS, OTHERS_BELOW = 5.0, 0.3, 2.0
@@ -125,7 +126,7 @@ def draw_what_starts_at_zero(torch: Any, module: Any) -> None:
                 parameter.fill_(1.0)
         for part in module.modules():
             if isinstance(part, torch.nn.BatchNorm2d):
-                part.bias.fill_(1.0)
+                part.bias.fill_(NORM_BIAS)
 
 
 def choose_classes(torch: Any, module: Any, x: Any) -> None:
