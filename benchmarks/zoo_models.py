@@ -56,7 +56,7 @@ def save_samples(folder: Path, name: str, labels: Any, **inputs: Any) -> None:
 
 def torchvision_models(folder: Path) -> None:
     """The classic architectures, from both of torch's exporters."""
-    torch, models = _import_torchvision()
+    torch, models = import_torchvision()
     for name, size in TORCHVISION.items():
         torch.manual_seed(0)
         extra = {"init_weights": False, "aux_logits": False} if name in ("inception_v3", "googlenet") else {}
@@ -79,7 +79,7 @@ def torchvision_models(folder: Path) -> None:
                 save_samples(folder, target.stem, y, x=x)
 
 
-def _import_torchvision() -> tuple[Any, Any]:
+def import_torchvision() -> tuple[Any, Any]:
     """Torch and torchvision's models; its operators in C++, which none uses, may be built for another torch."""
     import torch
 

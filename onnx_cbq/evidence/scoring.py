@@ -54,25 +54,28 @@ def score_channels(
     """
     session = Session(graph.model)
     kind, phi, tensor = graph.logits.kind, graph.logits.phi, graph.logits.tensor
-    rows: list[dict[str, tuple[Array, Array, Array]]] = []
+    rows: dict[int, dict[str, tuple[Array, Array, Array]]] = {}
     seen = _Seen(graph, layers, samples, drawn, groups)
     done, total = 0, sum(map(len, seen.by_group)) + len(graph.further) * len(drawn.indices)
 
-    def add_row(indices: Indices, seeds: Callable[[Batch, int], dict[str, Array]]) -> None:
+    def add_row(number: int, indices: Indices, seeds: Callable[[Batch, int], dict[str, Array]]) -> None:
         nonlocal done
+        if not len(indices):
+            return
         totals: dict[str, Array] = {}
         for batch in samples.batches(indices, batch_size(layers)):
             fed = len(next(iter(batch.feeds.values())))
             _add_to(totals, session.run({**batch.feeds, **graph.feeds(fed, seeds(batch, fed))}))
         _check_finite(layers, graph, totals)
-        rows.append(
-            {layer.name: _class_scores(layer, graph.sums[layer.name], totals, len(indices)) for layer in layers}
-        )
+        rows[number] = {
+            layer.name: _class_scores(layer, graph.sums[layer.name], totals, len(indices)) for layer in layers
+        }
         done += len(indices)
         progress("scoring", done, total)
 
     for number, indices in enumerate(seen.by_group):
         add_row(
+            number,
             indices,
             lambda batch, fed, number=number: {  # type: ignore[misc]
                 tensor: phi.gradient(_padded(kind.seed(batch.labels, groups, number), fed), graph.shape(tensor, fed))
@@ -80,24 +83,32 @@ def score_channels(
         )
     random = np.random.default_rng(0)
     deviations = seen.deviations() if graph.further else {}
-    for one in graph.further:
+    for number, one in enumerate(graph.further, start=len(seen.by_group)):
         add_row(
+            number,
             drawn.indices,
             lambda batch, fed, one=one: {  # type: ignore[misc]
                 one.tensor: _signs(graph, one, deviations[one.tensor], (batch.count, fed), random)
             },
         )
     counts = tuple(len(indices) for indices in seen.by_group)
-    return Scores(tuple(_by_layer(rows, layers, len(groups.names))), groups.names, counts)
+    shape = len(groups.names), len(groups.names) + len(graph.further)
+    return Scores(tuple(_by_layer(rows, layers, shape)), groups.names, counts)
 
 
 def _by_layer(
-    rows: Sequence[dict[str, tuple[Array, Array, Array]]], layers: Layers, classes: int
+    rows: Mapping[int, dict[str, tuple[Array, Array, Array]]], layers: Layers, shape: tuple[int, int]
 ) -> Iterator[LayerScores]:
-    """The scores of each layer: a row for every class, then those of further outputs. The rows are used up."""
+    """The scores of each layer: a row for every class, then those of further outputs. The rows are used up.
+
+    `shape` is the number of classes, and of all rows. A row that nothing is written to takes no memory.
+    """
+    classes, total = shape
     for layer in layers:
-        found = [np.stack(part) for part in zip(*(row.pop(layer.name) for row in rows), strict=True)]
-        yield LayerScores(layer.name, *(part[:classes] for part in found), *(part[classes:] for part in found[:2]))
+        found = np.zeros((3, total, layer.channels))
+        for number, row in rows.items():
+            found[:, number] = row.pop(layer.name)
+        yield LayerScores(layer.name, *found[:, :classes], *found[:2, classes:])
 
 
 def fisher_squares(
@@ -125,9 +136,12 @@ def fisher_squares(
     kind, phi, tensor = graph.logits.kind, graph.logits.phi, graph.logits.tensor
     seen = _Seen(graph, layers, samples, drawn, groups)
     deviations = seen.deviations() if graph.further else {}
-    rows: list[dict[str, Array]] = []
+    # A row that nothing is written to takes no memory.
+    found = {layer.name: np.zeros((len(seen.by_group), layer.channels)) for layer in layers}
     done = 0
-    for indices in seen.by_group:
+    for number, indices in enumerate(seen.by_group):
+        if not len(indices):
+            continue
         totals: dict[str, Array] = {}
         for batch in samples.batches(indices, batch_size(layers)):
             fed = len(next(iter(batch.feeds.values())))
@@ -138,10 +152,11 @@ def fisher_squares(
                 signs = _signs(graph, one, deviations[one.tensor], (batch.count, fed), random)
                 seeds[one.tensor] = seeds[one.tensor] + signs if one.tensor in seeds else signs
             _add_to(totals, backward.run({**batch.feeds, **graph.feeds(fed, seeds)}))
-        rows.append({layer.name: _squares(layer, graph.sums[layer.name], totals, len(indices)) for layer in layers})
+        for layer in layers:
+            found[layer.name][number] = _squares(layer, graph.sums[layer.name], totals, len(indices))
         done += len(indices)
         progress("sensitivity", done, sum(map(len, seen.by_group)))
-    return {layer.name: np.stack([row.pop(layer.name) for row in rows]) for layer in layers}
+    return found
 
 
 class _Seen:
@@ -222,7 +237,7 @@ def _add_to(totals: dict[str, Array], sums: Mapping[str, Array]) -> None:
 def _squares(layer: Layer, uses: tuple[UseSums, ...], totals: Mapping[str, Array], count: int) -> Array:
     """Mean over samples of the sum of g^2 of one class, [channels]."""
     square = np.zeros(layer.channels)
-    for use in uses if count else ():
+    for use in uses:
         square = square - layer.per_channel(totals[use.negative_square]).sum(axis=1) / count
     return shared_out(square) if layer.kind == "table" else square
 
@@ -230,9 +245,9 @@ def _squares(layer: Layer, uses: tuple[UseSums, ...], totals: Mapping[str, Array
 def _class_scores(
     layer: Layer, uses: tuple[UseSums, ...], totals: Mapping[str, Array], count: int
 ) -> tuple[Array, Array, Array]:
-    """beta, saliency and squared gradient of one class from its totals, each [channels]; 0 without samples."""
+    """beta, saliency and squared gradient of one class from its totals, each [channels]."""
     beta, saliency = np.zeros((2, layer.channels))
-    for use in uses if count else ():
+    for use in uses:
         # [*neurons of a sample] -> [outputs, positions]
         critical = np.moveaxis(totals[use.critical], use.channel_axis, 0)
         critical = critical.reshape(len(critical), -1)

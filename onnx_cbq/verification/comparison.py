@@ -53,12 +53,15 @@ class Fidelity:
         """Share of samples with different predictions, in percent."""
         return 100 * self.differing / max(self.samples, 1)
 
-    def holds(self) -> bool:
-        """Whether rounding and chance explain the difference."""
-        allowed = max(_MOST_DIFFERING * self.samples, _FEW)
-        return self.differing <= allowed and abs(self.gained - self.lost) <= max(
-            _CERTAINTY * math.sqrt(self.gained + self.lost), _FEW
-        )
+    @property
+    def is_small(self) -> bool:
+        """Whether no more predictions differ than rounding changes in an ordinary net."""
+        return self.differing <= max(_MOST_DIFFERING * self.samples, _FEW)
+
+    @property
+    def is_even(self) -> bool:
+        """Whether chance explains the difference of their accuracies."""
+        return abs(self.gained - self.lost) <= max(_CERTAINTY * math.sqrt(self.gained + self.lost), _FEW)
 
 
 @dataclass(frozen=True)

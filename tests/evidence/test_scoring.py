@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -341,3 +343,34 @@ def test_random_signs_are_drawn_by_the_seed() -> None:
     np.testing.assert_array_equal(one, same)
     assert not np.array_equal(one, other)
     np.testing.assert_allclose(one.sum(), other.sum(), rtol=0.7)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_classes_without_samples_take_no_memory() -> None:
+    """ViT-B/16 has 1,000 classes and 85,000 channels: scores of classes that no sample has were 3 GB of zeros."""
+    many = 4000
+    proto = make_model(
+        [node("Gemm", "x a", "z"), node("Relu", "z", "r"), node("Gemm", "r b", "y")],
+        {"x": ["N", 4]},
+        ["y"],
+        {"a": weight(4, many), "b": weight(many, many)},
+    )
+    work = prepare(proto, random_set((4,), SAMPLES))
+    graph = scoring_graph(work.model, work.layers, work.logits, work.example, ScoringConfig())
+    drawn, groups = draw(work.samples, work.class_names, None, seed=0), Grouping.single(work.class_names)
+    before = resident()
+    scores = score_channels(graph, work.layers, work.samples, drawn, groups)
+    squares = fisher_squares(graph, work.layers, work.samples, drawn, groups, seed=0)
+    taken = resident() - before
+    stored = sum(layer.beta.nbytes * 3 for layer in scores.layers) + sum(found.nbytes for found in squares.values())
+    assert stored == 8 * 4 * 2 * many * many
+    assert taken < stored / 4
+    assert scores.layers[0].beta[CLASSES - 1].any()
+    assert not scores.layers[0].beta[CLASSES:].any()
+
+
+def resident() -> int:
+    """Bytes of memory that this process has now."""
+    found = re.search(r"VmRSS:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return 1024 * int(found[1])

@@ -144,6 +144,21 @@ def test_narrow_ranges_are_nearly_the_best_of_all(kind: str, bits: int) -> None:
     assert error(values, grid) <= error(values, choose_grid(histogram_of(values), bits, "minmax"))
 
 
+def test_an_end_is_the_best_of_those_that_are_tried() -> None:
+    """Errors come from running sums; that must choose as adding up the error of each bin does."""
+    values = np.random.default_rng(3).exponential(2.0, 20_000).astype(np.float32)
+    histogram = histogram_of(values)
+    bins = np.flatnonzero(histogram.counts)
+    centres = (bins - HALF + 0.5) * 2.0**histogram.exponent
+
+    def error(scale: float) -> float:
+        codes = np.clip(np.rint(centres / scale), 0, 15)
+        return float(histogram.counts[bins] @ (codes * scale - centres) ** 2)
+
+    scales = [float(np.float32(share * histogram.high / 15)) for share in np.linspace(0.02, 1.0, 99)]
+    assert choose_grid(histogram, 4).scale == min(scales, key=error)
+
+
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("kind", KINDS)
 def test_minmax_reaches_all_values(kind: str, bits: int) -> None:
