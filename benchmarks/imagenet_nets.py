@@ -88,13 +88,15 @@ def quantize(model: Path, options: Sequence[str]) -> Found:
     calibration, others = (model.with_name(f"{name}_{part}.npz") for part in ("calibration", "others"))
     with tempfile.TemporaryDirectory() as scratch:
         target, report = Path(scratch) / "quantized.onnx", Path(scratch) / "report.json"
-        refusal, *cost = run("quantize", model, *data, calibration, *options, "--output", target, "--json", report)
+        refusal, seconds, gigabytes = run(
+            "quantize", model, *data, calibration, *options, "--output", target, "--json", report
+        )
         if refusal:
-            return Found(refusal, *cost)
+            return Found(refusal, seconds, gigabytes)
         made = json.loads(report.read_text())
         refusal, *_ = run("evaluate", target, *data, others, "--reference", model, "--json", report)
         agreement = 0.0 if refusal else json.loads(report.read_text())["agreement"]
-    return Found(refusal, *cost, made["weights_left_float"], agreement, made["seconds"], made["notes"])
+    return Found(refusal, seconds, gigabytes, made["weights_left_float"], agreement, made["seconds"], made["notes"])
 
 
 def add_figures(model: Path, settings: Mapping[str, Sequence[str]], known: dict[str, Any], store: Path | None) -> None:
