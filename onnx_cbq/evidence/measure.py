@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
-from onnx_cbq.calibration.samples import Batch, Indices, Samples
-from onnx_cbq.evidence.relay import Track, begin_at, constants_of
+from onnx_cbq.calibration.samples import Indices, Samples
+from onnx_cbq.evidence.relay import Passes, Track, begin_at, constants_of
 from onnx_cbq.gradient.further import Further
 from onnx_cbq.graph.logits import Logits
 from onnx_cbq.model import Array, Model
@@ -161,10 +160,8 @@ class PlanMeasure:
         self._rounder = rounder
         self._values: dict[str, tuple[bytes, dict[str, Array]]] = {}
         samples, indices, size = held
-        self._size = samples.fixed_batch or size
-        self._batches = replayable(samples, spread_out(indices, self._size), size)
+        self._passes = Passes(samples, spread_out(indices, samples.fixed_batch or size), size, HELD_BYTES)
         self._count, self._counted = 0, np.zeros(self._logits.kind.classes)
-        self._labels: list[Batch] = []
         self._reference: list[tuple[Array, tuple[Array, ...]]] = []
         spreads = {one.tensor: Spread() for one in self._further}
         for answer in self._run(self._model, self._names):
@@ -201,11 +198,12 @@ class PlanMeasure:
         pass for each on average.
         """
         model, left = self._model.with_constants(base), list(self._layers)
-        track = Track(math.ceil(self._count / self._size))
+        track = Track(self._passes.count)
         for layer, constants in changes:
             del left[: left.index(layer)]
             stretch = track.stretch(model, (), constants_of(left))
-            for number, batch in enumerate(self._each(inputs=stretch.needs_inputs)):
+            passes = self._passes if stretch.needs_inputs else self._passes.without_inputs()
+            for number, batch in enumerate(passes):
                 stretch.run(number, batch.feeds)
                 if not track.keeps:
                     break
@@ -272,7 +270,8 @@ class PlanMeasure:
         logits, scores = (given[name] for name in self._logits.tensors)
         reading = replace(self._logits.reading, keys=())
         needed = {spec.name for spec in self._model.inputs} - known.keys()
-        for number, batch in enumerate(self._each(inputs=not needed.isdisjoint(session.inputs))):
+        passes = self._passes.without_inputs() if needed.isdisjoint(session.inputs) else self._passes
+        for number, batch in enumerate(passes):
             feeds = {**batch.feeds, **(track.kept(number) if track is not None else {})}
             values = {**feeds, **session.run({name: feeds[name] for name in session.inputs})}
             count = batch.count
@@ -283,17 +282,6 @@ class PlanMeasure:
                 phi, answers, labels = phi[:, chosen], answers[:, chosen], labels.reshape(count, -1)[:, chosen]
             further = (_some_elements(values[given[one.tensor]], one.batch_axis, count) for one in self._further)
             yield _Answer(phi, answers, tuple(further), labels)
-
-    def _each(self, *, inputs: bool) -> Iterator[Batch]:
-        """The batches, read anew only where their inputs are needed."""
-        if not inputs:
-            yield from self._labels
-            return
-        known = []
-        for batch in self._batches():
-            known.append(replace(batch, feeds={}))
-            yield batch
-        self._labels = known
 
     def _constants(self, layer: Layer, bits: Array) -> dict[str, Array]:
         assert self._rounder is not None
@@ -328,12 +316,3 @@ def spread_out(indices: Indices, size: int) -> Indices:
     """The samples in an order in which every batch has some from everywhere: sources often have a class in a row."""
     batches = -(-len(indices) // size)
     return np.concatenate([indices[first::batches] for first in range(batches)])
-
-
-def replayable(samples: Samples, indices: Indices, size: int) -> Callable[[], Iterator[Batch]]:
-    """A function that gives the batches anew each time; they are kept in memory if they are small."""
-    one = samples.read(indices[:1])
-    if sum(value.nbytes for value in one.values()) * len(indices) > HELD_BYTES:
-        return lambda: samples.batches(indices, size)
-    kept = list(samples.batches(indices, size))
-    return lambda: iter(kept)

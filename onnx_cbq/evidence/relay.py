@@ -24,20 +24,29 @@ KEPT_BYTES = 512 << 20
 
 
 class Passes:
-    """The same batches of samples again and again, read anew only for those who need their inputs.
+    """The same batches again and again, read anew only for those who need their inputs.
 
-    Memory: the labels.
+    Args:
+        samples, indices, size: which, and how many at a time.
+        limit: inputs that take at most so many bytes altogether are kept.
+
+    Memory: the labels, and up to `limit`.
     """
 
-    def __init__(self, samples: Samples, indices: Indices, size: int) -> None:
+    def __init__(self, samples: Samples, indices: Indices, size: int, limit: int = 0) -> None:
         self._samples, self._indices, self._size = samples, indices, size
+        one = sum(value.nbytes for value in samples.read(indices[:1]).values()) if limit else 0
+        self._keeps_inputs = 0 < one * len(indices) <= limit
         self._known: list[Batch] = []
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches with their inputs."""
+        if self._keeps_inputs and self._known:
+            yield from self._known
+            return
         known = []
         for batch in self._samples.batches(self._indices, self._size):
-            known.append(replace(batch, feeds={}))
+            known.append(batch if self._keeps_inputs else replace(batch, feeds={}))
             yield batch
         self._known = known
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_cbq.calibration.draw import Draw, draw
-from onnx_cbq.evidence.measure import replayable
+from onnx_cbq.evidence.measure import HELD_BYTES
+from onnx_cbq.evidence.relay import Passes
 from onnx_cbq.evidence.scoring import batch_size
 from onnx_cbq.model import Array, Model
 from onnx_cbq.runtime import Session
@@ -39,7 +40,7 @@ class LimitCheck:
     def __init__(self, scene: Scene) -> None:
         self._work = work = scene.work
         chosen, self.samples, self.notes = limit_samples(scene)
-        self._batches = replayable(work.samples, chosen.indices, batch_size(work.layers))
+        self._passes = Passes(work.samples, chosen.indices, batch_size(work.layers), HELD_BYTES)
         self._counted = scene.class_weights
         self._groups, self._logits = scene.evidence.groups, work.logits
         self._reference, self._counts, self._same_answer = self._hits(work.model)
@@ -69,7 +70,7 @@ class LimitCheck:
         hits, counts = np.zeros((2, kind.classes))
         first: Array | None = None
         same = True
-        for batch in self._batches():
+        for batch in self._passes:
             scores = self._logits.reading.rows(session.run(batch.feeds)[output])[: batch.count]
             given, right = kind.hits(scores, batch.labels, self._groups)
             hits, counts = hits + right, counts + given

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from onnx_cbq.calibration.draw import draw
-from onnx_cbq.calibration.samples import Batch
+from onnx_cbq.calibration.samples import Batch, Samples
 from onnx_cbq.evidence import measure as module
 from onnx_cbq.evidence.measure import Measured, NearestRounder, PlanMeasure, Rounder, TableRounder, spread_out
 from onnx_cbq.evidence.relay import Track
@@ -228,17 +228,18 @@ def test_a_change_of_one_layer_measures_as_the_whole_plan_does(
     work: Workload, monkeypatch: pytest.MonkeyPatch, limit: int, skipped: int
 ) -> None:
     """Batches that begin at a layer give what the whole net gives; the samples are read once where everything fits."""
+    monkeypatch.setattr(module, "HELD_BYTES", 0)
     measure = measure_of(work, NearestRounder(work.model))
     base, other = random_plan(work, 1), random_plan(work, 2)
     layers = list(work.layers)[skipped:]
     wanted = [measure(Plan({**base.bits, layer.name: other.bits[layer.name]})) for layer in layers]
-    batches, reads = measure._batches, []
+    batches, reads = Samples.batches, []
 
-    def read() -> Iterator[Batch]:
+    def read(samples: Samples, indices: Array, size: int) -> Iterator[Batch]:
         reads.append(1)
-        return batches()
+        return batches(samples, indices, size)
 
-    monkeypatch.setattr(measure, "_batches", read)
+    monkeypatch.setattr(Samples, "batches", read)
     monkeypatch.setattr(module, "Track", lambda count: Track(count, limit))
     changes = ((layer, measure.constants(other, [layer])) for layer in layers)
     for found, whole in zip(measure.alone(measure.constants(base), changes), wanted, strict=True):
