@@ -157,6 +157,7 @@ def _measured_factors(free: FreeChannels, losses: Array, run: _Run) -> Array:
     finest = free.plan(np.full(len(free.sizes), MOST_BITS))
     coarse = free.plan(np.full(len(free.sizes), CALIBRATION_BITS))
     base, alone = run.loss(run.measure(finest)), []
+    run.tick()
     changes = ((layer, run.measure.constants(coarse, [layer])) for layer in free.layers)
     for found in run.measure.alone(run.measure.constants(finest), changes):
         alone.append(run.loss(found) - base)
