@@ -93,10 +93,12 @@ class MomentSums:
         The last `held` of them are of samples held back. Cost: 2 n multiplications per value, or 4 n where `seen` is
         not `aimed`.
         """
-        kept = len(weights) - held
+        kept, x = len(weights) - held, None if aimed is seen else aimed
         for number, columns in enumerate(part_slices(seen.shape[2])):
-            x, y = aimed[:, :, columns], seen[:, :, columns]
-            found = [_Sums.of(x[:, rows], y[:, rows], weights[rows]) for rows in (slice(kept), slice(kept, None))]
+            found = [
+                _Sums.of(None if x is None else x[:, rows, columns], seen[:, rows, columns], weights[rows])
+                for rows in (slice(kept), slice(kept, None))
+            ]
             if number == len(self._parts):
                 self._parts.append(_Sums.like(found[0]))
             for sums in found:
@@ -134,11 +136,11 @@ class _Sums:
     cross: Array
 
     @staticmethod
-    def of(aimed: Array, seen: Array, weights: Array) -> _Sums:
-        """The sums over rows [groups, rows, n]."""
+    def of(aimed: Array | None, seen: Array, weights: Array) -> _Sums:
+        """The sums over rows [groups, rows, n]; `aimed` is None if x~ is x."""
         weighted = seen if (weights == 1).all() else seen * weights[:, None]
         sum_of_seen, second = weights @ seen, weighted.swapaxes(1, 2) @ seen
-        if np.shares_memory(seen, aimed):
+        if aimed is None:
             sum_of_aimed, cross = sum_of_seen, second
         else:
             sum_of_aimed, cross = weights @ aimed, aimed.swapaxes(1, 2) @ weighted
