@@ -35,6 +35,9 @@ class Limits:
     gigabytes: float
 
 
+UNLIMITED = Limits(minutes=float("inf"), gigabytes=float("inf"))
+
+
 @dataclass(frozen=True)
 class Spent:
     """What a child took: seconds, and the most bytes of memory (0 where there is no /proc to read it from)."""
@@ -111,11 +114,10 @@ def make_environment(folder: Path, name: str, packages: Sequence[str]) -> Path:
         return python
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    unlimited = Limits(minutes=float("inf"), gigabytes=float("inf"))
     print(f"installing {' '.join(packages)} in {place}", file=sys.stderr)
     try:
-        run_child([sys.executable, "-m", "venv", place], place, unlimited)
-        run_child([python, "-m", "pip", "install", "--no-input", *packages], place, unlimited)
+        run_child([sys.executable, "-m", "venv", place], place, UNLIMITED)
+        run_child([python, "-m", "pip", "install", "--no-input", *packages], place, UNLIMITED)
     except ChildError as error:
         raise ChildError(f"cannot be installed: {error}") from None
     (place / _READY).write_text(asked, encoding="utf-8")

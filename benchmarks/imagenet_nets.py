@@ -14,11 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
@@ -26,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from common import ROOT, Requirements, print_table
+from children import UNLIMITED, ChildError, run_child
+from common import Requirements, print_table
 
 HEADER = (
     *("model", "exporter", "nodes", "million weights", "left float, %"),
@@ -46,7 +44,7 @@ class Found:
     """What became of a net at one setting.
 
     Attributes:
-        refusal: what the command said where it failed, else empty.
+        refusal: what the command said where it failed, else empty; then there are no figures.
         gigabytes: the most memory that the process had.
         left_float: of the weights, in percent.
         agreement: of the other images, how many get the float net's class, in percent.
@@ -54,8 +52,8 @@ class Found:
     """
 
     refusal: str
-    seconds: float
-    gigabytes: float
+    seconds: float = 0.0
+    gigabytes: float = 0.0
     left_float: float = 100.0
     agreement: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
@@ -63,40 +61,32 @@ class Found:
 
     def cells(self) -> list[str]:
         """Its columns of the table."""
-        return [f"{self.seconds:.0f}", f"{self.gigabytes:.1f}", "refused" if self.refusal else f"{self.agreement:.0f}"]
-
-
-def run(*arguments: str | Path) -> tuple[str, float, float]:
-    """What `onnx-cbq` says where it fails, its seconds and peak gigabytes."""
-    started = time.monotonic()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "onnx_cbq", *map(str, arguments), "--quiet"]
-    with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(command, stdout=said, stderr=said, env=environment)  # noqa: S603, our command
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        said.seek(0)
-        lines = said.read().strip().splitlines()
-    failed = (lines or [f"exit code {process.returncode}"])[-1] if process.returncode else ""
-    return failed, time.monotonic() - started, usage.ru_maxrss / (1 << 20)
+        if self.refusal:
+            return ["", "", "refused"]
+        return [f"{self.seconds:.0f}", f"{self.gigabytes:.1f}", f"{self.agreement:.0f}"]
 
 
 def quantize(model: Path, options: Sequence[str]) -> Found:
     """Quantize one net, and hold it against the float one on the other images."""
+    model = model.resolve()
     name = model.stem.rpartition("_")[0]
     data = ("--data", model.with_name("images.toml"), "--source")
     calibration, others = (model.with_name(f"{name}_{part}.npz") for part in ("calibration", "others"))
-    with tempfile.TemporaryDirectory() as scratch:
-        target, report = Path(scratch) / "quantized.onnx", Path(scratch) / "report.json"
-        refusal, seconds, gigabytes = run(
-            "quantize", model, *data, calibration, *options, "--output", target, "--json", report
-        )
-        if refusal:
-            return Found(refusal, seconds, gigabytes)
-        made = json.loads(report.read_text())
-        refusal, *_ = run("evaluate", target, *data, others, "--reference", model, "--json", report)
-        agreement = 0.0 if refusal else json.loads(report.read_text())["agreement"]
-    return Found(refusal, seconds, gigabytes, made["weights_left_float"], agreement, made["seconds"], made["notes"])
+    command: tuple[str | Path, ...] = (sys.executable, "-m", "onnx_cbq")
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        written = ("--json", "report.json", "--quiet")
+        target = "quantized.onnx"
+        try:
+            asked = (*command, "quantize", model, *data, calibration, *options, "--output", target, *written)
+            spent = run_child(asked, scratch, UNLIMITED)
+            made = json.loads((scratch / "report.json").read_text())
+            run_child((*command, "evaluate", target, *data, others, "--reference", model, *written), scratch, UNLIMITED)
+        except ChildError as error:
+            return Found(str(error))
+        agreement = json.loads((scratch / "report.json").read_text())["agreement"]
+    figures = (spent.seconds, spent.peak / 1e9, made["weights_left_float"], agreement, made["seconds"], made["notes"])
+    return Found("", *figures)
 
 
 def add_figures(model: Path, settings: Mapping[str, Sequence[str]], known: dict[str, Any], store: Path | None) -> None:
