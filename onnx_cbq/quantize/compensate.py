@@ -2,9 +2,10 @@
 
 For a row a [n] and the metric H [n, n] the aim is levels q with a small (a - q) H (a - q)^T. Two steps:
 
-1. `compensate`, column by column (OPTQ/GPTQ, arXiv 2210.17323). With H^-1 = U^T U, U upper triangular, rounding column
-   j with error e = (a_j - q_j) / U_jj moves the columns behind it by -e U_j, and costs e^2: the sum of all e^2 is the
-   whole error.
+1. `compensate`, column by column (OPTQ/GPTQ, arXiv 2210.17323), the last one first. With H = L L^T, L lower triangular,
+   the error is the sum over j of ((a - q) L)_j^2 = L_jj^2 (b_j - q_j)^2, where b_j = a_j + sum_{k>j} (a_k - q_k) L_kj /
+   L_jj is what the columns done before leave column j to make up for: it is rounded to the level nearest to b_j. That
+   is OPTQ without an inverse (QuIP, arXiv 2307.13304, theorem 6); its factor U of H^-1 = U U^T is L^-T.
 2. `descend`, coordinate by coordinate: with everything else fixed, the best level of column j is the one nearest to
    q_j - (H (q - a))_j / H_jj. The error never grows.
 
@@ -20,7 +21,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from scipy.linalg import solve_triangular
+from scipy.linalg import cho_solve
+from scipy.linalg.lapack import dpotrf
 
 from onnx_cbq.model import Array
 
@@ -44,13 +46,13 @@ _MOST_DAMPING = 1e6
 
 @dataclass(frozen=True)
 class Metric:
-    """A second moment made ready: columns sorted by falling diagonal, damped until it can be factorised.
+    """A second moment made ready: columns sorted by rising diagonal, damped until it can be factorised.
 
     Attributes:
-        order: the columns in the order in which they are rounded, [g, n].
+        order: the columns, the last of which is rounded first, [g, n].
         matrix: H in that order, float32 [g, n, n].
-        factor: U in that order, float32 [g, n, n].
-        damping: what was added to the diagonal, as a share of its mean; the largest of the groups.
+        factor: L in that order, float32 [g, n, n].
+    damping: what was added to the diagonal, as a share of its mean; the largest of the groups.
         raised: whether that was more than what was asked for.
     """
 
@@ -64,37 +66,65 @@ class Metric:
 def make_metric(second: Array, asked: float | Array, *, sort: bool = True) -> Metric:
     """Damp and factorise second moments [g, n, n]; where Cholesky fails, the damping grows tenfold until it does not.
 
-    What is `asked` for is a share of the mean diagonal, of all groups or of each. Cost: 2 n^3 / 3 multiplications per
+    What is `asked` for is a share of the mean diagonal, of all groups or of each. Cost: n^3 / 3 multiplications per
     group.
     """
-    damping = np.asarray(asked, np.float64)
-    groups, size, _ = second.shape
+    return in_order(second, sort=sort).damped(asked)
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """Second moments [g, n, n] with their columns in the order of a `Metric`, [g, n]."""
+
+    order: Array
+    second: Array
+
+    def damped(self, asked: float | Array) -> Metric:
+        """The metric; see `make_metric`."""
+        lower, damping = _factorised(self.second, asked)
+        matrix = self.second.astype(np.float32)
+        np.einsum("gnn->gn", matrix)[:] += _ridge(self.second, damping)
+        raised = bool((damping > asked).any())
+        return Metric(self.order, matrix, lower.astype(np.float32), float(damping.max()), raised)
+
+
+def in_order(second: Array, *, sort: bool = True) -> Ordered:
+    """Second moments [g, n, n] ready to be damped; without `sort` the first column is rounded first."""
     diagonal = np.einsum("gnn->gn", second)
-    columns = np.argsort(-diagonal, axis=1, kind="stable") if sort else np.tile(np.arange(size), (groups, 1))
-    sorted_ = np.take_along_axis(np.take_along_axis(second, columns[:, :, None], 1), columns[:, None, :], 2)
-    mean = _mean_diagonal(second)
-    while True:
-        matrix = sorted_ + (damping * mean)[:, None, None] * np.eye(size)
-        try:
-            # Reversing rows and columns turns the lower Cholesky factor of H into the upper one of its inverse.
-            lower = np.linalg.cholesky(matrix[:, ::-1, ::-1])
-        except np.linalg.LinAlgError:
-            if damping.max() > _MOST_DAMPING:
-                raise
-            damping = np.maximum(damping * 10, 1e-6)
-            continue
-        inverse = np.stack([solve_triangular(part, np.eye(size), lower=True, check_finite=False) for part in lower])
-        factor = np.ascontiguousarray(inverse[:, ::-1, ::-1], np.float32)
-        found = (columns, np.asarray(matrix, np.float32), factor)
-        return Metric(*found, float(damping.max()), raised=bool((damping > asked).any()))
+    falling = np.argsort(-diagonal if sort else np.zeros_like(diagonal), axis=1, kind="stable")
+    order = np.ascontiguousarray(falling[:, ::-1])
+    return Ordered(order, np.stack([part[o].take(o, axis=1) for part, o in zip(second, order, strict=True)]))
 
 
 def best_aim(rows: Array, second: Array, cross: Array, damping: float) -> Array:
-    """a = w (C + d) (H + d)^-1 for rows w [g, r, n]; the damping d, a share of H's mean diagonal, pulls a towards w."""
-    size = second.shape[1]
-    ridge = (damping * _mean_diagonal(second))[:, None, None] * np.eye(size)
-    solved = np.linalg.solve(second + ridge, (rows @ (cross + ridge)).swapaxes(1, 2))
-    return np.ascontiguousarray(solved.swapaxes(1, 2))
+    """a = w (C + d) (H + d)^-1 for rows w [g, r, n]; the damping d, a share of H's mean diagonal, pulls a towards w.
+
+    It grows as in `make_metric`. Cost: n^3 / 3 multiplications per group, and 3 n per weight.
+    """
+    lower, damping_taken = _factorised(second, damping)
+    target = rows @ cross + rows * _ridge(second, damping_taken)[:, :, None]
+    solved = [cho_solve((part.T, False), w.T, check_finite=False).T for part, w in zip(lower, target, strict=True)]
+    return np.ascontiguousarray(np.stack(solved))
+
+
+def _factorised(second: Array, asked: float | Array) -> tuple[Array, Array]:
+    """The lower Cholesky factor of H + d, [g, n, n], and d, the damping that this took, of all groups or of each."""
+    damping = np.asarray(asked, np.float64)
+    while True:
+        lower = np.array(second, np.float64, order="C")
+        np.einsum("gnn->gn", lower)[:] += _ridge(second, damping)
+        # In Fortran's eyes each of them is its own transpose, so it is overwritten in place.
+        failed = any(dpotrf(part.T, lower=0, overwrite_a=1, clean=1)[1] for part in lower)
+        if not failed:
+            return lower, damping
+        if damping.max() > _MOST_DAMPING:
+            raise np.linalg.LinAlgError("second moments cannot be factorised")
+        damping = np.maximum(damping * 10, 1e-6)
+
+
+def _ridge(second: Array, damping: float | Array) -> Array:
+    """What is added to the diagonal of second moments, [g, 1]."""
+    return np.broadcast_to(damping * _mean_diagonal(second), len(second))[:, None]
 
 
 def compensate(aim: Array, metric: Metric, rounding: Rounding, box: Box | None = None) -> tuple[Array, Array]:
@@ -102,22 +132,20 @@ def compensate(aim: Array, metric: Metric, rounding: Rounding, box: Box | None =
 
     Cost: n multiplications per weight.
     """
-    rest, bounds = _columns_first(aim, metric), _bounds(box, metric)
-    levels = np.empty_like(rest)
-    size, factor = rest.shape[1], metric.factor
-    error = np.zeros((rest.shape[0], rest.shape[2]))
-    for start in range(0, size, _BLOCK):
-        stop = min(start + _BLOCK, size)
-        block = rest[:, start:stop].copy()
-        errors = np.empty_like(block)
-        for j in range(stop - start):
-            row = factor[:, start + j, start:stop]
-            weight = 1 / np.square(row[:, j, None], dtype=np.float64)
-            levels[:, start + j] = rounding(block[:, j], weight, bounds(start + j))
-            errors[:, j] = (block[:, j] - levels[:, start + j]) / row[:, j, None]
-            block[:, j + 1 :] -= row[:, j + 1 :, None] * errors[:, None, j]
-        rest[:, stop:] -= factor[:, start:stop, stop:].swapaxes(1, 2) @ errors
-        error += np.einsum("gnr,gnr->gr", errors, errors, dtype=np.float64)
+    target, bounds, factor = _columns_first(aim, metric), _bounds(box, metric), metric.factor
+    groups, size, rows = target.shape
+    levels, missed, error = np.empty_like(target), np.empty_like(target), np.zeros((groups, rows))
+    for block in _blocks(size):
+        # What the blocks done before leave to this one.
+        left = factor[:, block.stop :, block.start : block.stop].swapaxes(1, 2) @ missed[:, block.stop :]
+        for j in reversed(block):
+            near = slice(j + 1, block.stop)
+            pivot = factor[:, j, j, None]
+            pulled = left[:, j - block.start] + _times(factor[:, near, j], missed[:, near])
+            wanted = target[:, j] + pulled / pivot
+            levels[:, j] = rounding(wanted, np.square(pivot, dtype=np.float64), bounds(j))
+            missed[:, j] = target[:, j] - levels[:, j]
+            error += np.square(pivot * (wanted - levels[:, j]), dtype=np.float64)
     return _rows_first(levels, metric), error
 
 
@@ -129,24 +157,19 @@ def descend(
     Cost per sweep: n multiplications per weight.
     """
     target, current, matrix = _columns_first(aim, metric), _columns_first(levels, metric), metric.matrix
-    size, bounds = target.shape[1], _bounds(box, metric)
-    pull = matrix @ (current - target)
+    off, bounds = current - target, _bounds(box, metric)
     for _ in range(sweeps):
         changed = False
-        for start in range(0, size, _BLOCK):
-            stop = min(start + _BLOCK, size)
-            before = current[:, start:stop].copy()
-            for j in range(start, stop):
-                weight = matrix[:, j, j, None]
-                better = rounding(current[:, j] - pull[:, j] / weight, weight, bounds(j))
-                change = better - current[:, j]
-                current[:, j] = better
-                pull[:, start:stop] += matrix[:, j, start:stop, None] * change[:, None]
-            change = current[:, start:stop] - before
-            if change.any():
-                changed = True
-                pull[:, :start] += matrix[:, :start, start:stop] @ change
-                pull[:, stop:] += matrix[:, stop:, start:stop] @ change
+        for block in _blocks(target.shape[1]):
+            pull = matrix[:, block.start : block.stop] @ off
+            moved = np.zeros_like(pull)
+            for j in reversed(block):
+                i, weight = j - block.start, matrix[:, j, j, None]
+                pulled = pull[:, i] + _times(matrix[:, j, j + 1 : block.stop], moved[:, i + 1 :])
+                better = rounding(current[:, j] - pulled / weight, weight, bounds(j))
+                moved[:, i] = better - current[:, j]
+                current[:, j], off[:, j] = better, better - target[:, j]
+            changed = changed or bool(moved.any())
         if not changed:
             break
     return _rows_first(current, metric)
@@ -181,6 +204,16 @@ def cluster_sums(aim: Array, positions: Array, metric: Metric, weights: Array, c
 
     matrix = np.stack([sums(np.asarray(taken == j, np.float32)) for j in range(count)])
     return (matrix + matrix.T) / 2, sums(_columns_first(aim, metric))
+
+
+def _blocks(size: int) -> list[range]:
+    """The columns in blocks, the last first."""
+    return [range(max(stop - _BLOCK, 0), stop) for stop in range(size, 0, -_BLOCK)]
+
+
+def _times(factors: Array, columns: Array) -> Array:
+    """The sum of columns [g, k, r], each times its factor [g, k]: [g, r]."""
+    return np.asarray((factors[:, None] @ columns)[:, 0])
 
 
 def _mean_diagonal(second: Array) -> Array:

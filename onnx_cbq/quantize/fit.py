@@ -5,16 +5,18 @@ Rows are independent, so the candidates of a row are simply more rows for the so
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.compensate import Box
-from onnx_cbq.quantize.grid import Channels, Grid, has_grid, quantize_rows, search_scale
+from onnx_cbq.quantize.grid import Channels, Grid, has_grid, quantize_rows, row_blocks, search_scale
 from onnx_cbq.quantize.problem import Problem
 from onnx_cbq.quantize.settings import RoundingConfig
 from onnx_cbq.records import WeightRules
+from onnx_cbq.system.workers import in_threads
 
 # Candidate scales as shares of the one that is best without compensation; with it, clipping further often pays.
 _SHARES = {1: (0.6, 0.75, 0.9, 1.0, 1.1), 2: (0.7, 0.8, 0.9, 1.0, 1.1), 3: (0.8, 0.9, 1.0, 1.1), 4: (0.85, 0.95, 1.05)}
@@ -22,6 +24,10 @@ _NO_CHOICE = (1.0,)
 _POWERS = (0.5, 1.0, 2.0)
 # From this width on one level more or less makes no difference, and only the mid-tread grid is tried.
 _ONE_GRID_BITS = 6
+# Rows by which choices are ruled out.
+_SAMPLE = 32
+# A kind of grid, True for mid-rise, and the number of a share of the scale.
+Choice = tuple[bool, int]
 # Rows that the solver works on at once.
 _CHUNK_BYTES = 128 << 20
 
@@ -54,13 +60,11 @@ def fit(problem: Problem, bits: Array, config: RoundingConfig) -> Fitted:
 
 def _fit(problem: Problem, bits: Array, config: RoundingConfig) -> tuple[Array, Array, Array]:
     """Codes int8 [g, r, n], scales [g, r] and errors [g, r] for bits [g, r]."""
-    candidates = _candidates(problem, bits)
-    count, (groups, rows) = len(candidates), bits.shape
-    # [K] of [g, r] -> [g, K r]
-    scale, mid_rise, valid = (np.concatenate(part, axis=1) for part in zip(*candidates, strict=True))
-    grid = Grid.of(scale, np.tile(bits, (1, count)), mid_rise)
-    many = replace(problem, aim=np.tile(problem.aim, (1, count, 1)))
-    levels, errors = many.compensate(grid.nearest, _box(many, grid, many.aim))
+    (groups, rows), tried = bits.shape, _choices(problem, bits)
+    if rows > _SAMPLE and len(tried) > config.candidates and not problem.rules.per_tensor:
+        tried = _best_choices(problem, bits, tried, config.candidates)
+    levels, errors, scale, mid_rise, valid = _compensated(problem, bits, tried)
+    count = len(tried)
     each = np.where(valid, errors, np.inf).reshape(groups, count, rows)
     if problem.rules.per_tensor:
         each = np.broadcast_to(each.sum(axis=(0, 2), keepdims=True), each.shape)
@@ -78,6 +82,30 @@ def _fit(problem: Problem, bits: Array, config: RoundingConfig) -> tuple[Array, 
         scale, error = np.where(better, new_scale, scale), np.where(better, new_error, error)
     codes = np.rint(levels / scale[:, :, None]).astype(np.int8)
     return codes, scale.astype(np.float32), error
+
+
+def _compensated(problem: Problem, bits: Array, tried: Sequence[Choice]) -> tuple[Array, Array, Array, Array, Array]:
+    """Levels [g, K r, n] of each row by each of K choices, and errors, scales, kinds and whether they may be, [g, K r]."""
+    # [K] of [g, r] -> [g, K r]
+    found = zip(*_candidates(problem, bits, tried), strict=True)
+    scale, mid_rise, valid = (np.concatenate(part, axis=1) for part in found)
+    grid = Grid.of(scale, np.tile(bits, (1, len(tried))), mid_rise)
+    many = replace(problem, aim=np.tile(problem.aim, (1, len(tried), 1)))
+    levels, errors = many.compensate(grid.nearest, _box(many, grid, many.aim))
+    return levels, np.where(valid, errors, np.inf), scale, mid_rise, valid
+
+
+def _best_choices(problem: Problem, bits: Array, tried: Sequence[Choice], most: int) -> list[Choice]:
+    """The choices that leave the least error where every row may have its best of them, judged by some of the rows."""
+    some = np.linspace(0, bits.shape[1] - 1, _SAMPLE).astype(np.int64)
+    errors = _compensated(problem.rows(some), bits[:, some], tried)[1].reshape(len(bits), len(tried), _SAMPLE)
+    kept: list[int] = []
+    left = np.full((len(bits), 1, _SAMPLE), np.inf)
+    for _ in range(most):
+        best = int(np.minimum(left, errors).sum(axis=(0, 2)).argmin())
+        kept.append(best)
+        left = np.minimum(left, errors[:, best : best + 1])
+    return [tried[index] for index in sorted(set(kept))]
 
 
 def _box(problem: Problem, grid: Grid, levels: Array) -> Box | None:
@@ -113,32 +141,48 @@ def _or_nearest(
     return one, two, three, four
 
 
-def _candidates(problem: Problem, bits: Array) -> list[tuple[Array, Array, Array]]:
-    """Scales, kind of grid and whether there is such a grid, each [g, r], to try for the rows."""
-    groups, rows, size = problem.aim.shape
-    aim, rules, lanes = problem.aim.reshape(-1, size), problem.rules, problem.lanes
-    weights = problem.column_weights().repeat(rows, axis=0)
-    widths = bits.reshape(-1)
-    kinds = (False, True) if int(widths.min()) < _ONE_GRID_BITS else (False,)
-    if rules.per_tensor and int(widths.min()) > 1:
+def _choices(problem: Problem, bits: Array) -> list[Choice]:
+    """The kinds of grid and shares of the scale to try for rows of `bits`, those of the widest choice for all."""
+    least = int(bits.min())
+    kinds = [
+        kind
+        for kind in ((False, True) if least < _ONE_GRID_BITS else (False,))
+        if has_grid(bits, mid_rise=kind, lanes=problem.lanes).any()
+    ]
+    if problem.rules.per_tensor and least > 1:
         kinds = kinds[:1]  # one scale means one grid
-    choices = [_shares(int(width), rules) for width in widths]
-    # A row with fewer choices than others in the layer tries its first ones again.
-    shares = np.array([np.resize(choice, max(map(len, choices))) for choice in choices], np.float32).T
-    found = []
-    for mid_rise in kinds:
-        scale = np.ones(len(aim), np.float32)
-        allowed = has_grid(widths, mid_rise=mid_rise, lanes=lanes)
-        for width in np.unique(widths[(widths > 0) & allowed]):
-            chosen = widths == width
-            searched = search_scale(
-                aim[chosen], weights[chosen], int(width), mid_rise=mid_rise, rules=rules, lanes=lanes
-            )
-            scale[chosen] = searched[1]
-        valid = allowed.reshape(bits.shape)
-        kind = np.full(bits.shape, mid_rise)
-        found += [((scale * share).reshape(groups, rows), kind, valid) for share in shares]
-    return found
+    count = max(len(_shares(int(width), problem.rules)) for width in np.unique(bits))
+    return [(kind, number) for kind in kinds for number in range(count)]
+
+
+def _candidates(problem: Problem, bits: Array, tried: Sequence[Choice]) -> Iterator[tuple[Array, Array, Array]]:
+    """Scales, kind of grid and whether there is such a grid, each [g, r], for each choice."""
+    widths = bits.reshape(-1)
+    # A row with fewer shares than others in the layer tries its first ones again.
+    shares = {int(width): _shares(int(width), problem.rules) for width in np.unique(widths)}
+    best: dict[bool, Array] = {}
+    for mid_rise, number in tried:
+        allowed = has_grid(widths, mid_rise=mid_rise, lanes=problem.lanes)
+        if mid_rise not in best:
+            scale = best[mid_rise] = np.ones(len(widths), np.float32)
+            for width in np.unique(widths[(widths > 0) & allowed]):
+                chosen = np.flatnonzero(widths == width)
+                scale[chosen] = _searched(problem, chosen, int(width), mid_rise=mid_rise)
+        share = np.array([shares[int(width)][number % len(shares[int(width)])] for width in widths], np.float32)
+        yield (best[mid_rise] * share).reshape(bits.shape), np.full(bits.shape, mid_rise), allowed.reshape(bits.shape)
+
+
+def _searched(problem: Problem, chosen: Array, bits: int, *, mid_rise: bool) -> Array:
+    """The best scales of some channels, by their numbers, on one grid without compensation."""
+    _, per_group, size = problem.aim.shape
+    aim, weights = problem.aim.reshape(-1, size), problem.column_weights()
+
+    def search(rows: Array) -> Array:
+        counted = weights[rows // per_group]
+        return search_scale(aim[rows], counted, bits, mid_rise=mid_rise, rules=problem.rules, lanes=problem.lanes)[1]
+
+    blocks = [slice(None)] if problem.rules.per_tensor else row_blocks((len(chosen), size))
+    return np.concatenate(list(in_threads(lambda block: search(chosen[block]), blocks)))
 
 
 def _shares(width: int, rules: WeightRules) -> tuple[float, ...]:

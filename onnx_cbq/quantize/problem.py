@@ -53,7 +53,7 @@ class Problem:
         """The weights of each part, and its metric."""
         return list(zip(part_slices(self.aim.shape[2]), self.metrics, strict=True))
 
-    def rows(self, chosen: slice) -> Problem:
+    def rows(self, chosen: slice | Array) -> Problem:
         """Some rows of every group."""
         return replace(self, aim=self.aim[:, chosen])
 
@@ -62,9 +62,9 @@ class Problem:
         return np.concatenate([_diagonal(metric, metric.matrix) for metric in self.metrics], axis=1)
 
     def compensated_weights(self) -> Array:
-        """What the error of each weight counts once the others make up for it: 1 / U_jj^2, [g, n]."""
+        """What the error of each weight counts once the others make up for it: L_jj^2, [g, n]."""
         return np.concatenate(
-            [1 / np.square(_diagonal(metric, metric.factor), dtype=np.float64) for metric in self.metrics], axis=1
+            [np.square(_diagonal(metric, metric.factor), dtype=np.float64) for metric in self.metrics], axis=1
         )
 
     def compensate(self, rounding: Rounding, box: Box | None = None) -> tuple[Array, Array]:

@@ -17,6 +17,8 @@ class RoundingConfig:
         order: columns by "falling" second moment, or in the order of the "file".
         refits: how often scales are fitted to the codes and the codes to the scales after compensation.
         sweeps: passes of coordinate descent per refit.
+        candidates: grids and scales that are rounded to in full for each channel at most, where there are many channels:
+            those that did best on some of them.
         rows: layer inputs that moments are taken over at most; with fewer samples than that, several positions of each.
         rows_per_weight: so many for each weight of a channel, if that is less.
         held_back: share of the samples that damping is chosen by; 0 for the least everywhere.
@@ -28,6 +30,7 @@ class RoundingConfig:
     order: str = "falling"
     refits: int = 3
     sweeps: int = 3
+    candidates: int = 10
     rows: int = 24_000
     rows_per_weight: int = 100
     held_back: float = 0.25
@@ -40,5 +43,5 @@ class RoundingConfig:
         check(self.order in ("falling", "file"), "order", '"falling" or "file"', self.order)
         for name in ("refits", "sweeps"):
             check(getattr(self, name) >= 0, name, "a number of at least 0", getattr(self, name))
-        for name in ("rows", "rows_per_weight", "passes"):
+        for name in ("candidates", "rows", "rows_per_weight", "passes"):
             check(getattr(self, name) > 0, name, "a number above 0", getattr(self, name))

@@ -15,6 +15,8 @@ from onnx_cbq.records import Layer
 from onnx_cbq.settings import MOST_BITS
 
 WIDTHS = MOST_BITS + 1
+# What is enough to compare widths by.
+_ROUGH = {"refits": 1, "sweeps": 1, "candidates": 2}
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,13 @@ class Table:
 
 
 def make_table(rows: Array, moments: Moments, config: RoundingConfig, layer: Layer | None = None) -> Table:
-    """Round weights [channels, n] to every width; scales are refitted once, which is enough to compare widths by.
+    """Round weights [channels, n] to every width, with as little search for scales as comparing widths needs.
 
     `layer` is whose they are; without it nothing is demanded of codes and scales.
 
     Cost: about 70 n multiplications per weight.
     """
-    config = replace(config, refits=min(config.refits, 1), sweeps=min(config.sweeps, 1))
+    config = replace(config, **{name: min(getattr(config, name), most) for name, most in _ROUGH.items()})
     problem = make_problem(rows, moments, config, layer)
     fitted = [fit(problem, np.full(len(rows), width, np.int8), config) for width in range(WIDTHS)]
     shifts = [mean_shift(moments, rows, f.channels.values, layer) for f in fitted]

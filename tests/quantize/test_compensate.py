@@ -180,18 +180,18 @@ def test_arguments_are_not_written_to() -> None:
     np.testing.assert_array_equal(found, kept_found)
 
 
-def test_the_factor_is_the_cholesky_factor_of_the_inverse() -> None:
+def test_the_factor_is_the_lower_cholesky_factor() -> None:
     """H^-1 = U^T U with U upper triangular, in the order of falling diagonals."""
     h = moments(12, groups=2)
     metric = make_metric(h, DAMPING)
     for g in range(2):
         order = metric.order[g]
         sorted_ = damped(h[g])[np.ix_(order, order)]
-        assert (np.diff(np.diag(h[g])[order]) <= 0).all()
+        assert (np.diff(np.diag(h[g])[order]) >= 0).all()
         np.testing.assert_allclose(metric.matrix[g], sorted_, rtol=1e-5)
-        u = metric.factor[g].astype(np.float64)
-        assert not np.tril(u, -1).any()
-        np.testing.assert_allclose(u.T @ u @ sorted_, np.eye(12), atol=1e-3)
+        lower = metric.factor[g].astype(np.float64)
+        assert not np.triu(lower, 1).any()
+        np.testing.assert_allclose(lower @ lower.T, sorted_, rtol=1e-4, atol=1e-5)
 
 
 def test_inputs_that_always_agree_need_no_more_damping() -> None:
