@@ -182,11 +182,11 @@ def squared_error(aim: Array, levels: Array, metric: Metric) -> Array:
 
 
 def best_factor(aim: Array, levels: Array, metric: Metric) -> Array:
-    """Numerator and denominator of the factor that brings each row of `levels` nearest to `aim`, [2, g, r]."""
+    """q H (a - q)^T and q H q^T of each row q of `levels`, [2, g, r]: what 1 + their ratio makes of q is nearest to a."""
     codes = _columns_first(levels, metric)
     weighted = metric.matrix @ codes
-    target = _columns_first(aim, metric)
-    return np.stack([np.einsum("gnr,gnr->gr", weighted, other, dtype=np.float64) for other in (target, codes)])
+    missed = _columns_first(aim, metric) - codes
+    return np.stack([np.einsum("gnr,gnr->gr", weighted, other, dtype=np.float64) for other in (missed, codes)])
 
 
 def cluster_sums(aim: Array, positions: Array, metric: Metric, weights: Array, count: int) -> tuple[Array, Array]:

@@ -14,13 +14,13 @@ where q was made of the moments of the other samples (Stone, 1974, cross-validat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from onnx_cbq.model import Array
-from onnx_cbq.quantize.compensate import Ordered, best_aim, compensate, in_order
+from onnx_cbq.quantize.compensate import best_aim, compensate, in_order
 from onnx_cbq.quantize.grid import Grid, search_scale
 from onnx_cbq.quantize.moments import Moments, part_slices
 from onnx_cbq.quantize.settings import RoundingConfig
@@ -29,8 +29,6 @@ from onnx_cbq.quantize.settings import RoundingConfig
 _MULTIPLES = (1, 4, 16, 64, 256)
 # What is rounded to choose by: so many channels of a group and groups, to so many bits.
 _CHANNELS, _GROUPS, _BITS = 32, 16, 3
-# Metrics that are held at once.
-_METRIC_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -56,32 +54,35 @@ def choose_dampings(rows: Array, moments: Moments, config: RoundingConfig) -> Da
         for whole, part in ((moments.second, held.second), (moments.cross, held.cross))
     )
     against = held.second[groups], w @ held.cross[groups]
-    tried = [least * multiple for multiple in _MULTIPLES]
-    aim, d_aim = w, least
+    dampings = [least * multiple for multiple in _MULTIPLES]
+    aim, of_aim = w, least
     if moments.cross is not moments.second:
-        errors = [_error(best_aim(w, second, cross, damping), *against) for damping in tried]
-        d_aim = tried[int(np.argmin(errors))]
-        aim = best_aim(w, second, cross, d_aim)
-    errors = [_error(levels, *against) for levels in _rounded(aim, second, tried, config)]
-    return Dampings(d_aim, tried[int(np.argmin(errors))])
-
-
-def _rounded(aim: Array, second: Array, tried: Sequence[float], config: RoundingConfig) -> Iterator[Array]:
-    """Levels for the aim [g, r, n] by each damping."""
-    groups, rows, size = aim.shape
-    flat = np.asarray(aim.reshape(-1, size), np.float32)
-    scale = search_scale(flat, None, _BITS, mid_rise=False)[1].reshape(groups, rows)
+        of_aim = _lowest(dampings, lambda damping: _error(best_aim(w, second, cross, damping), *against))
+        aim = best_aim(w, second, cross, of_aim)
     ordered = in_order(second, sort=config.order == "falling")
-    at_once = max(_METRIC_BYTES // second.nbytes, 1)
-    for start in range(0, len(tried), at_once):
-        some = tried[start : start + at_once]
-        many = (len(some), 1, 1)
-        repeated = Ordered(np.tile(ordered.order, many[:2]), np.tile(ordered.second, many))
-        metric = repeated.damped(np.repeat(some, groups))
-        shape = (len(some) * groups, rows)
-        grid = Grid.of(np.tile(scale, many[:2]), np.full(shape, _BITS), np.zeros(shape, bool))
-        levels, _ = compensate(np.tile(aim, many), metric, grid.nearest)
-        yield from levels.reshape(len(some), *aim.shape)
+    grid, aim = _grid(aim), aim.astype(np.float32)
+    of_rounding = _lowest(
+        dampings, lambda damping: _error(compensate(aim, ordered.damped(damping), grid.nearest)[0], *against)
+    )
+    return Dampings(of_aim, of_rounding)
+
+
+def _lowest(dampings: Sequence[float], error: Callable[[float], float]) -> float:
+    """The damping of least error, by descent from the middle one: errors fall to it and rise from there."""
+    errors = {place: error(dampings[place]) for place in (len(dampings) // 2, len(dampings) // 2 - 1)}
+    while True:
+        best = min(errors, key=errors.__getitem__)
+        beside = [place for place in (best - 1, best + 1) if 0 <= place < len(dampings) and place not in errors]
+        if not beside:
+            return dampings[best]
+        errors |= {place: error(dampings[place]) for place in beside}
+
+
+def _grid(aim: Array) -> Grid:
+    """Grids of `_BITS` bits for the rows [g, r, n]."""
+    flat = np.asarray(aim.reshape(-1, aim.shape[2]), np.float32)
+    scale = search_scale(flat, None, _BITS, mid_rise=False)[1].reshape(aim.shape[:2])
+    return Grid.of(scale, np.full(scale.shape, _BITS), np.zeros(scale.shape, bool))
 
 
 def _error(values: Array, second: Array, target: Array) -> float:

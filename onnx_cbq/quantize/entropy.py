@@ -85,7 +85,7 @@ def _fit(problem: Problem, scale: Array, prices: Array, config: RoundingConfig) 
         codes = np.rint(levels / scale[:, :, None])
     for _ in range(config.refits):
         lengths = code_lengths(codes)
-        scale = problem.refitted(levels, scale)
+        scale, _ = problem.refitted(levels, scale)
         box = _box(problem, codes)
         levels = problem.descend(codes * scale[:, :, None], _Rounder(scale, prices, lengths), config.sweeps, box)
         codes = np.rint(levels / scale[:, :, None])

@@ -73,10 +73,12 @@ def _fit(problem: Problem, bits: Array, config: RoundingConfig) -> tuple[Array, 
     levels = np.take_along_axis(levels, chosen[:, :, None], 1)
     levels, scale, mid_rise, error = _or_nearest(problem, bits, (levels, scale, mid_rise, error))
     for _ in range(config.refits):
-        new_scale = problem.refitted(levels, scale)
-        grid, start = Grid.of(new_scale, bits, mid_rise), levels * (new_scale / scale)[:, :, None]
-        moved = problem.descend(start, grid.nearest, config.sweeps, _box(problem, grid, start))
-        new_error = problem.error(moved)
+        new_scale, gain = problem.refitted(levels, scale)
+        moved, new_error = levels * (new_scale / scale)[:, :, None], error - gain
+        if config.sweeps:
+            grid = Grid.of(new_scale, bits, mid_rise)
+            moved = problem.descend(moved, grid.nearest, config.sweeps, _box(problem, grid, moved))
+            new_error = problem.error(moved)
         better = _better(problem, new_error, error)
         levels = np.where(better[:, :, None], moved, levels)
         scale, error = np.where(better, new_scale, scale), np.where(better, new_error, error)

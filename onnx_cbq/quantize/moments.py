@@ -74,6 +74,7 @@ class MomentSums:
 
     def __init__(self, *, centred: bool) -> None:
         self._centred = centred
+        self._waiting: list[tuple[Array | None, Array, Array, int]] = []
         self._parts: list[_Sums] = []
         self._held: _Sums | None = None
         self._means: list[Array] = []
@@ -90,25 +91,37 @@ class MomentSums:
     def add(self, aimed: Array, seen: Array, weights: Array, held: int = 0) -> None:
         """Count some of the rows: x `aimed` and x~ `seen`, float32 [groups, rows, n], each with its weight [rows].
 
-        The last `held` of them are of samples held back. Cost: 2 n multiplications per value, or 4 n where `seen` is
-        not `aimed`.
+        The last `held` of them are of samples held back. Rows wait until there are as many as weights: products of
+        many rows are fast, and their sums are added up less often. Cost: 2 n multiplications per value, or 4 n where
+        `seen` is not `aimed`. Memory: the rows that wait.
         """
-        kept, x = len(weights) - held, None if aimed is seen else aimed
-        for number, columns in enumerate(part_slices(seen.shape[2])):
-            found = [
-                _Sums.of(None if x is None else x[:, rows, columns], seen[:, rows, columns], weights[rows])
-                for rows in (slice(kept), slice(kept, None))
-            ]
-            if number == len(self._parts):
-                self._parts.append(_Sums.like(found[0]))
-            for sums in found:
-                self._parts[number].add(sums)
-            if held and number == 0:
-                self._held = self._held or _Sums.like(found[1])
-                self._held.add(found[1])
+        self._waiting.append((None if aimed is seen else aimed, seen, weights, held))
+        if sum(len(each) for _, _, each, _ in self._waiting) >= min(seen.shape[2], WIDEST):
+            self._count()
+
+    def _count(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for held in (False, True):
+            rows = [slice(len(w) - count, None) if held else slice(len(w) - count) for *_, w, count in waiting]
+            weights = np.concatenate([each[r] for (_, _, each, _), r in zip(waiting, rows, strict=True)])
+            if not len(weights):
+                continue
+            seen = np.concatenate([each[:, r] for (_, each, _, _), r in zip(waiting, rows, strict=True)], axis=1)
+            others = [each[:, r] for (each, *_), r in zip(waiting, rows, strict=True) if each is not None]
+            aimed = np.concatenate(others, axis=1) if others else None
+            for number, columns in enumerate(part_slices(seen.shape[2])):
+                found = _Sums.of(None if aimed is None else aimed[:, :, columns], seen[:, :, columns], weights)
+                if number == len(self._parts):
+                    self._parts.append(_Sums.like(found))
+                self._parts[number].add(found)
+                if held and number == 0:
+                    self._held = self._held or _Sums.like(found)
+                    self._held.add(found)
 
     def moments(self) -> Moments:
         """The moments of everything counted."""
+        if self._waiting:
+            self._count()
         found = [part.moments(centred=self._centred) for part in self._parts]
         second = tuple(h for h, _ in found)
         cross = tuple(c for _, c in found) if any(c is not h for h, c in found) else second

@@ -80,16 +80,19 @@ class Problem:
         found = [descend(self.aim[:, :, s], levels[:, :, s], m, rounding, sweeps, _part(box, s)) for s, m in self.parts]
         return np.concatenate(found, axis=2)
 
-    def refitted(self, levels: Array, scale: Array) -> Array:
-        """The scales of least error for the codes as they are, within the rules, [g, r]."""
+    def refitted(self, levels: Array, scale: Array) -> tuple[Array, Array]:
+        """The scales of least error for the codes as they are, within the rules, and what the error falls by, [g, r].
+
+        With q' = f q and r = a - q the error is r H r^T - 2 (f - 1) q H r^T + (f - 1)^2 q H q^T, least where
+        f - 1 = q H r^T / q H q^T.
+        """
         if self.rules.power_of_two:
-            return scale
+            return scale, np.zeros(scale.shape)
         parts = [best_factor(self.aim[:, :, s], levels[:, :, s], m) for s, m in self.parts]
         above, below = np.sum(parts, axis=0)
-        if self.rules.per_tensor:
-            above, below = (np.full_like(part, part.sum()) for part in (above, below))
-        factor = np.where((above > 0) & (below > 0), above / np.maximum(below, np.finfo(float).tiny), 1.0)
-        return np.asarray(scale * factor, np.float32)
+        num, den = (np.full_like(part, part.sum()) if self.rules.per_tensor else part for part in (above, below))
+        more = np.where((den > 0) & (num > -den), num / np.maximum(den, np.finfo(float).tiny), 0.0)
+        return np.asarray(scale * (1 + more), np.float32), 2 * more * above - np.square(more) * below
 
     def cluster_sums(self, positions: Array, weights: Array, count: int) -> tuple[Array, Array]:
         """The quadratic in values that weights share, by `positions` [g, r, n]; see `compensate.cluster_sums`."""

@@ -271,7 +271,7 @@ def test_the_best_factor_is_the_least_squares_one() -> None:
     metric = make_metric(h, DAMPING)
     found = compensate(a, metric, levels.nearest)[0] * np.float32(1.3)
     above, below = best_factor(a, found, metric)
-    best = above / below
+    best = 1 + above / below
     error = squared_error(a, found * best[:, :, None], metric)
     for other in (0.99, 1.01):
         assert (squared_error(a, found * (best * other)[:, :, None], metric) > error).all()

@@ -51,14 +51,15 @@ def close(values: Array, wanted: Array) -> None:
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("widest", [4608, 3], ids=["one-part", "parts"])
 @pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("batches", [4, 30], ids=["more-rows-than-weights", "rows-that-wait"])
 def test_streaming_gives_what_all_rows_at_once_do(
-    monkeypatch: pytest.MonkeyPatch, centred: bool, weighted: bool, widest: int, same: bool
+    monkeypatch: pytest.MonkeyPatch, centred: bool, weighted: bool, widest: int, batches: int, same: bool
 ) -> None:
     monkeypatch.setattr(moments, "WIDEST", widest)
     aimed = rows_of(0)
     seen = aimed if same else rows_of(1)
     weights = np.random.default_rng(2).uniform(0, 3, ROWS).astype(np.float32) if weighted else np.ones(ROWS, np.float32)
-    found = streamed(aimed, seen, weights, centred=centred)
+    found = streamed(aimed, seen, weights, centred=centred, batches=batches)
     mean_x, mean_y, second, cross = expected(aimed, seen, weights, centred=centred)
     slices = part_slices(SIZE)
     assert len(slices) == len(found.second) == len(found.cross) == (1 if widest > SIZE else 3)
