@@ -23,6 +23,8 @@ from onnx_cbq.model import Array
 from onnx_cbq.settings import check, check_kinds
 
 _BISECTIONS = 60
+# Nats of divergence that leave next to every prediction as it is: nothing that can be had below is worth a search.
+ENOUGH = 0.001
 # Whether what a plan loses on the first of the samples is enough to know that it is not wanted, [samples so far].
 Hopeless = Callable[[Array], bool]
 
@@ -45,11 +47,13 @@ class RateDistortionConfig:
         held_back: share of the calibration samples of each class that plans are measured on, and nothing else.
         exchanges: at most so many plans are measured while layers trade bits.
         certainty: standard errors by which a trade must lower the measured loss.
+        enough: a plan of at most so much measured loss, in nats, is not traded over.
         strengths: a trade multiplies the predicted losses of one layer by this, or divides them; one round for each.
     """
 
     held_back: float = 0.25
     exchanges: int = 60
+    enough: float = ENOUGH
     strengths: tuple[float, ...] = (2.0, 1.4)
     certainty: float = 2.0
 
@@ -57,6 +61,7 @@ class RateDistortionConfig:
         check_kinds(self)
         check(0 < self.held_back < 1, "held_back", "a number between 0 and 1", self.held_back)
         check(self.exchanges >= 0, "exchanges", "a number of at least 0", self.exchanges)
+        check(self.enough >= 0, "enough", "a number of at least 0", self.enough)
         check(self.certainty >= 0, "certainty", "a number of at least 0", self.certainty)
         check(all(s > 1 for s in self.strengths), "strengths", "numbers above 1", self.strengths)
 
@@ -179,7 +184,7 @@ def search_plan(
     for strength in config.strengths:
         for layer in range(len(factors)):
             for factor in (strength, 1 / strength):
-                if len(known) >= limit:
+                if len(known) >= limit or loss.mean() <= config.enough:
                     break
                 tried = factors.copy()
                 tried[layer] *= factor

@@ -5,7 +5,8 @@ An activation has one scale for all its channels, so a small channel gets few of
 worse. Which of the two counts for more is measured: the model with its activations on their grids, and every second
 layer of a pair rounded to the width asked for, runs over held-back samples with and without.
 
-First all pairs together, at each of a few strengths. If the best lowers the divergence beyond chance, each pair is left
+Where that loses nothing worth having without, nothing is equalized. Else all pairs together, first, at each of a few
+strengths. If the best lowers the divergence beyond chance, each pair is left
 out in turn, the least promising first, and stays out unless that raises the divergence beyond chance.
 """
 
@@ -27,7 +28,7 @@ from onnx_cbq.graph.normalise import normalise
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.model import Array, Model
 from onnx_cbq.records import ActivationGrid, Grouping, Layer, Layers, Plan
-from onnx_cbq.search.rate_distortion import saves
+from onnx_cbq.search.rate_distortion import ENOUGH, saves
 from onnx_cbq.settings import MOST_BITS
 from onnx_cbq.stages.activations import choose_grids
 from onnx_cbq.stages.compensation import fitting_plan, round_in_order, round_to_nearest
@@ -118,6 +119,9 @@ def _search(trials: _Trials, pairs: Sequence[Pair], weights: Array, progress: Pr
         return trials.losses(chosen, weights)
 
     base = losses({})
+    if base.mean() <= ENOUGH:
+        progress("equalize", total, total)
+        return float(base.mean()), float(base.mean()), {}
     together = {strength: losses(dict.fromkeys(pairs, strength)) for strength in STRENGTHS}
     best = min(STRENGTHS, key=lambda strength: float(together[strength].mean()))
     chosen, loss = dict.fromkeys(pairs, best), together[best]
@@ -150,9 +154,8 @@ class _Trials:
         between = {name for pair in pairs for name in pair.path}
         rest = [name for name in self._placement.measured if name not in between]
         self._grids = choose_grids(work, rest, few, settings.activations)
-        self._trials = {
-            s: _trial(work, settings, width, ranges, few, dict.fromkeys(pairs, s)) for s in (0.0, *STRENGTHS)
-        }
+        self._made: dict[float, _Trial] = {}
+        self._make = lambda strength: _trial(work, settings, width, ranges, few, dict.fromkeys(pairs, strength))
         groups = Grouping.single(work.class_names)
         samples = (work.samples, held.indices, batch_size(work.layers))
         outputs = work.logits, groups
@@ -163,11 +166,16 @@ class _Trials:
         grids = dict(self._grids)
         constants: dict[str, Array] = {}
         for pair in self._pairs:
-            trial = self._trials[chosen.get(pair, 0.0)]
+            trial = self._trial(chosen.get(pair, 0.0))
             grids |= trial.grids[pair]
             constants |= trial.constants[pair]
         model = equalized(self._model.with_constants(constants), _scales(self._ranges, chosen))
         return self._measure.run_instead(simulate_activations(model, self._placement, grids)).losses(weights)
+
+    def _trial(self, strength: float) -> _Trial:
+        if strength not in self._made:
+            self._made[strength] = self._make(strength)
+        return self._made[strength]
 
 
 def _trial(
