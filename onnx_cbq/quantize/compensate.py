@@ -182,7 +182,7 @@ def squared_error(aim: Array, levels: Array, metric: Metric) -> Array:
 
 
 def best_factor(aim: Array, levels: Array, metric: Metric) -> Array:
-    """q H (a - q)^T and q H q^T of each row q of `levels`, [2, g, r]: what 1 + their ratio makes of q is nearest to a."""
+    """q H (a - q)^T and q H q^T of each row q of `levels`, [2, g, r]: q times 1 + their ratio is nearest to a."""
     codes = _columns_first(levels, metric)
     weighted = metric.matrix @ codes
     missed = _columns_first(aim, metric) - codes

@@ -17,8 +17,8 @@ class RoundingConfig:
         order: columns by "falling" second moment, or in the order of the "file".
         refits: how often scales are fitted to the codes and the codes to the scales after compensation.
         sweeps: passes of coordinate descent per refit.
-        candidates: grids and scales that are rounded to in full for each channel at most, where there are many channels:
-            those that did best on some of them.
+        candidates: grids and scales that each channel is rounded to in full at most, where there are many long ones of
+            one width: those that did best on some of them.
         rows: layer inputs that moments are taken over at most; with fewer samples than that, several positions of each.
         rows_per_weight: so many for each weight of a channel, if that is less.
         held_back: share of the samples that damping is chosen by; 0 for the least everywhere.

@@ -16,7 +16,7 @@ from onnx_cbq.settings import MOST_BITS
 
 WIDTHS = MOST_BITS + 1
 # What is enough to compare widths by.
-_ROUGH = {"refits": 1, "sweeps": 0, "candidates": 2}
+_ROUGH = {"refits": 1, "sweeps": 0, "candidates": 3}
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,11 @@ class _Trials:
         rest = [name for name in self._placement.measured if name not in between]
         self._grids = choose_grids(work, rest, few, settings.activations)
         self._made: dict[float, _Trial] = {}
-        self._make = lambda strength: _trial(work, settings, width, ranges, few, dict.fromkeys(pairs, strength))
+
+        def make(strength: float) -> _Trial:
+            return _trial(work, settings, width, ranges, few, dict.fromkeys(pairs, strength))
+
+        self._make = make
         groups = Grouping.single(work.class_names)
         samples = (work.samples, held.indices, batch_size(work.layers))
         outputs = work.logits, groups

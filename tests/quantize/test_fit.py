@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx_cbq.model import Array
 from onnx_cbq.quantize import fit as module
 from onnx_cbq.quantize import moments
-from onnx_cbq.quantize.compensate import squared_error
+from onnx_cbq.quantize.compensate import Box, Rounding, squared_error
 from onnx_cbq.quantize.fit import fit
 from onnx_cbq.quantize.grid import quantize_rows
 from onnx_cbq.quantize.moments import Moments
@@ -66,6 +66,32 @@ def test_codes_of_any_mix_of_widths_fit_them(bits: list[int], seed: int, noise: 
         assert fits_bits(codes, int(width))
     np.testing.assert_array_equal(found.channels.bits, bits)
     np.testing.assert_allclose(found.error, error_of(problem, found.channels.values), rtol=1e-2, atol=1e-9)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+@pytest.mark.parametrize("size", [24, 288])
+def test_choices_that_did_best_on_some_channels_do_for_all_long_ones(
+    monkeypatch: pytest.MonkeyPatch, size: int, bits: int
+) -> None:
+    """Tables of wide layers would take minutes if every channel tried all grids and scales."""
+    rows = weights(100, size)
+    problem, widths = make_problem(rows, inputs(size), CONFIG), np.full(100, bits, np.int8)
+    best = fit(problem, widths, replace(CONFIG, refits=0)).error
+    tried: list[int] = []
+    compensate = Problem.compensate
+
+    def counted(self: Problem, rounding: Rounding, box: Box | None = None) -> tuple[Array, Array]:
+        tried.append(self.aim.shape[1])
+        return compensate(self, rounding, box)
+
+    monkeypatch.setattr(Problem, "compensate", counted)
+    found = fit(problem, widths, replace(CONFIG, refits=0, candidates=3)).error
+    if size < module._LONG:
+        np.testing.assert_array_equal(found, best)
+    else:
+        assert tried[-1] == 3 * 100
+        assert (found >= best * (1 - 1e-6)).all()
+        assert found.sum() < 1.02 * best.sum()
 
 
 def test_a_mix_of_widths_is_no_worse_than_each_alone() -> None:

@@ -235,6 +235,15 @@ def test_every_measured_plan_keeps_the_budget(budget: float, seed: int) -> None:
     assert found.loss <= min(found.measured.values())
 
 
+def test_nothing_is_traded_where_nobody_would_notice() -> None:
+    """60 plans of a net were measured at a divergence of 0.0002 nats."""
+    losses = truth()
+    wrong = {"wrong": losses * np.where(LAYER_OF == 2, 4.0, 1.0)[:, None]}
+    first = total(losses, allocate(wrong["wrong"], SIZES, 3.3))
+    found, _ = search(wrong, lambda bits: total(losses, bits), RateDistortionConfig(enough=first))
+    assert (found.tried, found.loss) == (0, first)
+
+
 def test_criteria_that_agree_are_measured_once() -> None:
     losses = truth()
     found, measure = search({"a": losses, "b": 2 * losses}, lambda _: 1.0, RateDistortionConfig(exchanges=0))
