@@ -163,13 +163,18 @@ def constants_of(layers: Iterable[Layer]) -> frozenset[str]:
 
 def final_ends(model: Model, pending: Collection[str]) -> tuple[str, ...]:
     """The tensors that depend on no constant of `pending` and are read by what does, in the order of the graph."""
-    changing: set[str] = set(pending)
-    ends: dict[str, None] = {}
+    changing = {*pending, *dependents(model, pending)}
+    read = dict.fromkeys(name for node in model.nodes if not changing.isdisjoint(node.input) for name in node.input)
+    return tuple(name for name in read if name and name not in changing and not model.is_constant(name))
+
+
+def dependents(model: Model, constants: Collection[str]) -> set[str]:
+    """The tensors that depend on some constants."""
+    found: set[str] = set()
     for node in model.nodes:
-        if not changing.isdisjoint(node.input):
-            changing.update(node.output)
-            ends.update((name, None) for name in node.input if name)
-    return tuple(name for name in ends if name not in changing and not model.is_constant(name))
+        if not found.isdisjoint(node.input) or any(name in constants for name in node.input):
+            found.update(node.output)
+    return found
 
 
 def begin_at(model: Model, known: dict[str, Array], outputs: Sequence[str]) -> Model:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +11,11 @@ import numpy as np
 from onnx_cbq.calibration.draw import Draw
 from onnx_cbq.calibration.samples import Indices, Samples
 from onnx_cbq.errors import ModelError
-from onnx_cbq.evidence.relay import Relay
+from onnx_cbq.evidence.relay import Relay, dependents
 from onnx_cbq.model import Array, Model
 from onnx_cbq.quantize.activations import Histogram
 from onnx_cbq.quantize.moments import Moments, MomentSums, combine, looked_up, white
-from onnx_cbq.quantize.patches import has_rows, input_rows, mean_row
+from onnx_cbq.quantize.patches import has_rows, input_rows, mean_output, mean_row, output_rows
 from onnx_cbq.quantize.settings import RoundingConfig
 from onnx_cbq.records import Layer, Layers, Seen, Use
 from onnx_cbq.runtime import Feeds, Session
@@ -129,14 +129,16 @@ def collect_moments(
 ) -> Mapping[str, Moments]:
     """Moments of the inputs of `layers` in the float `model`, by layer name.
 
-    `seen` is what they see instead of the model's tensors, None if the same. With `relay` both begin where the layers
-    before have left them. Memory: the moments, the tensors of one batch, and what the relay keeps.
+    `seen` is what they see instead of the model's tensors, None if the same; then what the branch lacks that a layer's
+    output is added to counts, too. With `relay` both begin where the layers before have left them. Memory: the moments,
+    the tensors of one batch, and what the relay keeps.
 
     Raises:
         ModelError: an input, or its square, is not finite.
     """
     relay = relay or Relay.of(run.samples, run.indices, run.size)
-    names = [use.activation for layer in layers for use in layer.uses]
+    branches = _branches(layers, dependents(model, relay.pending)) if seen is not None else {}
+    names = [*(use.activation for layer in layers for use in layer.uses), *branches.values()]
     aimed = relay.aimed.stretch(model, names, relay.pending)
     others = aimed
     if seen is not None:
@@ -158,7 +160,9 @@ def collect_moments(
                 if use.lookup is not None:
                     counts[layer.name] += _counts(layer, use, x, weights)
                 elif has_rows(layer):
-                    _add_rows(total, (layer, use, positions_of(layer, run), number), x, y, weights, held)
+                    branch = branches.get(layer.name)
+                    lost = values[branch] - found[seen.name(branch)] if seen and branch else None
+                    _add_rows(total, (layer, use, positions_of(layer, run), number), (x, y, lost), weights, held)
                 else:
                     squares[layer.name] += float(np.square(y, dtype=np.float64).mean()) * batch.count / len(run.indices)
     moments = {
@@ -194,20 +198,38 @@ def _counts(layer: Layer, use: Use, indices: Array, weights: Array) -> Array:
     return np.bincount(rows.reshape(-1), spread.reshape(-1), minlength=layer.channels)
 
 
+def _branches(layers: Sequence[Layer], pending: Collection[str]) -> dict[str, str]:
+    """The tensor that a layer's output is added to, by layer name; of layers that are used once.
+
+    Where it is `pending`, layers of that branch are still to come, and the last of them makes up for this one.
+    """
+    found = ((layer.name, layer.uses[0].beside) for layer in layers if len(layer.uses) == 1 and has_rows(layer))
+    return {name: beside for name, beside in found if beside is not None and beside not in pending}
+
+
 def _add_rows(
-    total: MomentSums, where: tuple[Layer, Use, int, int], x: Array, y: Array, weights: Array, held: int
+    total: MomentSums,
+    where: tuple[Layer, Use, int, int],
+    values: tuple[Array, Array, Array | None],
+    weights: Array,
+    held: int,
 ) -> None:
-    """Count rows of a batch whose last `held` samples are held back."""
+    """Count rows of a batch whose last `held` samples are held back: x, x~ and s - s~."""
     layer, use, positions, number = where
+    x, y, lost = values
     # Both see the same positions; every batch has its own.
     aimed = input_rows(layer, use, x, positions, np.random.default_rng(number))
     seen = aimed if y is x else input_rows(layer, use, y, positions, np.random.default_rng(number))
     with np.errstate(over="ignore", invalid="ignore"):
         rows = aimed.shape[1] // len(weights)
-        total.add(aimed, seen, np.repeat(weights, rows), held * rows)
+        missing = None if lost is None else output_rows(layer, use, lost, positions, np.random.default_rng(number))
+        total.add(aimed, seen, np.repeat(weights, rows), held * rows, missing)
         if use.bias is not None and weights.any():
             of_x = mean_row(layer, use, x, weights)
-            total.add_means(of_x, of_x if y is x else mean_row(layer, use, y, weights), float(weights.sum()))
+            means = [of_x, of_x if y is x else mean_row(layer, use, y, weights)]
+            if lost is not None:
+                means.append(mean_output(layer, use, lost, weights))
+            total.add_means(means, float(weights.sum()))
 
 
 class _Tensors:

@@ -99,7 +99,23 @@ def _use(model: Model, shapes: Shapes, node: NodeProto) -> Use | str:
         return reason
     assert batch_axis is not None
     sizes = _windows(node, shapes) if node.op_type in ("Conv", "ConvTranspose") else None
-    return Use(output, node.input[1 - index], index, bias, channel_axis, batch_axis, shapes[output], sizes)
+    beside = _beside(model, shapes, output) if node.op_type != "ConvTranspose" else None
+    return Use(
+        output, node.input[1 - index], index, bias, channel_axis, batch_axis, shapes[output], sizes, beside=beside
+    )
+
+
+def _beside(model: Model, shapes: Shapes, tensor: str) -> str | None:
+    """What is added to a tensor that nothing else reads, of the same shape; constants may be added in front."""
+    readers = model.consumers.get(tensor, ())
+    if len(readers) != 1 or tensor in model.outputs or readers[0].op_type not in ("Add", "Sum"):
+        return None
+    total, others = readers[0].output[0], [name for name in readers[0].input if name != tensor]
+    if len(others) != 1 or shapes[total] != shapes[tensor]:
+        return None
+    if model.is_constant(others[0]):
+        return _beside(model, shapes, total)
+    return others[0] if shapes[others[0]] == shapes[tensor] else None
 
 
 def _is_vector(model: Model, name: str) -> bool:

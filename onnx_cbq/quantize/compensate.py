@@ -96,14 +96,15 @@ def in_order(second: Array, *, sort: bool = True) -> Ordered:
     return Ordered(order, np.stack([part[o].take(o, axis=1) for part, o in zip(second, order, strict=True)]))
 
 
-def best_aim(rows: Array, second: Array, cross: Array, damping: float) -> Array:
-    """a = w (C + d) (H + d)^-1 for rows w [g, r, n]; the damping d, a share of H's mean diagonal, pulls a towards w.
+def best_aim(rows: Array, second: Array, wanted: Array, damping: float) -> Array:
+    """a = (t + w d) (H + d)^-1 for rows w [g, r, n]; the damping d, a share of H's mean diagonal, pulls a towards w.
 
-    It grows as in `make_metric`. Cost: n^3 / 3 multiplications per group, and 3 n per weight.
+    `wanted` is t = w C + M, what a H should be, [g, r, n]. The damping grows as in `make_metric`. Cost: n^3 / 3
+    multiplications per group, and 2 n per weight.
     """
     lower, damping_taken = _factorised(second, damping)
-    target = rows @ cross + rows * _ridge(second, damping_taken)[:, :, None]
-    solved = [cho_solve((part.T, False), w.T, check_finite=False).T for part, w in zip(lower, target, strict=True)]
+    target = wanted + rows * _ridge(second, damping_taken)[:, :, None]
+    solved = [cho_solve((part.T, False), t.T, check_finite=False).T for part, t in zip(lower, target, strict=True)]
     return np.ascontiguousarray(np.stack(solved))
 
 

@@ -4,11 +4,11 @@ With n weights per channel and not many more rows, H of the rows at hand says li
 up for each other on these rows do not on those. Damping, lambda added to the diagonal of H, is ridge regression. Of the
 shares lambda = d mean(diag H) that are tried, each of two is the one with the least error
 
-    E (w x - q x~)^2  =  q H q^T - 2 w C q^T + const,        H and C of the samples held back,
+    E (w x + s - q x~ - s~)^2  =  q H q^T - 2 (w C + M) q^T + const,     H, C and M of the samples held back,
 
 where q was made of the moments of the other samples (Stone, 1974, cross-validatory choice):
 
-- of the aim: q is a = w (C + lambda) (H + lambda)^-1 itself, which repairs what the layers in front have done;
+- of the aim: q is a = (w (C + lambda) + M) (H + lambda)^-1 itself, which repairs what the layers in front have done;
 - of rounding: q is a, rounded to a few bits column by column with compensation.
 """
 
@@ -49,16 +49,24 @@ def choose_dampings(rows: Array, moments: Moments, config: RoundingConfig) -> Da
         return Dampings(least, least)
     groups, channels = (_some(count, most) for count, most in zip(rows.shape, (_GROUPS, _CHANNELS), strict=False))
     w = rows[groups][:, channels][:, :, part_slices(rows.shape[2])[0]]
-    second, cross = (
-        (whole[0][groups] - held.share * part[groups]) / (1 - held.share)
-        for whole, part in ((moments.second, held.second), (moments.cross, held.cross))
-    )
+
+    def others(whole: Array, part: Array) -> Array:
+        return np.asarray((whole - held.share * part) / (1 - held.share))
+
+    second = others(moments.second[0][groups], held.second[groups])
+    wanted = w @ others(moments.cross[0][groups], held.cross[groups])
     against = held.second[groups], w @ held.cross[groups]
+    if held.missing is not None:
+        lost = held.missing[groups][:, channels]
+        wanted, against = (
+            wanted + others(moments.missing[0][groups][:, channels], lost),
+            (against[0], against[1] + lost),
+        )
     dampings = [least * multiple for multiple in _MULTIPLES]
     aim, of_aim = w, least
-    if moments.cross is not moments.second:
-        of_aim = _lowest(dampings, lambda damping: _error(best_aim(w, second, cross, damping), *against))
-        aim = best_aim(w, second, cross, of_aim)
+    if moments.cross is not moments.second or moments.missing:
+        of_aim = _lowest(dampings, lambda damping: _error(best_aim(w, second, wanted, damping), *against))
+        aim = best_aim(w, second, wanted, of_aim)
     ordered = in_order(second, sort=config.order == "falling")
     grid, aim = _grid(aim), aim.astype(np.float32)
     of_rounding = _lowest(
@@ -86,7 +94,7 @@ def _grid(aim: Array) -> Grid:
 
 
 def _error(values: Array, second: Array, target: Array) -> float:
-    """q H q^T - 2 w C q^T, summed."""
+    """q H q^T - 2 t q^T, summed, for the target t = w C + M."""
     return float(np.einsum("grn,grn->", values @ second - 2 * target, values))
 
 

@@ -8,7 +8,9 @@ the layer's output is off by w x - q x~, and over many rows
 
 so q is rounded towards a, the weights that best repair what the layers in front have done, in the metric H
 (Frantar et al., OPTQ, arXiv 2210.17323, for H; the aim a is the least-squares solution). Without quantized layers in
-front x~ = x and a = w.
+front x~ = x and a = w. Where the output is added to another branch s of a block, which has become s~, the sum is what
+counts: E (w x + s - q x~ - s~)^2 has the same form with a = (w C + M) H^-1, M = E (s - s~) x~^T, so the last layer of
+every block repairs what the blocks in front of it have left.
 
 Where a layer has more than `WIDEST` weights per channel, H is kept as blocks along its diagonal, as few and as even as
 possible. The moments of some of the samples are kept by themselves, too, for a choice that is to hold on other samples
@@ -17,6 +19,7 @@ possible. The moments of some of the samples are kept by themselves, too, for a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -32,11 +35,12 @@ UNSEEN = 0.1
 
 @dataclass(frozen=True)
 class Held:
-    """Moments of the samples held back, within the first part, float64 [groups, n, n], and their share of all rows."""
+    """Moments of the samples held back, within the first part, as in `Moments`, and their share of all rows."""
 
     second: Array
     cross: Array
     share: float
+    missing: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Moments:
         shares: how often each row of a table is looked up, adding up to 1, [channels]; None where all channels have a
             part in every output.
         held: what samples held back add to the first part; None if they are not known.
+        missing: M, float64 [groups, channels per group, n] for each part; empty where no branch lacks anything.
+        missing_mean: the mean of s - s~, [channels]; None likewise.
     """
 
     second: tuple[Array, ...]
@@ -60,6 +66,8 @@ class Moments:
     rows: int
     shares: Array | None = None
     held: Held | None = None
+    missing: tuple[Array, ...] = ()
+    missing_mean: Array | None = None
 
 
 def part_slices(width: int) -> tuple[slice, ...]:
@@ -74,48 +82,47 @@ class MomentSums:
 
     def __init__(self, *, centred: bool) -> None:
         self._centred = centred
-        self._waiting: list[tuple[Array | None, Array, Array, int]] = []
+        self._waiting: list[_Rows] = []
         self._parts: list[_Sums] = []
         self._held: _Sums | None = None
         self._means: list[Array] = []
         self._mean_weight = 0.0
 
-    def add_means(self, aimed: Array, seen: Array, weight: float) -> None:
-        """Count the means of all rows of x and of x~ in a part of the samples, [groups, n], that weighs so much."""
+    def add_means(self, means: Sequence[Array], weight: float) -> None:
+        """Count the means of all rows of x, of x~ and, where known, of s - s~ in samples that weigh so much.
+
+        Each [groups, ...].
+        """
         if not self._means:
-            self._means = [np.zeros(aimed.shape), np.zeros(seen.shape)]
-        for total, part in zip(self._means, (aimed, seen), strict=True):
+            self._means = [np.zeros(mean.shape) for mean in means]
+        for total, part in zip(self._means, means, strict=True):
             np.add(total, weight * part, out=total)
         self._mean_weight += weight
 
-    def add(self, aimed: Array, seen: Array, weights: Array, held: int = 0) -> None:
+    def add(self, aimed: Array, seen: Array, weights: Array, held: int = 0, missing: Array | None = None) -> None:
         """Count some of the rows: x `aimed` and x~ `seen`, float32 [groups, rows, n], each with its weight [rows].
 
         The last `held` of them are of samples held back. Rows wait until there are as many as weights: products of
         many rows are fast, and their sums are added up less often. Cost: 2 n multiplications per value, or 4 n where
         `seen` is not `aimed`. Memory: the rows that wait.
         """
-        self._waiting.append((None if aimed is seen else aimed, seen, weights, held))
-        if sum(len(each) for _, _, each, _ in self._waiting) >= min(seen.shape[2], WIDEST):
+        self._waiting.append(_Rows(None if aimed is seen else aimed, seen, missing, weights, held))
+        if sum(len(rows.weights) for rows in self._waiting) >= min(seen.shape[2], WIDEST):
             self._count()
 
     def _count(self) -> None:
         waiting, self._waiting = self._waiting, []
         for held in (False, True):
-            rows = [slice(len(w) - count, None) if held else slice(len(w) - count) for *_, w, count in waiting]
-            weights = np.concatenate([each[r] for (_, _, each, _), r in zip(waiting, rows, strict=True)])
-            if not len(weights):
+            rows = _Rows.joined([some.side(held=held) for some in waiting])
+            if not len(rows.weights):
                 continue
-            seen = np.concatenate([each[:, r] for (_, each, _, _), r in zip(waiting, rows, strict=True)], axis=1)
-            others = [each[:, r] for (each, *_), r in zip(waiting, rows, strict=True) if each is not None]
-            aimed = np.concatenate(others, axis=1) if others else None
-            for number, columns in enumerate(part_slices(seen.shape[2])):
-                found = _Sums.of(None if aimed is None else aimed[:, :, columns], seen[:, :, columns], weights)
+            for number, columns in enumerate(part_slices(rows.seen.shape[2])):
+                found = _Sums.of(rows, columns)
                 if number == len(self._parts):
-                    self._parts.append(_Sums.like(found))
+                    self._parts.append(found.nothing())
                 self._parts[number].add(found)
                 if held and number == 0:
-                    self._held = self._held or _Sums.like(found)
+                    self._held = self._held or found.nothing()
                     self._held.add(found)
 
     def moments(self) -> Moments:
@@ -123,72 +130,121 @@ class MomentSums:
         if self._waiting:
             self._count()
         found = [part.moments(centred=self._centred) for part in self._parts]
-        second = tuple(h for h, _ in found)
-        cross = tuple(c for _, c in found) if any(c is not h for h, c in found) else second
+        second = tuple(h for h, *_ in found)
+        cross = second if all(c is h for h, c, _ in found) else tuple(c for _, c, _ in found)
         means = [np.concatenate(kind, axis=1) for kind in zip(*(part.means() for part in self._parts), strict=True)]
         if self._means:
             means = [mean / self._mean_weight for mean in self._means]
         whole, held = self._parts[0], None
         if self._held is not None and 0 < self._held.weight < whole.weight:
-            held = Held(*self._held.moments(centred=self._centred), self._held.weight / whole.weight)
-        return Moments(second, cross, ((means[0], means[1]),), whole.rows, held=held)
+            of_held = self._held.moments(centred=self._centred)
+            held = Held(of_held[0], of_held[1], self._held.weight / whole.weight, of_held[2])
+        missing = tuple(m for *_, m in found if m is not None)
+        lost = means[2].reshape(-1) if missing and len(means) > 2 else None
+        return Moments(second, cross, ((means[0], means[1]),), whole.rows, None, held, missing, lost)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of x, None where x~ is x, of x~, and of s - s~, None if not known; [groups, rows, ...]."""
+
+    aimed: Array | None
+    seen: Array
+    missing: Array | None
+    weights: Array
+    held: int = 0
+
+    def side(self, *, held: bool) -> _Rows:
+        """Those held back, or the others."""
+        kept = len(self.weights) - self.held
+        chosen = slice(kept, None) if held else slice(kept)
+        aimed, seen, missing = (
+            None if some is None else some[:, chosen] for some in (self.aimed, self.seen, self.missing)
+        )
+        assert seen is not None
+        return _Rows(aimed, seen, missing, self.weights[chosen])
+
+    @staticmethod
+    def joined(some: Sequence[_Rows]) -> _Rows:
+        """All of them, one after another."""
+
+        def join(parts: Sequence[Array | None]) -> Array | None:
+            known = [part for part in parts if part is not None]
+            return np.concatenate(known, axis=1) if known else None
+
+        seen = np.concatenate([rows.seen for rows in some], axis=1)
+        weights = np.concatenate([rows.weights for rows in some])
+        return _Rows(join([rows.aimed for rows in some]), seen, join([rows.missing for rows in some]), weights)
 
 
 @dataclass
 class _Sums:
-    """Of rows, and of their weights: sums of x~ and of x, [groups, n], and of x~ x~^T and of x x~^T, [groups, n, n].
+    """Of rows, and of their weights: sums of x~, of x and of m = s - s~, [groups, n or channels], and of products.
 
-    Where x~ is x, the second of each is the first.
+    Those are x~ x~^T and x x~^T, [groups, n, n], and m x~^T, [groups, channels, n]. Where x~ is x, the second of each
+    is the first; where m is not known, it has no channels.
     """
 
     weight: float
     rows: int
     seen: Array
     aimed: Array
+    missing: Array
     second: Array
     cross: Array
+    lost: Array
 
     @staticmethod
-    def of(aimed: Array | None, seen: Array, weights: Array) -> _Sums:
-        """The sums over rows [groups, rows, n]; `aimed` is None if x~ is x."""
+    def of(rows: _Rows, columns: slice) -> _Sums:
+        """The sums over some of the columns."""
+        weights, seen = rows.weights, rows.seen[:, :, columns]
         weighted = seen if (weights == 1).all() else seen * weights[:, None]
         sum_of_seen, second = weights @ seen, weighted.swapaxes(1, 2) @ seen
-        if aimed is None:
+        missing = rows.seen[:, :, :0] if rows.missing is None else rows.missing
+        sum_of_missing, lost = weights @ missing, missing.swapaxes(1, 2) @ weighted
+        if rows.aimed is None:
             sum_of_aimed, cross = sum_of_seen, second
         else:
+            aimed = rows.aimed[:, :, columns]
             sum_of_aimed, cross = weights @ aimed, aimed.swapaxes(1, 2) @ weighted
-        return _Sums(float(weights.sum()), len(weights), sum_of_seen, sum_of_aimed, second, cross)
+        sums = sum_of_seen, sum_of_aimed, sum_of_missing
+        return _Sums(float(weights.sum()), len(weights), *sums, second, cross, lost)
 
-    @staticmethod
-    def like(sums: _Sums) -> _Sums:
-        """Nothing yet, in float64."""
-        seen, second = np.zeros(sums.seen.shape), np.zeros(sums.second.shape)
-        if sums.cross is sums.second:
-            return _Sums(0.0, 0, seen, seen, second, second)
-        return _Sums(0.0, 0, seen, np.zeros(sums.aimed.shape), second, np.zeros(sums.cross.shape))
+    def nothing(self) -> _Sums:
+        """No rows yet, in float64."""
+        seen, missing, second, lost = (
+            np.zeros(each.shape) for each in (self.seen, self.missing, self.second, self.lost)
+        )
+        if self.cross is self.second:
+            return _Sums(0.0, 0, seen, seen, missing, second, second, lost)
+        return _Sums(0.0, 0, seen, np.zeros(self.aimed.shape), missing, second, np.zeros(self.cross.shape), lost)
 
     def add(self, other: _Sums) -> None:
         """Count what `other` has, too."""
         self.weight, self.rows = self.weight + other.weight, self.rows + other.rows
-        np.add(self.seen, other.seen, out=self.seen)
-        np.add(self.second, other.second, out=self.second)
+        names = ["seen", "missing", "second", "lost"]
         if self.cross is not self.second:
-            np.add(self.aimed, other.aimed, out=self.aimed)
-            np.add(self.cross, other.cross, out=self.cross)
+            names += ["aimed", "cross"]
+        for name in names:
+            total = getattr(self, name)
+            np.add(total, getattr(other, name), out=total)
 
     def means(self) -> tuple[Array, Array]:
         """The means of x and of x~."""
         scale = 1.0 / max(self.weight, np.finfo(float).tiny)
         return self.aimed * scale, self.seen * scale
 
-    def moments(self, *, centred: bool) -> tuple[Array, Array]:
-        """H and C; one array if x~ is x."""
+    def moments(self, *, centred: bool) -> tuple[Array, Array, Array | None]:
+        """H, C, one array if x~ is x, and M, None if it is not known."""
         scale, (aimed, seen) = 1.0 / max(self.weight, np.finfo(float).tiny), self.means()
         less = seen if centred else np.zeros_like(seen)
-        second = self.second * scale - less[:, :, None] * less[:, None, :]
-        if self.cross is self.second:
-            return second, second
-        return second, self.cross * scale - aimed[:, :, None] * less[:, None, :]
+
+        def moment(product: Array, mean: Array) -> Array:
+            return np.asarray(product * scale - mean[:, :, None] * less[:, None, :])
+
+        second = moment(self.second, seen)
+        missing = moment(self.lost, self.missing * scale) if self.lost.size else None
+        return second, second if self.cross is self.second else moment(self.cross, aimed), missing
 
 
 def white(layer: Layer, mean_square: float) -> Moments:
@@ -215,7 +271,7 @@ def shared_out(values: Array) -> Array:
 
 
 def mean_shift(moments: Moments, rows: Array, quantized: Array, layer: Layer | None = None) -> list[Array]:
-    """For each use, the mean of w x - q x~ over the rows: what the bias takes up, [channels].
+    """For each use, the mean of w x + s - q x~ - s~ over the rows: what the bias takes up, [channels].
 
     Nothing where the outputs of `layer`, whose weights they are, must stay above 0: where they are small, a mean of
     large ones would take them below.
@@ -224,11 +280,12 @@ def mean_shift(moments: Moments, rows: Array, quantized: Array, layer: Layer | N
         return [np.zeros(len(rows)) for _ in moments.means]
     groups = len(moments.second[0])
     w, q = (values.reshape(groups, -1, values.shape[1]) for values in (rows, quantized))
-    return [(w @ aimed[:, :, None] - q @ seen[:, :, None]).reshape(-1) for aimed, seen in moments.means]
+    lost = 0.0 if moments.missing_mean is None else moments.missing_mean
+    return [(w @ aimed[:, :, None] - q @ seen[:, :, None]).reshape(-1) + lost for aimed, seen in moments.means]
 
 
 def combine(uses: list[Moments]) -> Moments:
-    """Moments of a layer from those of its uses, every row counting alike."""
+    """Moments of a layer from those of its uses, every row counting alike; of several, other branches count nothing."""
     if len(uses) == 1:
         return uses[0]
     rows = sum(use.rows for use in uses)

@@ -58,6 +58,18 @@ def input_rows(layer: Layer, use: Use, x: Array, positions: int, random: np.rand
     return taken.transpose(1, 0, 3, 2, 4).reshape(layer.groups, count * len(chosen), -1)
 
 
+def output_rows(layer: Layer, use: Use, z: Array, positions: int, random: np.random.Generator) -> Array:
+    """What `z`, of the shape of the use's output, holds at the positions whose rows `input_rows` gives.
+
+    -> [groups, rows, channels per group]. Not of a ConvTranspose or a recurrent node.
+    """
+    if use.windows is None:
+        return _vectors(layer, use, z, positions, random)
+    chosen = _choose(math.prod(use.windows.outputs), positions, random)
+    taken = z.reshape(len(z), layer.groups, layer.channels // layer.groups, -1)[..., chosen]
+    return taken.transpose(1, 0, 3, 2).reshape(layer.groups, len(z) * len(chosen), -1)
+
+
 def mean_row(layer: Layer, use: Use, x: Array, weights: Array) -> Array:
     """The mean of the rows under all output positions, float64 [groups, weights per channel].
 
@@ -71,6 +83,16 @@ def mean_row(layer: Layer, use: Use, x: Array, weights: Array) -> Array:
     transposed = layer.operator == "ConvTranspose"
     positions = math.prod(use.windows.inputs if transposed else use.windows.outputs)
     return np.asarray(input_rows(layer, use, mean, positions, np.random.default_rng(0)).mean(axis=1))
+
+
+def mean_output(layer: Layer, use: Use, z: Array, weights: Array) -> Array:
+    """The mean of `z`, of the shape of the use's output, over positions, and over samples by their weights [n].
+
+    -> float64 [groups, channels per group].
+    """
+    rows = output_rows(layer, use, z, position_count(use, layer.samples), np.random.default_rng(0))
+    of_samples = rows.reshape(layer.groups, len(weights), -1, rows.shape[2]).mean(axis=2, dtype=np.float64)
+    return np.asarray(weights @ of_samples / weights.sum())
 
 
 def _vectors(layer: Layer, use: Use, x: Array, positions: int, random: np.random.Generator) -> Array:

@@ -114,12 +114,13 @@ def make_problem(rows: Array, moments: Moments, config: RoundingConfig, layer: L
     chosen = choose_dampings(grouped, moments, config)
     metrics = tuple(make_metric(h, chosen.rounding, sort=config.order == "falling") for h in moments.second)
     rules, lanes, positive = (layer.rules, layer.lanes, layer.positive) if layer else (FREE, None, False)
-    if moments.cross is moments.second:
+    if moments.cross is moments.second and not moments.missing:
         return Problem(grouped.astype(np.float32), metrics, rules, lanes, positive)
-    parts = zip(part_slices(rows.shape[1]), moments.second, moments.cross, metrics, strict=True)
+    lost = moments.missing or (0.0,) * len(metrics)
+    parts = zip(part_slices(rows.shape[1]), moments.second, moments.cross, lost, metrics, strict=True)
     aim = [
-        best_aim(grouped[:, :, s], h, c, max(chosen.aim, metric.damping if metric.raised else 0))
-        for s, h, c, metric in parts
+        best_aim(grouped[:, :, s], h, grouped[:, :, s] @ c + m, max(chosen.aim, metric.damping if metric.raised else 0))
+        for s, h, c, m, metric in parts
     ]
     whole = np.concatenate(aim, axis=2).astype(np.float32)
     return Problem(np.maximum(whole, 0) if positive else whole, metrics, rules, lanes, positive)

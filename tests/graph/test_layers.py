@@ -84,6 +84,38 @@ def test_a_shared_weight_is_one_layer_with_two_uses() -> None:
     assert [use.output for use in found.layers[0].uses] == ["a", "y"]
 
 
+BESIDE = {
+    "branch": ([node("Add", "z s", "t")], "s"),
+    "branch-first": ([node("Add", "s z", "t")], "s"),
+    "behind-a-bias": ([node("Add", "z b", "u"), node("Sum", "u s", "t")], "s"),
+    "itself": ([node("Add", "z z", "t")], None),
+    "read-elsewhere": ([node("Add", "z s", "u"), node("Add", "u z", "t")], None),
+    "broadcast": ([node("ReduceMean", "s", "m", axes=[2, 3]), node("Add", "z m", "t")], None),
+    "multiplied": ([node("Mul", "z s", "t")], None),
+    "three": ([node("Sum", "z s x", "t")], None),
+}
+
+
+@pytest.mark.parametrize(("nodes", "expected"), BESIDE.values(), ids=BESIDE)
+def test_the_other_branch_is_what_alone_is_added(nodes: list[onnx.NodeProto], expected: str | None) -> None:
+    proto = make_model(
+        [node("Relu", "x", "s"), node("Conv", "x w", "z"), *nodes, node("Relu", "t", "y")],
+        {"x": ["N", 4, 5, 5]},
+        ["y"],
+        {"w": weights(4, 4, 1, 1), "b": weights(1, 4, 1, 1)},
+        opset=13,
+    )
+    (layer,) = layers_of(proto)
+    assert layer.uses[0].beside == expected
+
+
+def test_an_output_that_users_see_is_not_changed_for_a_branch() -> None:
+    """It would be off by what the branch lacks."""
+    nodes = [node("Relu", "x", "s"), node("Conv", "x w", "z"), node("Add", "z s", "y")]
+    proto = make_model(nodes, {"x": ["N", 4, 5, 5]}, ["y", "z"], {"w": weights(4, 4, 1, 1)})
+    assert layers_of(proto).layers[0].uses[0].beside is None
+
+
 def with_layer(
     nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray], shape: list[int | str]
 ) -> onnx.ModelProto:

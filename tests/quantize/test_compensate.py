@@ -243,7 +243,7 @@ def test_inputs_that_never_vary_are_no_error(seed: int) -> None:
     assert np.isfinite(found).all()
     assert np.isfinite(error).all()
     assert (error < 1e-6).all()
-    assert np.abs(best_aim(a, h, noise, metric.damping)).max() < 100
+    assert np.abs(best_aim(a, h, a @ noise, metric.damping)).max() < 100
 
 
 def test_a_matrix_that_is_no_moment_is_no_endless_loop() -> None:
@@ -257,13 +257,13 @@ def test_the_best_aim_is_the_least_squares_solution() -> None:
     seen = x + 0.3 * random.standard_normal(x.shape)
     w = aims(8, groups=2).astype(np.float64)
     second, cross = (np.einsum("grn,grm->gnm", left, seen) / 300 for left in (seen, x))
-    found = best_aim(w, second, cross, 0.0)
+    found = best_aim(w, second, w @ cross, 0.0)
     for g in range(2):
         solution = np.linalg.lstsq(seen[g], x[g] @ w[g].T, rcond=None)[0].T
         np.testing.assert_allclose(found[g], solution, atol=1e-9)
-    np.testing.assert_allclose(best_aim(w, second, second, DAMPING), w, atol=1e-9)
+    np.testing.assert_allclose(best_aim(w, second, w @ second, DAMPING), w, atol=1e-9)
     # Ever more damping leaves ever more of w as it is.
-    np.testing.assert_allclose(best_aim(w, second, cross, 1e9), w, atol=1e-6)
+    np.testing.assert_allclose(best_aim(w, second, w @ cross, 1e9), w, atol=1e-6)
 
 
 def test_the_best_factor_is_the_least_squares_one() -> None:

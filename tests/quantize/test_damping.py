@@ -54,6 +54,20 @@ def test_few_rows_are_trusted_less_than_many() -> None:
     assert error_elsewhere(few) < 0.8 * error_elsewhere(replace(few, held=None))
 
 
+def test_what_a_branch_lacks_on_these_samples_alone_is_not_repaired() -> None:
+    """Noise of the other branch that has nothing to do with the layer's inputs; some of 60 rows seem to predict it."""
+    x, _ = rows_of(60, 0, NOISE)
+    sums = MomentSums(centred=False)
+    noise = np.random.default_rng(5).standard_normal((1, 60, 24)).astype(np.float32)
+    sums.add(x, x.copy(), np.ones(60, np.float32), 15, 3 * noise)
+    moments, rows = sums.moments(), weights()
+    trusting, wary = (
+        np.square(make_problem(rows, each, CONFIG).aim[0] - rows).sum()
+        for each in (replace(moments, held=None), moments)
+    )
+    assert wary < 0.3 * trusting
+
+
 def test_the_least_is_taken_where_nothing_is_held_back() -> None:
     x, y = rows_of(60, 0, NOISE)
     found = choose_dampings(weights()[None], moments_of(x, y, held=0), CONFIG)

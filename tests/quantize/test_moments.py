@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -95,6 +97,43 @@ def test_the_last_rows_are_kept_by_themselves_too(monkeypatch: pytest.MonkeyPatc
     close(found.held.second, second[:, first, first])
     close(found.held.cross, cross[:, first, first])
     assert found.held.share == pytest.approx(10 / ROWS)
+
+
+@pytest.mark.parametrize("widest", [4608, 4], ids=["one-part", "parts"])
+@pytest.mark.parametrize("same", [True, False])
+def test_what_another_branch_lacks_is_counted_with_the_rows(
+    monkeypatch: pytest.MonkeyPatch, widest: int, *, same: bool
+) -> None:
+    """M = E m x~^T around the means, of all rows and of those held back, and the mean of m."""
+    monkeypatch.setattr(moments, "WIDEST", widest)
+    x = rows_of(0)
+    seen = x if same else rows_of(1)
+    missing = rows_of(2, 3)
+    weights = np.random.default_rng(2).uniform(0, 3, ROWS).astype(np.float32)
+    sums = MomentSums(centred=True)
+    for part, held in ((slice(0, 10), 0), (slice(10, 40), 10), (slice(40, ROWS), 0)):
+        given = x[:, part]
+        sums.add(given, given if same else seen[:, part], weights[part], held, missing[:, part])
+        of_rows = [np.average(each[:, part], axis=1, weights=weights[part]) for each in (x, seen, missing)]
+        sums.add_means(of_rows, float(weights[part].sum()))
+    found = sums.moments()
+
+    def moment(rows: slice) -> Array:
+        m, y, w = (each[:, rows].astype(np.float64) for each in (missing, seen, weights[None]))
+        m, y = (each - np.average(each, axis=1, weights=w[0])[:, None] for each in (m, y))
+        return np.asarray(np.einsum("r,grc,grn->gcn", w[0] / w.sum(), m, y))
+
+    for columns, got in zip(part_slices(SIZE), found.missing, strict=True):
+        close(got, moment(slice(None))[:, :, columns])
+    assert found.held is not None
+    assert found.held.missing is not None
+    close(found.held.missing, moment(slice(30, 40))[:, :, part_slices(SIZE)[0]])
+    assert found.missing_mean is not None
+    close(found.missing_mean, np.average(missing, axis=1, weights=weights).reshape(-1))
+    assert (found.cross is found.second) == same
+    w, q = np.random.default_rng(3).standard_normal((2, GROUPS * 3, SIZE)).astype(np.float32)
+    without = mean_shift(replace(found, missing_mean=None), w, q)[0]
+    close(mean_shift(found, w, q)[0], without + found.missing_mean)
 
 
 def test_rows_of_weight_0_do_not_count() -> None:

@@ -12,7 +12,7 @@ from onnx_cbq.graph.layers import find_layers
 from onnx_cbq.graph.load import load
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.model import Array, Model
-from onnx_cbq.quantize.patches import has_rows, input_rows, position_count
+from onnx_cbq.quantize.patches import has_rows, input_rows, mean_output, output_rows, position_count
 from onnx_cbq.records import Layer
 from onnx_cbq.runtime import Session
 from tests.graphs import make_model, node
@@ -130,6 +130,25 @@ def test_a_part_of_the_positions_is_the_same_part_for_every_sample_and_tensor(ca
     assert len(set(distances.argmin(axis=1).tolist())) == positions
     again = input_rows(layer, layer.uses[0], 2 * x, positions, np.random.default_rng(5))
     np.testing.assert_array_equal(again, 2 * rows)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("transposed")])
+@pytest.mark.parametrize("positions", [1, 3, EVERYTHING])
+def test_output_rows_stand_beside_the_rows_they_are_made_of(case: str, positions: int) -> None:
+    """What the other branch of a block lacks belongs to the positions that its layer's inputs are taken from."""
+    layer, model, x, expected = read(CASES[case])
+    (use,) = layer.uses
+    shape = [size or SAMPLES for size in model.inputs[0].shape or ()]
+    feeds = {"x": np.random.default_rng(9).standard_normal(shape).astype(np.float32)}
+    z = Session(model.with_graph(outputs=[use.output])).run(feeds)[use.output]
+    rows = input_rows(layer, use, x, positions, np.random.default_rng(5))
+    found = output_rows(layer, use, z, positions, np.random.default_rng(5))
+    assert found.shape == (layer.groups, rows.shape[1], layer.channels // layer.groups)
+    weights = layer.rows(model.weight(layer.weight)).reshape(len(rows), -1, rows.shape[2])
+    np.testing.assert_allclose(found, rows @ weights.swapaxes(1, 2), rtol=1e-4, atol=1e-5)
+    counted = np.random.default_rng(0).uniform(0, 2, SAMPLES).astype(np.float32)
+    wanted = np.average(expected.mean(axis=1), axis=0, weights=counted)
+    np.testing.assert_allclose(mean_output(layer, use, z, counted).reshape(-1), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_another_batch_has_other_positions() -> None:

@@ -19,7 +19,7 @@ from onnx_cbq.model import Array, Model
 from onnx_cbq.quantize.activations import Histogram, choose_grid
 from onnx_cbq.quantize.grid import quantize_rows
 from onnx_cbq.quantize.settings import RoundingConfig
-from onnx_cbq.records import Plan, Seen
+from onnx_cbq.records import Layers, Plan, Seen
 from onnx_cbq.records.grids import fits_bits
 from onnx_cbq.runtime import Session
 from onnx_cbq.stages import compensation as rounding
@@ -113,11 +113,12 @@ def test_codes_fit_the_plan_and_the_float_model_stays_as_it_was(exported: Export
 
 @pytest.mark.parametrize("name", ["residual", "depthwise"])
 def test_biases_take_up_the_mean_shift_of_every_output(exported: Exported, name: str) -> None:
-    """At 2 bits outputs are far off; on the calibration samples their means are not."""
+    """At 2 bits outputs are far off; on the calibration samples their means are not, nor those of sums of branches."""
     work = workload(exported, name)
     plan = uniform(work, 2)
     found = round_in_order(work.model, None, work.layers, fitting_plan(plan, CONFIG), run_over_all(work), CONFIG)
-    outputs = [use.output for layer in work.layers for use in layer.uses]
+    uses = [use for layer in work.layers for use in layer.uses]
+    outputs = [use.output if use.beside is None else work.model.consumers[use.output][0].output[0] for use in uses]
     exact = values(work.model, work, outputs)
     constants = found.constants(work.layers)
     corrected = values(work.model.with_constants(constants), work, outputs)
@@ -132,6 +133,28 @@ def test_biases_take_up_the_mean_shift_of_every_output(exported: Exported, name:
 
     assert max(shift(corrected[z], exact[z]) for z in outputs) < 1e-4
     assert max(shift(shifted[z], exact[z]) for z in outputs) > 0.05
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_the_last_layer_of_a_block_repairs_what_the_other_branch_has_lost(exported: Exported, bits: int) -> None:
+    work = workload(exported, "residual")
+    alone = Layers(
+        tuple(replace(layer, uses=tuple(replace(use, beside=None) for use in layer.uses)) for layer in work.layers)
+    )
+    assert alone != work.layers
+
+    ends = [use.output for layer in work.layers for use in layer.uses if use.beside is not None]
+    sums = list(dict.fromkeys(work.model.consumers[end][0].output[0] for end in ends))
+    assert len(sums) >= 2
+    exact = values(work.model, work, sums)
+
+    def errors(layers: Layers) -> Array:
+        plan, run = fitting_plan(uniform(work, bits), CONFIG), run_over_all(work)
+        constants = round_in_order(work.model, None, layers, plan, run, CONFIG).constants(layers)
+        found = values(work.model.with_constants(constants), work, sums)
+        return np.array([np.square(found[name] - exact[name]).mean() for name in sums])
+
+    assert (errors(work.layers) < 0.98 * errors(alone)).all()
 
 
 def test_deep_nets_share_passes(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
