@@ -185,6 +185,14 @@ def test_it_is_quantized_by_every_method(name: str, method: str) -> None:
     assert found.quantized.top1 > 80
 
 
+@pytest.mark.parametrize("bits", [6, 7])
+def test_more_bits_than_few_weights_can_take_do_not_cut_them_off(bits: float) -> None:
+    """A coder spends little on 144 weights however fine they are; spacings shrank until all codes were the last one."""
+    case = CASES["tokens"]
+    found = quantize(case.proto(), data_of(case), replace(QUICK, storage="archive", bits=bits))
+    assert found.quantized.top1 > 95
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_channels_are_scored(name: str) -> None:
     """A channel of the last layer is needed for its own class alone; a single one for both classes."""

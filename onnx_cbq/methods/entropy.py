@@ -125,13 +125,14 @@ def _round_at_rate(scene: Scene, spacings: SpacingEvidence, bits: float) -> tupl
     rows = {layer.name: layer.rows(work.model.weight(layer.weight)) for layer in work.layers}
     total = work.layers.size
 
-    # A spacing of four times the largest weight makes every code 0; a layer that nothing depends on would have any.
-    reach = {name: 4 * np.maximum(np.abs(row).max(axis=1), np.finfo(np.float32).tiny) for name, row in rows.items()}
+    # The largest weights. A spacing of four times these makes every code 0; a layer that nothing depends on would have
+    # any. One of less than a 127th cuts them off: a few weights cost fewer bits than asked for however fine they are.
+    largest = {name: np.maximum(np.abs(row).max(axis=1), np.finfo(np.float32).tiny) for name, row in rows.items()}
 
     def grids(tau: float) -> dict[str, tuple[Array, Array]]:
         found = {name: spacings_and_prices(costs[name], spacings.weights[name], tau) for name in costs}
         return {
-            name: (np.minimum(spacing, reach[name]), np.minimum(price, _LARGEST_PRICE))
+            name: (np.clip(spacing, largest[name] / LARGEST, 4 * largest[name]), np.minimum(price, _LARGEST_PRICE))
             for name, (spacing, price) in found.items()
         }
 

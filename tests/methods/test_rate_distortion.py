@@ -62,7 +62,7 @@ def test_without_trades_fewer_plans_are_measured(scene: Scene) -> None:
 
 def test_in_haste_layers_do_not_trade(scene: Scene) -> None:
     """Goals that try many budgets would take hours otherwise; the scene itself stays as it was."""
-    eager = RateDistortion(certainty=0)
+    eager = RateDistortion(certainty=0, enough=0)
     hasty, careful = (eager.plan(tried, 3) for tried in (scene.in_haste(), scene))
     assert report_of(hasty) == report_of(RateDistortion(exchanges=0).plan(scene, 3))
     assert report_of(careful).exchanges > 0
