@@ -51,5 +51,5 @@ def chunks_of_moments(work: Workload, run: Run) -> Iterator[Mapping[str, Moments
 def _moment_bytes(layer: Layer) -> int:
     groups = layer.groups if has_rows(layer) else 1
     first, *others = ((s.stop - s.start) ** 2 for s in part_slices(layer.weights_per_channel))
-    # The first part has moments of the samples held back beside it.
-    return int(8 * groups * (2 * first + sum(others)))
+    # The first part has moments of the samples held back beside it, and rows that wait, of float32.
+    return int(8 * groups * (2 * first + sum(others)) + 4 * layer.weights_per_channel * first**0.5 * groups)

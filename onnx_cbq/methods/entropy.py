@@ -15,7 +15,7 @@ from onnx_cbq.methods.rate import meet_rate, rate_note
 from onnx_cbq.methods.rate_distortion import layer_factors
 from onnx_cbq.methods.unmeasured import unmeasured_note
 from onnx_cbq.model import Array
-from onnx_cbq.quantize.entropy import LARGEST, code_bits, fit_entropy
+from onnx_cbq.quantize.entropy import LARGEST, code_bits, fit_entropy, spacings_within
 from onnx_cbq.quantize.grid import Channels
 from onnx_cbq.quantize.problem import Problem, make_problem
 from onnx_cbq.quantize.settings import RoundingConfig
@@ -125,16 +125,9 @@ def _round_at_rate(scene: Scene, spacings: SpacingEvidence, bits: float) -> tupl
     rows = {layer.name: layer.rows(work.model.weight(layer.weight)) for layer in work.layers}
     total = work.layers.size
 
-    # The largest weights. A spacing of four times these makes every code 0; a layer that nothing depends on would have
-    # any. One of less than a 127th cuts them off: a few weights cost fewer bits than asked for however fine they are.
-    largest = {name: np.maximum(np.abs(row).max(axis=1), np.finfo(np.float32).tiny) for name, row in rows.items()}
-
     def grids(tau: float) -> dict[str, tuple[Array, Array]]:
         found = {name: spacings_and_prices(costs[name], spacings.weights[name], tau) for name in costs}
-        return {
-            name: (np.clip(spacing, largest[name] / LARGEST, 4 * largest[name]), np.minimum(price, _LARGEST_PRICE))
-            for name, (spacing, price) in found.items()
-        }
+        return {name: (spacing, np.minimum(price, _LARGEST_PRICE)) for name, (spacing, price) in found.items()}
 
     def estimate(tau: float) -> float:
         return sum(code_bits(_nearest(rows[name], spacing)) for name, (spacing, _) in grids(tau).items()) / total
@@ -177,7 +170,8 @@ def _costs(evidence: Evidence, class_weights: Array) -> dict[str, Array]:
 
 
 def _nearest(rows: Array, spacings: Array) -> Array:
-    return np.clip(np.rint(rows / spacings[:, None]), -LARGEST, LARGEST).astype(np.int8)
+    within = spacings_within(rows, spacings)
+    return np.clip(np.rint(rows / within[:, None]), -LARGEST, LARGEST).astype(np.int8)
 
 
 def _problems(evidence: Evidence, config: RoundingConfig) -> Iterator[tuple[Layer, Problem]]:

@@ -52,7 +52,7 @@ class Metric:
         order: the columns, the last of which is rounded first, [g, n].
         matrix: H in that order, float32 [g, n, n].
         factor: L in that order, float32 [g, n, n].
-    damping: what was added to the diagonal, as a share of its mean; the largest of the groups.
+        damping: what was added to the diagonal, as a share of its mean; the largest of the groups.
         raised: whether that was more than what was asked for.
     """
 

@@ -59,14 +59,27 @@ def code_bits(codes: Array) -> float:
     return float(np.take_along_axis(code_lengths(codes), codes.astype(np.int64) + LARGEST, 1).sum())
 
 
+def spacings_within(rows: Array, spacings: Array) -> Array:
+    """Spacings [channels] for rows [channels, n]: 4 times the largest weight, where all codes are 0, down to a 127th.
+
+    A row that nothing depends on would have any; and a few weights cost little however fine they are, so that their
+    spacings could shrink until every code is the last one.
+    """
+    largest = np.maximum(np.abs(rows).max(axis=1), np.finfo(np.float32).tiny * LARGEST)
+    return np.clip(spacings, largest / LARGEST, 4 * largest)
+
+
 def fit_entropy(problem: Problem, spacings: Array, prices: Array, config: RoundingConfig) -> Fitted:
     """Round every channel with its spacing and price, both [channels]; the spacings are then refitted to the codes.
+
+    They are brought within what the aims can use (`spacings_within`).
 
     Cost: some 5 n multiplications per weight.
     """
     groups, rows, size = problem.aim.shape
     chunk = max(_CHUNK_BYTES // (4 * groups * (4 * size + 2 * LARGEST)), 1)
-    grouped = [np.asarray(part, np.float32).reshape(groups, rows) for part in (spacings, prices)]
+    within = spacings_within(problem.aim.reshape(-1, size), spacings)
+    grouped = [np.asarray(part, np.float32).reshape(groups, rows) for part in (within, prices)]
     parts = []
     for start in range(0, rows, chunk):
         s = slice(start, start + chunk)

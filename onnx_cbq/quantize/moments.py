@@ -56,7 +56,9 @@ class Moments:
         shares: how often each row of a table is looked up, adding up to 1, [channels]; None where all channels have a
             part in every output.
         held: what samples held back add to the first part; None if they are not known.
-        missing: M, float64 [groups, channels per group, n] for each part; empty where no branch lacks anything.
+        missing: M, float64 [groups, channels per group, n] of the only part; empty where no branch lacks anything,
+            where there are more parts, each of which would repair the same, and where no samples were held back to
+            tell what of it holds for others.
         missing_mean: the mean of s - s~, [channels]; None likewise.
     """
 
@@ -106,6 +108,8 @@ class MomentSums:
         many rows are fast, and their sums are added up less often. Cost: 2 n multiplications per value, or 4 n where
         `seen` is not `aimed`. Memory: the rows that wait.
         """
+        if seen.shape[2] > WIDEST:
+            missing = None
         self._waiting.append(_Rows(None if aimed is seen else aimed, seen, missing, weights, held))
         if sum(len(rows.weights) for rows in self._waiting) >= min(seen.shape[2], WIDEST):
             self._count()
@@ -140,6 +144,7 @@ class MomentSums:
             of_held = self._held.moments(centred=self._centred)
             held = Held(of_held[0], of_held[1], self._held.weight / whole.weight, of_held[2])
         missing = tuple(m for *_, m in found if m is not None)
+        missing = missing if held is not None else ()
         lost = means[2].reshape(-1) if missing and len(means) > 2 else None
         return Moments(second, cross, ((means[0], means[1]),), whole.rows, None, held, missing, lost)
 
@@ -172,6 +177,8 @@ class _Rows:
             known = [part for part in parts if part is not None]
             return np.concatenate(known, axis=1) if known else None
 
+        if len(some) == 1:
+            return some[0]
         seen = np.concatenate([rows.seen for rows in some], axis=1)
         weights = np.concatenate([rows.weights for rows in some])
         return _Rows(join([rows.aimed for rows in some]), seen, join([rows.missing for rows in some]), weights)

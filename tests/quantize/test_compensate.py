@@ -181,7 +181,7 @@ def test_arguments_are_not_written_to() -> None:
 
 
 def test_the_factor_is_the_lower_cholesky_factor() -> None:
-    """H^-1 = U^T U with U upper triangular, in the order of falling diagonals."""
+    """H = L L^T with L lower triangular, in the order of rising diagonals."""
     h = moments(12, groups=2)
     metric = make_metric(h, DAMPING)
     for g in range(2):

@@ -90,6 +90,16 @@ def test_a_huge_price_leaves_nothing_and_a_tiny_step_stays_in_int8() -> None:
     assert np.abs(finest.astype(int)).max() <= LARGEST
 
 
+def test_a_spacing_that_its_row_cannot_use_is_brought_within() -> None:
+    """By what is aimed at: a row of zeros may have to repair what another branch has lost."""
+    case = problem()
+    power = (case.aim[0].astype(np.float64) ** 2).sum(axis=1)
+    for size in (1e-38, 1e30):
+        found = fit_entropy(case, constant(size), constant(0.0), CONFIG).channels
+        off = (np.square(found.values - case.aim[0].astype(np.float64))).sum(axis=1)
+        assert (off < 1e-3 * power).all() if size < 1 else not found.codes.any()
+
+
 def test_groups_are_rounded_as_if_alone() -> None:
     case = problem(6, groups=3)
     spacings = np.linspace(0.5, 1.5, 18).astype(np.float32)
