@@ -163,16 +163,16 @@ def constants_of(layers: Iterable[Layer]) -> frozenset[str]:
 
 def final_ends(model: Model, pending: Collection[str]) -> tuple[str, ...]:
     """The tensors that depend on no constant of `pending` and are read by what does, in the order of the graph."""
-    changing = {*pending, *dependents(model, pending)}
+    changing = dependents(model, pending)
     read = dict.fromkeys(name for node in model.nodes if not changing.isdisjoint(node.input) for name in node.input)
     return tuple(name for name in read if name and name not in changing and not model.is_constant(name))
 
 
 def dependents(model: Model, constants: Collection[str]) -> set[str]:
-    """The tensors that depend on some constants."""
-    found: set[str] = set()
+    """Some constants, and the tensors that depend on them."""
+    found = set(constants)
     for node in model.nodes:
-        if not found.isdisjoint(node.input) or any(name in constants for name in node.input):
+        if not found.isdisjoint(node.input):
             found.update(node.output)
     return found
 

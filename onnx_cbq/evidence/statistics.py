@@ -174,7 +174,7 @@ def collect_moments(
         for layer in layers
     }
     for layer in layers:
-        if not all(np.isfinite(part).all() for part in (*moments[layer.name].second, *moments[layer.name].cross)):
+        if not all(np.isfinite(part).all() for part in moments[layer.name].matrices):
             raise ModelError(
                 f"tensor {layer.uses[0].activation!r}, the input of layer {layer.name!r}, holds values too large to be "
                 f"squared in float32; use --rounding nearest --method uniform, or scale the samples"

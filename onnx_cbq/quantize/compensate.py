@@ -131,7 +131,7 @@ def _ridge(second: Array, damping: float | Array) -> Array:
 def compensate(aim: Array, metric: Metric, rounding: Rounding, box: Box | None = None) -> tuple[Array, Array]:
     """Levels for the rows `aim` [g, r, n], and the error of each row in the metric, [g, r].
 
-    Cost: n multiplications per weight.
+    Cost: n / 2 multiplications per weight.
     """
     target, bounds, factor = _columns_first(aim, metric), _bounds(box, metric), metric.factor
     groups, size, rows = target.shape

@@ -42,7 +42,8 @@ class Dampings:
 def choose_dampings(rows: Array, moments: Moments, config: RoundingConfig) -> Dampings:
     """The best on the samples held back for weights [groups, rows, n]; the least where none were.
 
-    Cost: 2 n^3 / 3 multiplications for each that is tried, of the weights of the first part.
+    Cost: n^3 / 3 multiplications for each of the three or four that are tried, of the weights of the first part; twice
+    that where there is anything to repair.
     """
     held, least = moments.held, config.damping
     if held is None:
@@ -76,7 +77,7 @@ def choose_dampings(rows: Array, moments: Moments, config: RoundingConfig) -> Da
 
 
 def _lowest(dampings: Sequence[float], error: Callable[[float], float]) -> float:
-    """The damping of least error, by descent from the middle one: errors fall to it and rise from there."""
+    """The damping of least error, by descent from the middle one: errors are taken to have one minimum."""
     errors = {place: error(dampings[place]) for place in (len(dampings) // 2, len(dampings) // 2 - 1)}
     while True:
         best = min(errors, key=errors.__getitem__)

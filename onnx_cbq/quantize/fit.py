@@ -42,7 +42,7 @@ class Fitted:
 
 
 def fit(problem: Problem, bits: Array, config: RoundingConfig) -> Fitted:
-    """Round every channel to its bits [channels]. Cost: some 10 to 40 n multiplications per weight.
+    """Round every channel to its bits [channels]. Cost: some 10 to 20 n multiplications per weight.
 
     The errors never exceed those of rounding to nearest with the scale that is best for that. A row of zeros that
     would get 1 bit, where there is no zero, gets 0 bits.

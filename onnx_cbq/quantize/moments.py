@@ -14,7 +14,8 @@ every block repairs what the blocks in front of it have left.
 
 Where a layer has more than `WIDEST` weights per channel, H is kept as blocks along its diagonal, as few and as even as
 possible. The moments of some of the samples are kept by themselves, too, for a choice that is to hold on other samples
-(see `damping`); of the first block, which stands for all. Memory: two float64 matrices per block and group, and two.
+(see `damping`); of the first block, which stands for all. Memory: two float64 matrices per block and group, and two;
+while they are collected, as many float32 rows as there are weights, too.
 """
 
 from __future__ import annotations
@@ -70,6 +71,11 @@ class Moments:
     held: Held | None = None
     missing: tuple[Array, ...] = ()
     missing_mean: Array | None = None
+
+    @property
+    def matrices(self) -> tuple[Array, ...]:
+        """All second moments."""
+        return (*self.second, *self.cross, *self.missing)
 
 
 def part_slices(width: int) -> tuple[slice, ...]:

@@ -54,7 +54,7 @@ def make_table(rows: Array, moments: Moments, config: RoundingConfig, layer: Lay
 
     `layer` is whose they are; without it nothing is demanded of codes and scales.
 
-    Cost: about 70 n multiplications per weight.
+    Cost: about 30 n multiplications per weight.
     """
     config = replace(config, **{name: min(getattr(config, name), most) for name, most in _ROUGH.items()})
     problem = make_problem(rows, moments, config, layer)

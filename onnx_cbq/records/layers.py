@@ -69,7 +69,7 @@ class Use:
     output_shape: tuple[int, ...]  # of z, measured
     windows: Windows | None = None  # of a Conv or ConvTranspose
     lookup: Lookup | None = None  # of a table
-    beside: str | None = None  # the other branch: what is added to z, alone or behind a bias, and nothing else reads z
+    beside: str | None = None  # the other branch: what is added to z, perhaps behind a bias; nothing else reads z
 
 
 @dataclass(frozen=True)

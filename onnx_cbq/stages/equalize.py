@@ -6,14 +6,15 @@ worse. Which of the two counts for more is measured: the model with its activati
 layer of a pair rounded to the width asked for, runs over held-back samples with and without.
 
 Where that loses nothing worth having without, nothing is equalized. Else all pairs together, first, at each of a few
-strengths. If the best lowers the divergence beyond chance, each pair is left
-out in turn, the least promising first, and stays out unless that raises the divergence beyond chance.
+strengths. If the best lowers the divergence beyond chance, each pair is left out in turn, the least promising first,
+and stays out unless that raises the divergence beyond chance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 
@@ -154,12 +155,12 @@ class _Trials:
         between = {name for pair in pairs for name in pair.path}
         rest = [name for name in self._placement.measured if name not in between]
         self._grids = choose_grids(work, rest, few, settings.activations)
-        self._made: dict[float, _Trial] = {}
 
-        def make(strength: float) -> _Trial:
+        @cache
+        def trial(strength: float) -> _Trial:
             return _trial(work, settings, width, ranges, few, dict.fromkeys(pairs, strength))
 
-        self._make = make
+        self._trial = trial
         groups = Grouping.single(work.class_names)
         samples = (work.samples, held.indices, batch_size(work.layers))
         outputs = work.logits, groups
@@ -175,11 +176,6 @@ class _Trials:
             constants |= trial.constants[pair]
         model = equalized(self._model.with_constants(constants), _scales(self._ranges, chosen))
         return self._measure.run_instead(simulate_activations(model, self._placement, grids)).losses(weights)
-
-    def _trial(self, strength: float) -> _Trial:
-        if strength not in self._made:
-            self._made[strength] = self._make(strength)
-        return self._made[strength]
 
 
 def _trial(
