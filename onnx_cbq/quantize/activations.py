@@ -15,6 +15,7 @@ import numpy as np
 from onnx_cbq.model import Array
 from onnx_cbq.records import UNSIGNED, ActivationGrid, ActivationRules
 
+Response = Callable[[Array], Array]
 _LOG2_HALF = 12
 _HALF = 1 << _LOG2_HALF
 # The reciprocal of the narrowest bin is a float32.
@@ -68,12 +69,16 @@ class Histogram:
 
 
 def choose_grid(
-    histogram: Histogram, bits: int = 8, criterion: str = "mse", rules: ActivationRules = UNSIGNED
+    histogram: Histogram,
+    bits: int = 8,
+    criterion: str = "mse",
+    rules: ActivationRules = UNSIGNED,
+    response: Response | None = None,
 ) -> ActivationGrid:
     """The grid of `bits` bits for what the histogram counted, within the rules; 0 is always a level.
 
-    The criterion is one of `RANGES`. Values that are never negative get the lowest code as zero point, unless it must
-    be 0. Cost: a few milliseconds.
+    The criterion is one of `RANGES`; squared errors are those of `response`, what is made of the values ([n] -> [n]).
+    Values that are never negative get the lowest code as zero point, unless it must be 0. Cost: a few milliseconds.
     """
     make = _Maker(bits, rules)
     used = np.flatnonzero(histogram.counts)
@@ -82,7 +87,8 @@ def choose_grid(
     counts = histogram.counts[used]
     centres = (used - _HALF + 0.5) * 2.0**histogram.exponent
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
-    return make(*RANGES[criterion](counts, centres, (low, high), make))
+    seen = _Seen(counts, centres, _finite(response, centres) or _unchanged)
+    return make(*RANGES[criterion](seen, (low, high), make))
 
 
 def join_grids(grids: Sequence[ActivationGrid], rules: ActivationRules = UNSIGNED) -> ActivationGrid:
@@ -117,42 +123,61 @@ class _Maker:
 
 
 @dataclass(frozen=True)
-class _Errors:
-    """Squared errors of grids for counted values, from running sums: sum c (v - x)^2 = sum c x^2 + v (v n - 2 s).
-
-    Of the values x that are nearest to a level v only their number n and sum s are needed.
+class _Seen:
+    """Values that were counted, and what is made of them.
 
     Attributes:
-        centres: of the bins, ascending: [bins].
-        number, total: of the values in front of each bin, and behind the last: [bins + 1].
-        power: sum of the squares of all.
+        counts, centres: of the bins, ascending: [bins].
+        response: values -> what is made of each.
     """
 
+    counts: Array
     centres: Array
+    response: Response
+
+
+@dataclass(frozen=True)
+class _Errors:
+    """Squared errors of grids for counted values: sum c (f(v) - f(x))^2 = sum c f(x)^2 + f(v) (f(v) n - 2 s).
+
+    f is the response. Of the values x that are nearest to a level v only their number n and the sum s of their f(x) are
+    needed, which are differences of running sums.
+
+    Attributes:
+        seen: the values x, in bins.
+        number, total: n and s of the values in front of each bin, and behind the last: [bins + 1].
+        power: sum of the squares of all f(x).
+    """
+
+    seen: _Seen
     number: Array
     total: Array
     power: float
 
     @staticmethod
-    def of(counts: Array, centres: Array) -> _Errors:
-        number, total = (np.concatenate([[0.0], np.cumsum(part)]) for part in (counts, counts * centres))
-        return _Errors(centres, number, total, float(counts @ np.square(centres)))
+    def of(seen: _Seen) -> _Errors:
+        becomes = seen.response(seen.centres)
+        number, total = (np.concatenate([[0.0], np.cumsum(part)]) for part in (seen.counts, seen.counts * becomes))
+        return _Errors(seen, number, total, float(seen.counts @ np.square(becomes)))
 
     def least(self, grids: Sequence[ActivationGrid]) -> int:
         """Which of grids of the same codes has the least; the first of those that differ by rounding alone."""
         scale = np.array([[grid.scale] for grid in grids])
         codes = np.arange(grids[0].bottom, grids[0].top + 1)
         levels = (codes - np.array([[grid.zero_point] for grid in grids])) * scale  # [grids, levels]
-        behind = np.searchsorted(self.centres, levels[:, :-1] + scale / 2)
-        at = np.pad(behind, ((0, 0), (1, 1)), constant_values=((0, 0), (0, len(self.centres))))
+        behind = np.searchsorted(self.seen.centres, levels[:, :-1] + scale / 2)
+        at = np.pad(behind, ((0, 0), (1, 1)), constant_values=((0, 0), (0, len(self.seen.centres))))
         number, total = np.diff(self.number[at]), np.diff(self.total[at])
-        errors = self.power + (levels * (levels * number - 2 * total)).sum(axis=1)
+        becomes = self.seen.response(levels)
+        errors = self.power + (becomes * (becomes * number - 2 * total)).sum(axis=1)
         return int(np.argmin(np.rint(errors / (_ALIKE * self.power))))
 
 
-def _least_error(counts: Array, centres: Array, ends: tuple[float, float], make: _Maker) -> tuple[float, float]:
+def _least_error(seen: _Seen, ends: tuple[float, float], make: _Maker) -> tuple[float, float]:
     """The range of least squared error within `ends`; the two ends move in turn, or together if 0 is in the middle."""
-    errors = _Errors.of(counts, centres)
+    errors = _Errors.of(seen)
+    if not errors.power:
+        return ends
 
     def best(ranges: Sequence[tuple[float, float]]) -> tuple[float, float]:
         return ranges[errors.least([make(*both) for both in ranges])]
@@ -172,26 +197,38 @@ def _least_error(counts: Array, centres: Array, ends: tuple[float, float], make:
     return found
 
 
-def _middle(counts: Array, centres: Array, ends: tuple[float, float], _: _Maker) -> tuple[float, float]:
+def _middle(seen: _Seen, ends: tuple[float, float], _: _Maker) -> tuple[float, float]:
     """The middle 99.99 % of the values; of a few thousand all but one at either end."""
     low, high = ends
-    rank, total = np.cumsum(counts), int(counts.sum())
+    centres, rank, total = seen.centres, np.cumsum(seen.counts), int(seen.counts.sum())
     cut = max(int(_TAIL * total), int(total >= _FEWEST_CUT))
     low = max(low, min(float(centres[np.searchsorted(rank, cut, side="right")]), 0.0)) if low < 0 else 0.0
     return low, min(high, max(float(centres[np.searchsorted(rank, total - cut)]), 0.0))
 
 
-def _all(_counts: Array, _centres: Array, ends: tuple[float, float], _: _Maker) -> tuple[float, float]:
+def _all(_seen: _Seen, ends: tuple[float, float], _: _Maker) -> tuple[float, float]:
     """All values."""
     return ends
 
 
 # How the range of a grid is found within the ends of what was seen.
-RANGES: Mapping[str, Callable[[Array, Array, tuple[float, float], _Maker], tuple[float, float]]] = {
+RANGES: Mapping[str, Callable[[_Seen, tuple[float, float], _Maker], tuple[float, float]]] = {
     "mse": _least_error,
     "percentile": _middle,
     "minmax": _all,
 }
+
+
+def _unchanged(values: Array) -> Array:
+    return values
+
+
+def _finite(response: Response | None, centres: Array) -> Response | None:
+    """A response whose values can be summed, else None: the squares of exp(x) may be infinite."""
+    if response is None:
+        return None
+    with np.errstate(over="ignore"):
+        return response if np.isfinite(np.square(response(centres))).all() else None
 
 
 def _merge_pairs(counts: Array) -> Array:

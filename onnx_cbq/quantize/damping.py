@@ -25,8 +25,9 @@ from onnx_cbq.quantize.grid import Grid, search_scale
 from onnx_cbq.quantize.moments import Moments, part_slices
 from onnx_cbq.quantize.settings import RoundingConfig
 
-# Dampings that are tried, as multiples of the least.
-_MULTIPLES = (1, 4, 16, 64, 256)
+# Dampings that are tried, as multiples of the least; at the last an aim is w itself, to five digits.
+_OF_AIM = (1, 8, 64, 512, 4096, 1 << 24)
+_OF_ROUNDING = (1, 4, 16, 64, 256)
 # What is rounded to choose by: so many channels of a group and groups, to so many bits.
 _CHANNELS, _GROUPS, _BITS = 32, 16, 3
 
@@ -63,28 +64,27 @@ def choose_dampings(rows: Array, moments: Moments, config: RoundingConfig) -> Da
             wanted + others(moments.missing[0][groups][:, channels], lost),
             (against[0], against[1] + lost),
         )
-    dampings = [least * multiple for multiple in _MULTIPLES]
     aim, of_aim = w, least
     if moments.cross is not moments.second or moments.missing:
-        of_aim = _lowest(dampings, lambda damping: _error(best_aim(w, second, wanted, damping), *against))
+        of_aim = least * _lowest(_OF_AIM, lambda m: _error(best_aim(w, second, wanted, least * m), *against))
         aim = best_aim(w, second, wanted, of_aim)
     ordered = in_order(second, sort=config.order == "falling")
     grid, aim = _grid(aim), aim.astype(np.float32)
-    of_rounding = _lowest(
-        dampings, lambda damping: _error(compensate(aim, ordered.damped(damping), grid.nearest)[0], *against)
+    of_rounding = least * _lowest(
+        _OF_ROUNDING, lambda m: _error(compensate(aim, ordered.damped(least * m), grid.nearest)[0], *against)
     )
     return Dampings(of_aim, of_rounding)
 
 
-def _lowest(dampings: Sequence[float], error: Callable[[float], float]) -> float:
-    """The damping of least error, by descent from the middle one: errors are taken to have one minimum."""
-    errors = {place: error(dampings[place]) for place in (len(dampings) // 2, len(dampings) // 2 - 1)}
+def _lowest(multiples: Sequence[int], error: Callable[[int], float]) -> int:
+    """The multiple of least error, by descent from the middle one: errors are taken to have one minimum."""
+    errors = {place: error(multiples[place]) for place in (len(multiples) // 2, len(multiples) // 2 - 1)}
     while True:
         best = min(errors, key=errors.__getitem__)
-        beside = [place for place in (best - 1, best + 1) if 0 <= place < len(dampings) and place not in errors]
+        beside = [place for place in (best - 1, best + 1) if 0 <= place < len(multiples) and place not in errors]
         if not beside:
-            return dampings[best]
-        errors |= {place: error(dampings[place]) for place in beside}
+            return multiples[best]
+        errors |= {place: error(multiples[place]) for place in beside}
 
 
 def _grid(aim: Array) -> Grid:

@@ -9,6 +9,7 @@ from onnx_cbq.calibration.draw import Draw
 from onnx_cbq.evidence.scoring import batch_size
 from onnx_cbq.evidence.statistics import collect_histograms
 from onnx_cbq.evidence.workload import Workload
+from onnx_cbq.graph.responses import find_response
 from onnx_cbq.quantize.activations import RANGES, choose_grid, join_grids
 from onnx_cbq.records import ActivationGrid, ActivationRules
 from onnx_cbq.settings import MOST_BITS, check, check_kinds, either
@@ -43,7 +44,8 @@ def choose_grids(
     histograms = collect_histograms(work.model, tensors, work.samples, drawn, batch_size(work.layers), progress)
     widths, rules = work.widths(settings.bits), work.target.activation
     grids = {
-        name: choose_grid(histogram, widths[name], settings.range, rules) for name, histogram in histograms.items()
+        name: choose_grid(histogram, widths[name], settings.range, rules, find_response(work.model, name))
+        for name, histogram in histograms.items()
     }
     for group in work.placement.alike:
         grids |= _joined({name: grids[name] for name in sorted(group) if name in grids}, work, rules)

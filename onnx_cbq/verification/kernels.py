@@ -8,6 +8,7 @@ more, and the first that is has a name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from onnx_cbq.system.temporary import temporary_folder
 
 # How far a code may be off, since both ways of computing it round.
 MOST_CODES = 1
+# Share of codes that rounding moves by one at most: fewer numbers lie near enough to the middle of two.
+MOVED = 1e-3
 # Outputs in float that are computed from the same codes, relative to the largest.
 TOLERANCE = 1e-4
 
@@ -39,16 +42,28 @@ class Deviation:
         node: what computes it.
         tensor: the codes.
         distance: by how many codes the farthest is off.
-        share: of the codes, how many are off by more than what was allowed, in [0, 1].
+        off: how many of all its `numbers` are off by more than what was allowed.
     """
 
     node: str
     tensor: str
     distance: int
-    share: float
+    off: int
+    numbers: int
+
+    @property
+    def is_rounding(self) -> bool:
+        """Whether rounding explains it: by one code, and so many numbers as may well lie next to the middle of two.
+
+        With the mean m of how many are moved by chance, m + 5 sqrt(m) + 5 are hardly ever passed, however few numbers
+        there are.
+        """
+        mean = MOVED * self.numbers
+        return self.distance <= MOST_CODES and self.off <= mean + 5 * math.sqrt(mean) + 5
 
     def __str__(self) -> str:
-        return f"{self.node} is off by up to {self.distance} codes in {self.share:.3%} of its numbers"
+        share = f"{self.off:,} of its {self.numbers:,} numbers"
+        return f"{self.node} is off by up to {self.distance} codes in {share}"
 
 
 def check_kernels(path: Path, feeds: Feeds) -> None:
@@ -89,8 +104,8 @@ def deviations(model: Model, feeds: Feeds, most: int = MOST_CODES) -> list[Devia
     for name, source in makers.items():
         off = np.abs(plain[_again(name)].astype(np.int32) - fused[name].astype(np.int32))
         if off.max(initial=0) > most:
-            share = float((off > most).mean())
-            found.append(Deviation(_maker(model, source), name, int(off.max()), share))
+            number = int(np.count_nonzero(off > most))
+            found.append(Deviation(_maker(model, source), name, int(off.max()), number, off.size))
     if not found:
         _check_outputs(model, fused, plain)
     return found

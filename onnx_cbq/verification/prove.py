@@ -33,15 +33,14 @@ from onnx_cbq.targets.reading import QdqFile
 from onnx_cbq.targets.running import Run
 from onnx_cbq.targets.target import Target
 from onnx_cbq.verification.comparison import Comparison, Fidelity, compare
-from onnx_cbq.verification.kernels import MOST_CODES, Deviation, check_kernels, deviations
+from onnx_cbq.verification.kernels import Deviation, check_kernels, deviations
 from onnx_cbq.verification.verify import check_equal, check_file, check_sizes
 
 # Samples that the whole path is tried on, and that kernels are looked at on.
 _TRIED, _LOOKED_AT = 3, 16
 _LOOKED_AT_BYTES = 4 << 20
-# Batches whose kernels are looked at where predictions differ, and the share of codes that rounding may move by one:
-# fewer numbers than one in a thousand lie near enough to the middle of two.
-_BATCHES_AGAIN, _MOVED = 4, 1e-3
+# Batches whose kernels are looked at where predictions differ.
+_BATCHES_AGAIN = 4
 # The width of the trial: its codes, up to 63, fit everywhere.
 _TRIAL_BITS = 7
 # A latency this many times that of the float model is slower.
@@ -212,7 +211,7 @@ def _unlike(found: Fidelity, path: Path, work: Workload) -> tuple[str, ...]:
         f"samples ({found.share:.2f} %; {found.gained} and {found.lost} of them rightly)"
     )
     off = _off_by_rounding(path, work)
-    first = next((one for one in off if one.distance > MOST_CODES or one.share > _MOVED), None)
+    first = next((one for one in off if not one.is_rounding), None)
     if first is not None or not found.is_even:
         shown = first or next(iter(off), None)
         where = "" if shown is None else f"; the first layer that deviates, {shown}"

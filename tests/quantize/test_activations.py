@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from onnx_cbq.model import Array
 from onnx_cbq.quantize import activations
-from onnx_cbq.quantize.activations import Histogram, choose_grid, join_grids
+from onnx_cbq.quantize.activations import Histogram, Response, choose_grid, join_grids
 from onnx_cbq.records import ActivationGrid, ActivationRules
 
 HALF = 4096
@@ -157,6 +157,42 @@ def test_an_end_is_the_best_of_those_that_are_tried() -> None:
 
     scales = [float(np.float32(share * histogram.high / 15)) for share in np.linspace(0.02, 1.0, 99)]
     assert choose_grid(histogram, 4).scale == min(scales, key=error)
+
+
+def hard_sigmoid(values: Array) -> Array:
+    return np.asarray(np.clip(np.asarray(values, np.float64) / 6 + 0.5, 0, 1))
+
+
+def hard_swish(values: Array) -> Array:
+    return np.asarray(values * hard_sigmoid(values))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("response", [hard_sigmoid, hard_swish])
+def test_errors_count_by_what_becomes_of_the_values(response: Response, bits: int) -> None:
+    """Half of the codes were spent on the flat sides of gates. Against all ranges, by each value's own error."""
+    values = np.random.default_rng(0).normal(-3, 6, 4000).astype(np.float32)
+
+    def error_behind(grid: ActivationGrid) -> float:
+        codes = np.clip(np.rint(values / grid.scale) + grid.zero_point, 0, grid.top)
+        levels = (codes - grid.zero_point) * grid.scale
+        return float(np.mean((response(levels) - response(values)) ** 2))
+
+    def ranged(low: float, high: float) -> ActivationGrid:
+        scale = (high - low) / (2**bits - 1)
+        return ActivationGrid(scale, round(-low / scale), bits)
+
+    found = error_behind(choose_grid(histogram_of(values), bits, response=response))
+    ends = [(low, high) for low in np.linspace(-25, -0.1, 60) for high in np.linspace(0.1, 20, 60)]
+    assert found < 1.1 * min(error_behind(ranged(*both)) for both in ends)
+    assert found < 0.5 * error_behind(choose_grid(histogram_of(values), bits))
+
+
+@pytest.mark.parametrize("response", [np.zeros_like, lambda values: np.exp(np.square(values) * 99)])
+def test_a_response_that_says_nothing_leaves_a_grid_that_works(response: Response) -> None:
+    """A gate that is shut for all samples, and one whose numbers have no finite squares."""
+    values = draw("normal")
+    assert error(values, choose_grid(histogram_of(values), response=response)) < 1e-2
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

@@ -54,6 +54,18 @@ def test_few_rows_are_trusted_less_than_many() -> None:
     assert error_elsewhere(few) < 0.8 * error_elsewhere(replace(few, held=None))
 
 
+def test_what_is_no_function_of_the_inputs_is_not_repaired() -> None:
+    """The last digit of 8-bit activations, and few rows: aims that followed it were worse than no repair.
+
+    x~ is x and noise of a hundredth, so w itself is within 1 % of the best aim there is.
+    """
+    x, _ = rows_of(60, 0, 0.0)
+    noise = np.random.default_rng(5).standard_normal(x.shape).astype(np.float32) * np.float32(0.01 * x.std())
+    rows = weights()
+    aim = make_problem(rows, moments_of(x, x + noise, held=15), CONFIG).aim[0]
+    assert np.square(aim - rows).sum() < 1e-3 * np.square(rows).sum()
+
+
 def test_what_a_branch_lacks_on_these_samples_alone_is_not_repaired() -> None:
     """Noise of the other branch that has nothing to do with the layer's inputs; some of 60 rows seem to predict it."""
     x, _ = rows_of(60, 0, NOISE)

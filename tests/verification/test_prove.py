@@ -166,9 +166,9 @@ def predicting(monkeypatch: pytest.MonkeyPatch, found: Fidelity, *off: Deviation
 @pytest.mark.parametrize(
     ("found", "off"),
     [
-        (Fidelity(500, 20, 1, 19), Deviation("Conv c", "x", 1, 1e-5)),  # one is better than the other
-        (Fidelity(500, 80, 3, 4), Deviation("Conv c", "x", 2, 1e-5)),  # what MOST_CODES refuses, on other samples
-        (Fidelity(500, 80, 3, 4), Deviation("Conv c", "x", 1, 0.3)),  # a kernel that rounds down
+        (Fidelity(500, 20, 1, 19), Deviation("Conv c", "x", 1, 1, 10_000)),  # one is better than the other
+        (Fidelity(500, 80, 3, 4), Deviation("Conv c", "x", 2, 1, 10_000)),  # what MOST_CODES refuses, on other samples
+        (Fidelity(500, 80, 3, 4), Deviation("Conv c", "x", 1, 3_000, 10_000)),  # a kernel that rounds down
     ],
 )
 def test_graphs_that_predict_differently_are_refused(
@@ -181,7 +181,7 @@ def test_graphs_that_predict_differently_are_refused(
 
 def test_a_net_that_enlarges_rounding_is_written_with_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     """A deep net of random weights was refused after minutes, with every code within one of what the file says."""
-    predicting(monkeypatch, Fidelity(500, 80, 3, 4), Deviation("Conv c", "x", 1, 1e-5))
+    predicting(monkeypatch, Fidelity(500, 80, 3, 4), Deviation("Conv c", "x", 1, 1, 10_000))
     result = quantize(DIGITS_MODEL, DIGITS_CARD, UNIFORM)
     assert len(notes_of(result, "different classes for 80 of 500 samples (16.00 %; 3 and 4 of them rightly)")) == 1
 
