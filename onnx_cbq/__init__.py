@@ -26,6 +26,8 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from onnx_cbq.evidence.settings import ScoringConfig
+    from onnx_cbq.jobs.compare import compare
+    from onnx_cbq.jobs.compare_result import Compared, CompareResult, Disagreement
     from onnx_cbq.jobs.data_free import DataFreeConfig, DataFreeResult
     from onnx_cbq.jobs.evaluate import evaluate
     from onnx_cbq.jobs.inspect import check
@@ -50,10 +52,13 @@ __all__ = [
     "CalibrationSet",
     "CbqConfig",
     "CheckResult",
+    "CompareResult",
+    "Compared",
     "ConfigError",
     "DataFreeConfig",
     "DataFreeResult",
     "DifferentiableConfig",
+    "Disagreement",
     "Evaluation",
     "EvaluationResult",
     "LayerScores",
@@ -76,6 +81,7 @@ __all__ = [
     "VerificationError",
     "archive",
     "check",
+    "compare",
     "evaluate",
     "make_steps",
     "quantize",
@@ -92,10 +98,13 @@ _WHERE = {
     "CalibrationSet": "onnx_cbq.calibration",
     "CbqConfig": "onnx_cbq.search.cbq",
     "CheckResult": "onnx_cbq.jobs.result",
+    "CompareResult": "onnx_cbq.jobs.compare_result",
+    "Compared": "onnx_cbq.jobs.compare_result",
     "ConfigError": "onnx_cbq.errors",
     "DataFreeConfig": "onnx_cbq.jobs.data_free",
     "DataFreeResult": "onnx_cbq.jobs.data_free",
     "DifferentiableConfig": "onnx_cbq.search.widths",
+    "Disagreement": "onnx_cbq.jobs.compare_result",
     "Evaluation": "onnx_cbq.records",
     "EvaluationResult": "onnx_cbq.jobs.result",
     "LayerScores": "onnx_cbq.records",
@@ -118,6 +127,7 @@ _WHERE = {
     "VerificationError": "onnx_cbq.errors",
     "archive": "onnx_cbq.storage.archive",
     "check": "onnx_cbq.jobs.inspect",
+    "compare": "onnx_cbq.jobs.compare",
     "evaluate": "onnx_cbq.jobs.evaluate",
     "make_steps": "onnx_cbq.jobs.step",
     "quantize": "onnx_cbq.jobs.quantize",

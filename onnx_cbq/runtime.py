@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import onnx
@@ -42,17 +42,35 @@ class EndlessRunError(ModelError):
     """A run on a few samples did not end in time, and another would not either."""
 
 
+class Runnable(Protocol):
+    """What runs like a `Session`."""
+
+    @property
+    def samples(self) -> int | None:
+        """How many samples it takes at a time, None for any."""
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Run once; returns the named outputs (all by default)."""
+
+
 class Session:
     """A model ready to run on the CPU.
 
     `model` is a `Model` record (its weights are handed over without being copied or serialised), the path of a file, or
-    its content. With `float_weights`, weights stored as integers become float once, and not on every run.
+    its content. With `float_weights`, weights stored as integers become float once, and not on every run. `threads`
+    are those that one operator is spread over, 0 for as many as there are cores.
     """
 
     def __init__(
-        self, model: Model | Path | bytes, optimization: Optimization = "all", *, float_weights: bool = False
+        self,
+        model: Model | Path | bytes,
+        optimization: Optimization = "all",
+        *,
+        float_weights: bool = False,
+        threads: int = 0,
     ) -> None:
         options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
         options.graph_optimization_level = _LEVELS[optimization]
         options.log_severity_level = _FATAL_ONLY
         # Threads that wait busily for the next run would slow down whatever else runs meanwhile, other sessions too.
@@ -126,16 +144,21 @@ def trial_seconds(model: Model, feeds: Feeds) -> float | None:
     return allowed(_TRIAL_SECONDS + weights // _WEIGHTS_PER_SECOND + samples // _SAMPLES_PER_SECOND)
 
 
-def median_latency(sessions: Sequence[Session], feeds: Feeds, seconds: float = 1.0) -> list[float]:
-    """Median seconds per run of each session, the sessions taking turns so that a drifting clock hits all alike."""
-    times: list[list[float]] = [[] for _ in sessions]
-    for session in sessions:
-        session.run(feeds)
+def median_latency(sessions: Sequence[Runnable], feeds: Feeds, seconds: float = 1.0) -> list[float]:
+    """Median seconds per run of each session on the same feeds; see `median_seconds`."""
+    return median_seconds([partial(session.run, feeds) for session in sessions], seconds)
+
+
+def median_seconds(runs: Sequence[Callable[[], object]], seconds: float = 1.0) -> list[float]:
+    """Median seconds of each of some runs, which take turns so that a drifting clock hits all alike."""
+    times: list[list[float]] = [[] for _ in runs]
+    for run in runs:
+        run()
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times[0]) < 5:
-        for session, spent in zip(sessions, times, strict=True):
+        for run, spent in zip(runs, times, strict=True):
             start = time.perf_counter()
-            session.run(feeds)
+            run()
             spent.append(time.perf_counter() - start)
     return [float(np.median(spent)) for spent in times]
 

@@ -48,6 +48,11 @@ COMMANDS = (
         "Run MODEL on all samples of a card: accuracy overall and per class, bytes, latency at batch 1.",
     ),
     Command(
+        "compare",
+        "compare",
+        "Hold models against the first of them, sample by sample: who is right, bytes, latency, disagreements.",
+    ),
+    Command(
         "card", "card", "Write a first card for MODEL: try the well-known ways to prepare samples, and measure each."
     ),
     Command("score", "score", "Score every channel of MODEL by how many classes need it."),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -60,9 +60,9 @@ class StepRunner:
         ModelError: onnxruntime cannot load a file, or it has other inputs or outputs than the record says.
     """
 
-    def __init__(self, record: SteppingRecord, contents: Sequence[bytes]) -> None:
+    def __init__(self, record: SteppingRecord, contents: Sequence[bytes], threads: int = 0) -> None:
         self.record = record
-        self._sessions = [Session(content, float_weights=True) for content in contents]
+        self._sessions = [Session(content, float_weights=True, threads=threads) for content in contents]
         for step, session in zip(record.steps, self._sessions, strict=True):
             if set(session.inputs) != set(step.inputs) or set(session.outputs) != set(step.outputs):
                 raise ModelError(f"{step.file}: has other inputs or outputs than its record says")
@@ -120,3 +120,25 @@ class SteppingSession(StepRunner):
         path = Path(folder)
         record = read_record(path)
         super().__init__(record, [read_step(path, step) for step in record.steps])
+
+
+class FirstSteps:
+    """The first steps of a folder as one model, which runs like a `Session` and answers what the last of them does.
+
+    Attributes:
+        record: of these steps alone.
+    """
+
+    def __init__(self, folder: str | Path, number: int, threads: int = 0) -> None:
+        path = Path(folder)
+        whole = read_record(path)
+        self.record = replace(whole, steps=whole.steps[:number])
+        self._runner = StepRunner(self.record, [read_step(path, step) for step in self.record.steps], threads)
+        self.inputs, self.outputs = self.record.inputs, (self.record.output,)
+        self.samples: int | None = None
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """The model's output, by its name."""
+        del outputs
+        *_, last = self._runner.steps(feeds)
+        return {self.record.output: last.output}

@@ -17,7 +17,7 @@ from onnx_cbq.model import Array, Model
 from onnx_cbq.records import Evaluation
 from onnx_cbq.records.answers import Kind
 from onnx_cbq.records.spread import Spread, squared_distances
-from onnx_cbq.runtime import Session, median_latency
+from onnx_cbq.runtime import Runnable, Session, median_latency
 from onnx_cbq.system.progress import Progress, silent
 
 LARGEST_BATCH = 100
@@ -115,19 +115,19 @@ def compare(
         VerificationError: a model gives class scores that are not finite.
     """
     sessions = [model if isinstance(model, Session) else Session(model) for model in models]
-    tallies = [_Tally(logits.kind) for _ in models]
-    infinities = [_Infinities(logits) for _ in models]
+    tallies = [Tally(logits.kind) for _ in models]
+    infinities = [Infinities(logits) for _ in models]
     further = _Distances(sessions, logits.output)
     done, beside = 0, _Beside(len(indices), logits.kind)
     for batch in samples.batches(indices, batch_size(samples)):
-        answers = [_answers(session, batch, logits, further.names) for session in sessions]
+        answers = [answers_of(session, batch, logits, further.names) for session in sessions]
         scores = [seen.take(values[logits.output]) for seen, values in zip(infinities, answers, strict=True)]
         for tally, found in zip(tallies, scores, strict=True):
             tally.add(found, batch.labels, scores[0])
         further.add(answers[0], answers[-1])
         if plain is not None and beside.wants(done):
-            fused = _answers(plain, batch, logits, ())[logits.output]
-            beside.add(scores[-1], _Infinities(logits).take(fused), batch.labels)
+            fused = answers_of(plain, batch, logits, ())[logits.output]
+            beside.add(scores[-1], Infinities(logits).take(fused), batch.labels)
         done += batch.count
         progress("evaluation", done, len(indices))
     for seen in infinities[1:]:
@@ -141,7 +141,7 @@ def compare(
     return Comparison(tuple(evaluations), agreements, beside.fidelity(), latencies[-1] * 1e3, further.found())
 
 
-class _Tally:
+class Tally:
     """Counts what a model answers."""
 
     def __init__(self, kind: Kind) -> None:
@@ -190,7 +190,7 @@ class _Tally:
         )
 
 
-class _Infinities:
+class Infinities:
     """Which class scores of a model are not finite. A class may be masked with -inf; everything else is an error."""
 
     def __init__(self, logits: Logits) -> None:
@@ -217,7 +217,7 @@ class _Infinities:
         self._masked |= masked.any(axis=(0, 1))
         return scores
 
-    def check(self, reference: _Infinities) -> None:
+    def check(self, reference: Infinities) -> None:
         """Hold the masked classes against those of another model.
 
         Raises:
@@ -295,7 +295,7 @@ def batch_size(samples: Samples) -> int:
     return max(min(BATCH_BYTES // sum(value.nbytes for value in one.values()), LARGEST_BATCH), 1)
 
 
-def _answers(session: Session, batch: Batch, logits: Logits, others: Sequence[str]) -> dict[str, Any]:
+def answers_of(session: Runnable, batch: Batch, logits: Logits, others: Sequence[str]) -> dict[str, Any]:
     """The class scores and other outputs of a batch, without the samples that only fill it up."""
     names = [logits.output, *others]
     size, total = session.samples, len(next(iter(batch.feeds.values())))

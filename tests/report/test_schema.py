@@ -60,6 +60,7 @@ def test_the_schema_is_one() -> None:
         ("data_free", ("quantize", DIGITS_MODEL, "--data-free", "--scheme", "log", "--bits", "4")),
         ("evaluate", ("evaluate", DIGITS_MODEL, "--data", DIGITS_CARD)),
         ("evaluate", ("evaluate", DIGITS_MODEL, "--data", DIGITS_CARD, "--reference", DIGITS_MODEL)),
+        ("compare", ("compare", DIGITS_MODEL, DIGITS_MODEL, "--data", DIGITS_CARD)),
         ("card", ("card", DIGITS_MODEL, "--source", DIGITS_CARD.with_suffix(".npz"), "--samples", "60")),
         ("step", ("step", DIGITS_MODEL, "--data", DIGITS_CARD, "--updates", "4", "--macs", "0.4,0.9")),
     ],
@@ -67,7 +68,7 @@ def test_the_schema_is_one() -> None:
 def test_what_a_command_writes_has_its_form(
     form: str, words: tuple[object, ...], tmp_path: Path, command: Command
 ) -> None:
-    out = () if form == "evaluate" else ("--output", tmp_path / "made")
+    out = () if form in ("evaluate", "compare") else ("--output", tmp_path / "made")
     finished = command(*words, *out, "--json", tmp_path / "r.json", "--quiet")
     assert (finished.code, finished.err) == (0, "")
     validator(form).validate(json.loads((tmp_path / "r.json").read_text()))

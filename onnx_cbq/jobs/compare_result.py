@@ -1,0 +1,114 @@
+"""What `compare` gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from onnx_cbq.jobs.result import evaluation_json
+from onnx_cbq.records import Evaluation
+from onnx_cbq.records.figures import to_json_text
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median milliseconds of a run of `batch` samples; `threads` is 0 for as many as there are cores."""
+
+    batch: int
+    threads: int
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One of the models.
+
+    Attributes:
+        label: its path, and of a folder of steps which.
+        evaluation: on all samples; its latency is that of one sample, all threads.
+        error: standard error of the accuracy by the number of samples, in points.
+        compressed: bytes by zstandard.
+        agreement: how often it answers as the first, in percent.
+        gained, lost: samples that it answers better and worse than the first.
+        chance: of a difference as large if there were none (McNemar's exact test); None where samples have several
+            answers, which are not independent of each other.
+        timings: of runs, the models taking turns; a model that takes a fixed number of samples has those of that.
+        memory: bytes that its session takes beside the interpreter and the libraries, once it has run one sample.
+    """
+
+    label: str
+    evaluation: Evaluation
+    error: float
+    compressed: int
+    agreement: float
+    gained: int
+    lost: int
+    chance: float | None
+    timings: tuple[Timing, ...]
+    memory: int
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A sample that a model answers unlike the first.
+
+    Attributes:
+        model: which one, from 1 on; the first is 0.
+        sample: its position on the card; `where` is what messages call it.
+        label: its class; None where it has several.
+        answers: of each model the class and the probability of it; None where a sample has several answers.
+        divergence: of that model from the first, in nats.
+    """
+
+    model: int
+    sample: int
+    where: str
+    label: str | None
+    answers: tuple[tuple[str | None, float], ...]
+    divergence: float
+
+
+@dataclass(frozen=True)
+class CompareResult:
+    """Several models on the same samples; the others are held against the first."""
+
+    models: tuple[Compared, ...]
+    disagreements: tuple[Disagreement, ...]
+    class_names: tuple[str, ...]
+    processor: str
+    notes: tuple[str, ...]
+    versions: Mapping[str, str]
+
+    def to_json(self) -> str:
+        """Everything as JSON; accuracies are in percent."""
+        return to_json_text(
+            "compare",
+            {
+                "models": [
+                    {
+                        "label": model.label,
+                        **evaluation_json(model.evaluation, self.class_names),
+                        "standard_error": model.error,
+                        "compressed": model.compressed,
+                        "agreement": model.agreement,
+                        "gained": model.gained,
+                        "lost": model.lost,
+                        "chance": model.chance,
+                        "timings": [asdict(timing) for timing in model.timings],
+                        "memory": model.memory,
+                    }
+                    for model in self.models
+                ],
+                "disagreements": [
+                    {
+                        **asdict(found),
+                        "answers": [{"class": name, "confidence": share} for name, share in found.answers],
+                    }
+                    for found in self.disagreements
+                ],
+                "class_names": list(self.class_names),
+                "processor": self.processor,
+                "notes": list(self.notes),
+                "versions": dict(self.versions),
+            },
+        )
