@@ -17,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 
 from onnx_cbq import CalibrationSet, QuantizeConfig, RefineConfig, VerificationError
-from onnx_cbq.cli import console
+from onnx_cbq.cli import progress
 from onnx_cbq.jobs.written_settings import as_options
 from tests.command import Command
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
@@ -212,7 +212,7 @@ def test_quiet_prints_nothing(tmp_path: Path, command: Command) -> None:
 
 def test_every_long_stage_has_a_bar(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = io.StringIO()
-    monkeypatch.setattr(console, "ERR", Console(file=terminal, force_terminal=True, width=100))
+    monkeypatch.setattr(progress, "ERR", Console(file=terminal, force_terminal=True, width=100))
     assert command("quantize", DIGITS_MODEL, *DIGITS, "--output", tmp_path / "q.onnx").code == 0
     for stage in ("scoring", "tables", "sensitivity", "search", "activations", "rounding", "evaluation"):
         assert stage in terminal.getvalue()
@@ -222,10 +222,10 @@ def test_every_long_stage_has_a_bar(tmp_path: Path, command: Command, monkeypatc
 def test_a_bar_whose_figures_change_stays_one_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training tells its loss with every step; a bar for each of them would fill the screen."""
     terminal = io.StringIO()
-    monkeypatch.setattr(console, "ERR", Console(file=terminal, force_terminal=True, width=100, height=50))
-    with console.progress_bars(quiet=False) as progress:
+    monkeypatch.setattr(progress, "ERR", Console(file=terminal, force_terminal=True, width=100, height=50))
+    with progress.progress_bars(quiet=False) as tell:
         for number in range(1, 30):
-            progress(f"train, loss {number / 100:.2f}", number, 29)
+            tell(f"train, loss {number / 100:.2f}", number, 29)
     assert "train, loss 0.29" in terminal.getvalue()
     assert max(frame.count("train") for frame in terminal.getvalue().split("\x1b[2K")) == 1
 

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from onnx_cbq.calibration.files import read_text
-from onnx_cbq.cli.console import progress_bars, show
+from onnx_cbq.cli.console import show
 from onnx_cbq.cli.options import Flag, Owner, command, fields_for, flags_of, given_values
 from onnx_cbq.cli.outputs import Inputs, check_outputs
+from onnx_cbq.cli.progress import progress_bars
 from onnx_cbq.cli.shared import JsonPath, ModelPath, Quiet, SkipUnreadable
 from onnx_cbq.errors import CalibrationError, OutputError, VerificationError
 from onnx_cbq.jobs.card import find_card

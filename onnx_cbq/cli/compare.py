@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from onnx_cbq.calibration import CalibrationSet
-from onnx_cbq.cli.console import progress_bars, show
+from onnx_cbq.cli.console import show
 from onnx_cbq.cli.outputs import Inputs, check_outputs
+from onnx_cbq.cli.progress import progress_bars
 from onnx_cbq.cli.shared import CardPath, JsonPath, Logits, Quiet, SkipUnreadable, SourcePath
 from onnx_cbq.jobs import compare as job
 from onnx_cbq.report.comparison import comparison_table
@@ -34,7 +35,7 @@ def compare(
     json: JsonPath = None,
     quiet: Quiet = None,
 ) -> None:
-    """Hold models against the first of them, sample by sample: who is right, bytes, latency, memory, disagreements."""
+    """Hold models against the first of them, sample by sample: who is right, bytes, latency, disagreements."""
     files = [path for model in models if model.is_dir() for path in files_of(model)]
     check_outputs(json, inputs=Inputs(tuple(path for path in models if not path.is_dir()), data, source, tuple(files)))
     card = CalibrationSet.from_card(data, source, skip_unreadable=bool(skip_unreadable))

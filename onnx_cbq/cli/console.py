@@ -1,19 +1,14 @@
-"""The terminal: where results, errors and progress bars go."""
+"""The terminal: where results and errors go."""
 
 from __future__ import annotations
 
 import io
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from onnx_cbq.errors import OutputError
-from onnx_cbq.system.progress import Progress as ProgressHook
-from onnx_cbq.system.progress import silent
 
 
 class _Output(Console):
@@ -60,28 +55,3 @@ def _discard_output() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
-
-
-@contextmanager
-def progress_bars(*, quiet: bool) -> Iterator[ProgressHook]:
-    """Bars on stderr, one per stage; none where stderr is not a terminal."""
-    if quiet:
-        yield silent
-        return
-    columns = (
-        TextColumn("{task.description:>12}", markup=False),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=ERR, transient=True, disable=not ERR.is_terminal) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def update(stage: str, done: int, total: int) -> None:
-            # Behind a comma stands what changes: a loss, an accuracy.
-            name = stage.partition(",")[0]
-            if name not in tasks:
-                tasks[name] = bars.add_task(stage, total=total)
-            bars.update(tasks[name], description=stage, completed=done, total=total)
-
-        yield update

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from onnx_cbq.calibration import CalibrationSet
-from onnx_cbq.cli.console import progress_bars, show
+from onnx_cbq.cli.console import show
 from onnx_cbq.cli.outputs import Inputs, check_outputs
+from onnx_cbq.cli.progress import progress_bars
 from onnx_cbq.cli.shared import CardPath, JsonPath, Logits, ModelPath, Quiet, SkipUnreadable, SourcePath
 from onnx_cbq.jobs import evaluate as job
 from onnx_cbq.report import text as report

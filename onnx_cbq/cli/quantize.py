@@ -12,9 +12,10 @@ import typer
 from onnx_cbq import goals, methods, storage
 from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.cli.config_file import read_config
-from onnx_cbq.cli.console import progress_bars, show
+from onnx_cbq.cli.console import show
 from onnx_cbq.cli.options import Flag, Owner, command, fields_for, flags_of, given_values, refuse_unknown, refuse_unused
 from onnx_cbq.cli.outputs import Inputs, beside, check_outputs
+from onnx_cbq.cli.progress import progress_bars
 from onnx_cbq.cli.shared import ConfigPath, JsonPath, ModelPath, Quiet, SkipUnreadable, SourcePath
 from onnx_cbq.jobs import quantize as job
 from onnx_cbq.jobs.choice import make_goal, make_method, make_storage

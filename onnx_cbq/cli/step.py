@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from onnx_cbq.calibration import CalibrationSet
-from onnx_cbq.cli.console import progress_bars, show
+from onnx_cbq.cli.console import show
 from onnx_cbq.cli.options import Flag, Owner, command, fields_for, flags_of, given_values
 from onnx_cbq.cli.outputs import Folder, Inputs, check_outputs
+from onnx_cbq.cli.progress import progress_bars
 from onnx_cbq.cli.shared import CardPath, JsonPath, ModelPath, Quiet, SkipUnreadable, SourcePath
 from onnx_cbq.jobs.step import STEP_FILES, make_steps
 from onnx_cbq.report import text as report
