@@ -12,7 +12,7 @@ from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.cli.console import show
 from onnx_cbq.cli.outputs import Inputs, check_outputs
 from onnx_cbq.cli.progress import progress_bars
-from onnx_cbq.cli.shared import CardPath, JsonPath, Logits, ModelPath, Quiet, SkipUnreadable, SourcePath
+from onnx_cbq.cli.shared import AllClasses, CardPath, JsonPath, Logits, ModelPath, Quiet, SkipUnreadable, SourcePath
 from onnx_cbq.jobs import evaluate as job
 from onnx_cbq.report import text as report
 from onnx_cbq.storage.files import write_text
@@ -32,6 +32,7 @@ def evaluate(
     ] = None,
     logits: Logits = None,
     skip_unreadable: SkipUnreadable = None,
+    all_classes: AllClasses = None,
     json: JsonPath = None,
     quiet: Quiet = None,
 ) -> None:
@@ -43,7 +44,7 @@ def evaluate(
     if json:
         write_text(json, result.to_json())
     if not quiet:
-        show(report.evaluation_table(result))
+        show(report.evaluation_table(result, all_classes=bool(all_classes)))
 
 
 def build() -> Callable[..., None]:

@@ -16,7 +16,7 @@ from onnx_cbq.cli.console import show
 from onnx_cbq.cli.options import Flag, Owner, command, fields_for, flags_of, given_values, refuse_unknown, refuse_unused
 from onnx_cbq.cli.outputs import Inputs, beside, check_outputs
 from onnx_cbq.cli.progress import progress_bars
-from onnx_cbq.cli.shared import ConfigPath, JsonPath, ModelPath, Quiet, SkipUnreadable, SourcePath
+from onnx_cbq.cli.shared import AllClasses, ConfigPath, JsonPath, ModelPath, Quiet, SkipUnreadable, SourcePath
 from onnx_cbq.jobs import quantize as job
 from onnx_cbq.jobs.choice import make_goal, make_method, make_storage
 from onnx_cbq.jobs.data_free import DataFreeConfig
@@ -98,6 +98,7 @@ FIXED: Mapping[str, Any] = {
     "skip_unreadable": SkipUnreadable,
     "config": ConfigPath,
     "json": JsonPath,
+    "all_classes": AllClasses,
     "quiet": Quiet,
 }
 # Tables with the settings of a method.
@@ -176,7 +177,7 @@ def quantize(flags: Sequence[Flag], given: Mapping[str, Any]) -> None:
     result.save(destination)
     if state is not None:
         state.remove()
-    _tell(run, result.to_json(), lambda: report.result_table(result, destination))
+    _tell(run, result.to_json(), lambda: report.result_table(result, destination, all_classes=run.says("all_classes")))
     if config.curve and not run.says("quiet"):
         show(report.curve_table(result))
 
@@ -239,7 +240,7 @@ def _refuse_ignored(flags: Sequence[Flag], run: _Run) -> None:
     if data_free:
         mine = {flag.name for flag in flags if any(owner.option == DATA_FREE for _, owner in flag.settings)}
         others = {f"--{name}" for name in values.keys() - mine - _WITHOUT_DATA}
-        switches = ("data", "source", "refine", "resume", "curve", "skip_unreadable")
+        switches = ("data", "source", "refine", "resume", "curve", "skip_unreadable", "all_classes")
         others |= {f"--{name.replace('_', '-')}" for name in switches if run.fixed.get(name) not in (None, False)}
         others |= {f"[{name}]" for name in run.tables}
         if others:

@@ -88,3 +88,12 @@ Quiet = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+AllClasses = Annotated[
+    bool | None,
+    typer.Option(
+        "--all-classes",
+        help="Show every class, and not only the ten that lost most, or are worst (default: no).",
+        show_default=False,
+        rich_help_panel=OUTPUT,
+    ),
+]

@@ -15,7 +15,7 @@ from onnx_cbq.jobs.compare_result import Compared, CompareResult
 _CLASSES, _SAMPLES = 10, 5
 
 
-def comparison_table(result: CompareResult) -> RenderableType:
+def comparison_table(result: CompareResult, *, all_classes: bool = False) -> RenderableType:
     """A column for each model, the classes that changed most, and where models are farthest from the first."""
     letters = [_letter(i) for i in range(len(result.models))]
     legend = [Text(f"{letter}  {model.label}") for letter, model in zip(letters, result.models, strict=True)]
@@ -43,12 +43,12 @@ def comparison_table(result: CompareResult) -> RenderableType:
         Text(f"{result.models[0].evaluation.samples:,} samples; processor {result.processor}"),
         *(Text(f"note: {note}") for note in result.notes),
     ]
-    parts = (Text(), *_classes(result, letters), *_disagreements(result, letters), *lines)
+    parts = (Text(), *_classes(result, letters, all_classes=all_classes), *_disagreements(result, letters), *lines)
     return Group(*legend, Text(), table, *parts)
 
 
-def _classes(result: CompareResult, letters: Sequence[str]) -> list[RenderableType]:
-    """The classes whose accuracy changed most."""
+def _classes(result: CompareResult, letters: Sequence[str], *, all_classes: bool) -> list[RenderableType]:
+    """The classes whose accuracy changed, those that changed most first."""
     first, *others = (model.evaluation.per_class for model in result.models)
     changes = [
         0.0 if share is None else max((abs((other[m] or 0.0) - share) for other in others), default=0.0)
@@ -59,11 +59,11 @@ def _classes(result: CompareResult, letters: Sequence[str]) -> list[RenderableTy
         return []
     table = _table("class", "samples", *(f"{letter}, %" for letter in letters))
     counts = result.models[0].evaluation.counts
-    for m in order[:_CLASSES]:
+    for m in order if all_classes else order[:_CLASSES]:
         shares = (_percent(model.evaluation.per_class[m]) for model in result.models)
         table.add_row(result.class_names[m], f"{counts[m]:,}", *shares)
-    hidden = len(order) - _CLASSES
-    more = [Text(f"{hidden} classes that changed less are in the JSON")] if hidden > 0 else []
+    hidden = 0 if all_classes else len(order) - _CLASSES
+    more = [Text(f"{hidden} classes that changed less: --all-classes shows them")] if hidden > 0 else []
     return [table, *more, Text()]
 
 

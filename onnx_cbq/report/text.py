@@ -15,18 +15,19 @@ from onnx_cbq.jobs.result import CheckResult, EvaluationResult, Result
 from onnx_cbq.jobs.step import Steps
 from onnx_cbq.quantize.schemes import GridStatistics
 from onnx_cbq.records import Evaluation, Layers, Scores
+from onnx_cbq.report.verdict import verdict_lines
 from onnx_cbq.storage.archive import Archive
 from onnx_cbq.storage.metadata import StoredPlan
 from onnx_cbq.targets.reading import Product
 from onnx_cbq.verification.comparison import OutputDistance
 
-# Beyond this many classes only the worst are listed.
-LISTED_CLASSES = 20
+# Of more classes only those that lost most, or are worst, are listed, unless all are asked for.
+LISTED_CLASSES = 10
 _LISTED_FLOAT = 10
 
 
-def result_table(result: Result, path: Path) -> RenderableType:
-    """Accuracy, bits, bytes and latency before and after, and the seconds of each stage."""
+def result_table(result: Result, path: Path, *, all_classes: bool = False) -> RenderableType:
+    """A verdict; accuracy, bits, bytes and latency before and after; classes; and the seconds of each stage."""
     before, after, names = result.reference, result.quantized, result.class_names
     table = _table("", "float", "quantized")
     table.add_row(_accuracy(after), _percent(before.top1), _percent(after.top1))
@@ -57,27 +58,31 @@ def result_table(result: Result, path: Path) -> RenderableType:
         *(["taken more often: " + ", ".join(swaps)] if swaps else []),
         *([] if result.report.table() else result.report.lines()),
         *_removal_lines(result),
-        f"{path}: {after.samples:,} samples, of which {result.calibration_samples:,} were used to calibrate",
+        f"{after.samples:,} samples, of which {result.calibration_samples:,} were used to calibrate",
         f"seconds: {stages}",
         *_left_float(result.layers),
         *(f"note: {note}" for note in result.notes),
     ]
-    parts = (*_class_table(before, after, names), Text(), *_method_table(result))
-    return Group(table, Text(), *parts, *(Text(line) for line in lines))
+    verdict = (*map(Text, verdict_lines(result, path)), Text())
+    parts = (*_class_table(before, after, names, all_classes=all_classes), Text(), *_method_table(result))
+    return Group(*verdict, table, Text(), *parts, *(Text(line) for line in lines))
 
 
-def _class_table(before: Evaluation, after: Evaluation, names: tuple[str, ...]) -> list[RenderableType]:
-    """Every class before and after; of many those that lost most."""
+def _class_table(
+    before: Evaluation, after: Evaluation, names: tuple[str, ...], *, all_classes: bool
+) -> list[RenderableType]:
+    """Every class before and after; of many those that lost most, unless all are asked for."""
     table = _table("class", "samples", "float, %", "quantized, %", "change")
     pairs = list(zip(before.per_class, after.per_class, strict=True))
     changes = [0.0 if one is None or other is None else other - one for one, other in pairs]
     counts = after.counts
     seen = [m for m in range(len(names)) if counts[m]]
-    listed = sorted(sorted(seen, key=changes.__getitem__)[:LISTED_CLASSES])
+    listed = seen if all_classes or len(seen) <= LISTED_CLASSES else sorted(seen, key=changes.__getitem__)
+    listed = listed if all_classes else listed[:LISTED_CLASSES]
     for m in listed:
         table.add_row(names[m], f"{counts[m]:,}", *map(_percent, pairs[m]), f"{changes[m]:+.2f}")
     hidden = len(seen) - len(listed)
-    return [table, *([Text(f"{hidden} classes that lost less are in the JSON")] if hidden else [])]
+    return [table, *([Text(f"{hidden} classes that lost less: --all-classes shows them")] if hidden else [])]
 
 
 def curve_table(result: Result) -> RenderableType:
@@ -165,7 +170,7 @@ def _removal_lines(result: Result) -> list[str]:
     ]
 
 
-def evaluation_table(result: EvaluationResult) -> RenderableType:
+def evaluation_table(result: EvaluationResult, *, all_classes: bool = False) -> RenderableType:
     """Accuracy overall and per class, bytes and latency, beside the reference if there is one."""
     compared = [result.model] if result.reference is None else [result.reference, result.model]
     table = _table("", *(["model"] if result.reference is None else ["reference", "model"]))
@@ -181,12 +186,12 @@ def evaluation_table(result: EvaluationResult) -> RenderableType:
     _add_outputs(table, result.outputs)
     seen = [m for m, accuracy in enumerate(result.model.per_class) if accuracy is not None]
     order = sorted(seen, key=lambda m: result.model.per_class[m] or 0.0)
-    listed = sorted(order[:LISTED_CLASSES])
+    listed = seen if all_classes or len(seen) <= LISTED_CLASSES else order[:LISTED_CLASSES]
     table.add_section()
     for m in listed:
         table.add_row(f"  {result.class_names[m]}", *(_percent(e.per_class[m]) for e in compared))
     hidden = len(order) - len(listed)
-    more = [Text(f"{hidden} classes of higher accuracy are in the JSON")] if hidden else []
+    more = [Text(f"{hidden} classes of higher accuracy: --all-classes shows them")] if hidden else []
     return Group(table, *more, *(Text(f"note: {note}") for note in result.notes))
 
 
