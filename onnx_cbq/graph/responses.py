@@ -13,8 +13,6 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnx_cbq.model import Array, Model
 from onnx_cbq.runtime import Session
 
-Response = Callable[[Array], Array]
-
 # Each number of the output depends on one number of each input.
 _NUMBER_BY_NUMBER = frozenset(
     ("Abs", "Add", "Celu", "Clip", "Div", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "Identity")
@@ -25,7 +23,7 @@ _NUMBER_BY_NUMBER = frozenset(
 _MOST_NODES = 32
 
 
-def find_response(model: Model, name: str) -> Response | None:
+def find_response(model: Model, name: str) -> Callable[[Array], Array] | None:
     """What others read of tensor `name` as a function of its numbers; None where they read `name` itself.
 
     Nodes belong to it that compute number by number, from `name` and scalars alone, if others read one tensor of
@@ -60,7 +58,7 @@ def _is_scalar(model: Model, name: str) -> bool:
     return value is not None and value.size == 1
 
 
-def _function(model: Model, name: str, nodes: list[NodeProto], end: str) -> Response:
+def _function(model: Model, name: str, nodes: list[NodeProto], end: str) -> Callable[[Array], Array]:
     scalars = {one: model.weight(one).reshape(()) for node in nodes for one in node.input if model.is_constant(one)}
     graph = helper.make_graph(
         nodes,

@@ -11,15 +11,19 @@ from pathlib import Path
 
 import numpy as np
 
+from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.calibration.draw import everything
-from onnx_cbq.errors import ConfigError
+from onnx_cbq.calibration.samples import Samples
+from onnx_cbq.errors import CalibrationError, ConfigError
 from onnx_cbq.evidence.workload import DataSource, as_set, left_out, scores_notes, without_samples
 from onnx_cbq.jobs.compare_result import Compared, CompareResult, Disagreement, Timing
 from onnx_cbq.jobs.versions import all_versions
+from onnx_cbq.model import Array
 from onnx_cbq.runtime import median_seconds
+from onnx_cbq.search.racing import chance_of_difference
 from onnx_cbq.system.processor import processor_kind
 from onnx_cbq.system.progress import Progress, silent
-from onnx_cbq.verification.contest import Answers, Contender, contest, mcnemar
+from onnx_cbq.verification.contest import Answers, Contender, contest
 from onnx_cbq.verification.entries import Entry, find_entries
 
 # Samples of the larger of the two batches that latencies are taken of.
@@ -49,16 +53,14 @@ def compare(
     entries = list(chain.from_iterable(find_entries(Path(path)) for path in models))
     if len(entries) < 2:
         raise ConfigError("compare: one model; give at least two")
-    samples_of = as_set(data)
-    judged = [entry.judged(samples_of, logits) for entry in entries]
-    found, samples = judged[0]
+    contenders = _contenders(entries, as_set(data), logits)
+    found, samples = contenders[0].logits, contenders[0].samples
     names = samples.check_labels(found.classes)
-    contenders = [Contender(entry.open(), *each) for entry, each in zip(entries, judged, strict=True)]
     indices = everything(samples, names)
     answers = contest(contenders, indices, progress)
     timings = _timings(entries, contenders, progress)
     memory = [
-        entry.memory(one.samples.read(indices[: one.samples.fixed_batch or 1]))
+        entry.memory(_first(one.samples, one.samples.fixed_batch or 1))
         for entry, one in zip(entries, contenders, strict=True)
     ]
     compared = tuple(
@@ -75,6 +77,29 @@ def compare(
     )
 
 
+def _contenders(entries: Sequence[Entry], data: CalibrationSet, logits: str | None) -> list[Contender]:
+    """Every model ready to run; those of the same inputs and answers share their samples.
+
+    Raises:
+        OnnxCbqError: a model or the samples cannot be used, or the models call their classes otherwise.
+    """
+    forms: dict[object, Samples] = {}
+    contenders: list[Contender] = []
+    for entry in entries:
+        found, samples = entry.judged(data, logits)
+        samples = forms.setdefault((entry.model.inputs, found.kind, found.names, found.squashed), samples)
+        contenders.append(Contender(entry.open(), found, samples))
+        first = contenders[0]
+        pair = [one.samples.check_labels(one.logits.classes) for one in (first, contenders[-1])]
+        if len(pair[0]) == len(pair[1]) and pair[0] != pair[1]:
+            m = next(m for m, (one, other) in enumerate(zip(*pair, strict=True)) if one != other)
+            raise CalibrationError(
+                f"{entry.label}: calls class {m} {pair[1][m]!r}, which is {pair[0][m]!r} for {entries[0].label}; give "
+                f"models that have the same classes in the same order"
+            )
+    return contenders
+
+
 def _compared(
     entry: Entry, mine: Answers, first: Answers, timings: tuple[Timing, ...], memory: int, *, several: bool
 ) -> Compared:
@@ -88,7 +113,7 @@ def _compared(
         agreement=mine.agreement,
         gained=gained,
         lost=lost,
-        chance=None if several else mcnemar(gained, lost),
+        chance=None if several else chance_of_difference(gained, lost),
         timings=timings,
         memory=memory,
     )
@@ -97,22 +122,24 @@ def _compared(
 def _timings(entries: Sequence[Entry], contenders: Sequence[Contender], progress: Progress) -> list[tuple[Timing, ...]]:
     """Latencies at one sample and at several, with all threads and with one, the models taking turns."""
     found: list[list[Timing]] = [[] for _ in entries]
-    settings = [(size, threads) for threads in (0, 1) for size in (1, LATENCY_BATCH)]
-    for done, (size, threads) in enumerate(settings, start=1):
-        # A model that takes a fixed number has been timed with that.
-        timed = [i for i, one in enumerate(contenders) if size == 1 or one.samples.fixed_batch is None]
-        batches = [contenders[i].samples.fixed_batch or size for i in timed]
-        runs = [
-            partial(
-                entries[i].open(threads).run if threads else contenders[i].session.run,
-                contenders[i].samples.read(np.arange(batch) % len(contenders[i].samples.labels)),
-            )
-            for i, batch in zip(timed, batches, strict=True)
+    for threads in (0, 1):
+        sessions = [
+            entry.open(threads) if threads else one.session for entry, one in zip(entries, contenders, strict=True)
         ]
-        for i, batch, spent in zip(timed, batches, median_seconds(runs, _SECONDS * len(runs)), strict=True):
-            found[i].append(Timing(batch, threads, 1000 * spent))
-        progress("latency", done, len(settings))
+        for size in (1, LATENCY_BATCH):
+            # A model that takes a fixed number has been timed with that.
+            timed = [i for i, one in enumerate(contenders) if size == 1 or one.samples.fixed_batch is None]
+            feeds = {i: _first(contenders[i].samples, contenders[i].samples.fixed_batch or size) for i in timed}
+            runs = [partial(sessions[i].run, feeds[i]) for i in timed]
+            for i, spent in zip(timed, median_seconds(runs, _SECONDS * len(runs)), strict=True):
+                found[i].append(Timing(contenders[i].samples.fixed_batch or size, threads, 1000 * spent))
+        progress("latency", threads + 1, 2)
     return [tuple(mine) for mine in found]
+
+
+def _first(samples: Samples, count: int) -> dict[str, Array]:
+    """So many samples, the first ones again where there are fewer."""
+    return samples.read(np.arange(count) % len(samples.labels))
 
 
 def _disagreements(

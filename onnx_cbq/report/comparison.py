@@ -6,33 +6,32 @@ import string
 from collections.abc import Callable, Sequence
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from onnx_cbq.jobs.compare_result import Compared, CompareResult
+from onnx_cbq.report.tables import accuracy_name, listed, percent, table_of, worst
 
-# Classes that changed most, and disagreements of each model, that are listed.
-_CLASSES, _SAMPLES = 10, 5
+# Disagreements of each model that are listed.
+_SAMPLES = 5
 
 
 def comparison_table(result: CompareResult, *, all_classes: bool = False) -> RenderableType:
     """A column for each model, the classes that changed most, and where models are farthest from the first."""
     letters = [_letter(i) for i in range(len(result.models))]
     legend = [Text(f"{letter}  {model.label}") for letter, model in zip(letters, result.models, strict=True)]
-    several = any(model.evaluation.has_several for model in result.models)
-    table = _table("", *letters)
+    table = table_of("", *letters)
 
     def row(name: str, cell: Callable[[Compared], str], *, first: bool = True) -> None:
         table.add_row(name, *(cell(model) if first or i else "" for i, model in enumerate(result.models)))
 
-    row("right answers, %" if several else "top-1 accuracy, %", lambda model: f"{model.evaluation.top1:.2f}")
+    row(accuracy_name(result.models[0].evaluation), lambda model: percent(model.evaluation.top1))
     row("  standard error", lambda model: f"{model.error:.2f}")
     row("  gained, lost samples", lambda model: f"+{model.gained} -{model.lost}", first=False)
     row("  chance of that (McNemar)", lambda model: _chance(model.chance), first=False)
     if result.models[0].evaluation.top5 is not None:
-        row("top-5 accuracy, %", lambda model: _percent(model.evaluation.top5))
-    row("worst class, %", lambda model: _percent(model.evaluation.per_class[model.evaluation.worst_class]))
-    row("same answer as A, %", lambda model: _percent(model.agreement), first=False)
+        row("top-5 accuracy, %", lambda model: percent(model.evaluation.top5))
+    row("worst class, %", lambda model: worst(model.evaluation, result.class_names))
+    row("same answer as A, %", lambda model: percent(model.agreement), first=False)
     row("bytes", lambda model: f"{model.evaluation.bytes:,}")
     row("  compressed (zstd)", lambda model: f"{model.compressed:,}")
     row("memory, MB", lambda model: f"{model.memory / 1e6:,.1f}")
@@ -54,16 +53,17 @@ def _classes(result: CompareResult, letters: Sequence[str], *, all_classes: bool
         0.0 if share is None else max((abs((other[m] or 0.0) - share) for other in others), default=0.0)
         for m, share in enumerate(first)
     ]
-    order = sorted((m for m, change in enumerate(changes) if change > 0), key=lambda m: -changes[m])
-    if not order:
+    changed = [m for m, change in enumerate(changes) if change > 0]
+    if not changed:
         return []
-    table = _table("class", "samples", *(f"{letter}, %" for letter in letters))
+    shown = listed(changed, lambda m: -changes[m], all_classes=all_classes)
+    table = table_of("class", "samples", *(f"{letter}, %" for letter in letters))
     counts = result.models[0].evaluation.counts
-    for m in order if all_classes else order[:_CLASSES]:
-        shares = (_percent(model.evaluation.per_class[m]) for model in result.models)
+    for m in shown:
+        shares = (percent(model.evaluation.per_class[m]) for model in result.models)
         table.add_row(result.class_names[m], f"{counts[m]:,}", *shares)
-    hidden = 0 if all_classes else len(order) - _CLASSES
-    more = [Text(f"{hidden} classes that changed less: --all-classes shows them")] if hidden > 0 else []
+    hidden = len(changed) - len(shown)
+    more = [Text(f"{hidden} classes that changed less: --all-classes shows them")] if hidden else []
     return [table, *more, Text()]
 
 
@@ -74,7 +74,7 @@ def _disagreements(result: CompareResult, letters: Sequence[str]) -> list[Render
         found = [one for one in result.disagreements if one.model == number]
         if not found:
             continue
-        table = _table(f"{letters[0]} and {letter} disagree on", "class", letters[0], letter)
+        table = table_of(f"{letters[0]} and {letter} disagree on", "class", letters[0], letter)
         for one in found[:_SAMPLES]:
             answers = (f"{name or ''} ({100 * share:.0f} %)" for name, share in (one.answers[0], one.answers[number]))
             table.add_row(one.where, one.label or "", *answers)
@@ -98,15 +98,3 @@ def _letter(number: int) -> str:
 
 def _chance(chance: float | None) -> str:
     return "-" if chance is None else f"{chance:.3f}" if chance >= 0.001 else "< 0.001"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def _table(first: str, *columns: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column(first, overflow="fold")
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table

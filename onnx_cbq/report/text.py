@@ -15,30 +15,29 @@ from onnx_cbq.jobs.result import CheckResult, EvaluationResult, Result
 from onnx_cbq.jobs.step import Steps
 from onnx_cbq.quantize.schemes import GridStatistics
 from onnx_cbq.records import Evaluation, Layers, Scores
+from onnx_cbq.report.tables import accuracy_name, listed, percent, table_of, worst
 from onnx_cbq.report.verdict import verdict_lines
 from onnx_cbq.storage.archive import Archive
 from onnx_cbq.storage.metadata import StoredPlan
 from onnx_cbq.targets.reading import Product
 from onnx_cbq.verification.comparison import OutputDistance
 
-# Of more classes only those that lost most, or are worst, are listed, unless all are asked for.
-LISTED_CLASSES = 10
 _LISTED_FLOAT = 10
 
 
 def result_table(result: Result, path: Path, *, all_classes: bool = False) -> RenderableType:
     """A verdict; accuracy, bits, bytes and latency before and after; classes; and the seconds of each stage."""
     before, after, names = result.reference, result.quantized, result.class_names
-    table = _table("", "float", "quantized")
-    table.add_row(_accuracy(after), _percent(before.top1), _percent(after.top1))
+    table = table_of("", "float", "quantized")
+    table.add_row(accuracy_name(after), percent(before.top1), percent(after.top1))
     if before.top5 is not None:
-        table.add_row("top-5 accuracy, %", _percent(before.top5), _percent(after.top5))
-    table.add_row("worst class, %", _worst(before, names), _worst(after, names))
+        table.add_row("top-5 accuracy, %", percent(before.top5), percent(after.top5))
+    table.add_row("worst class, %", worst(before, names), worst(after, names))
     if not result.groups.is_trivial:
-        accuracies = (_percent(result.groups.accuracy(found.confusion)) for found in (before, after))
+        accuracies = (percent(result.groups.accuracy(found.confusion)) for found in (before, after))
         table.add_row(f"{len(result.groups.names)} groups of classes, %", *accuracies)
     table.add_row("average bits", "32", f"{result.average_bits:.3f}")
-    table.add_row("  weights left float, %", "", _percent(result.left_float))
+    table.add_row("  weights left float, %", "", percent(result.left_float))
     table.add_row("bytes", f"{before.bytes:,}", f"{after.bytes:,}")
     table.add_row("  bits of the weights alone", "", f"{result.sizes.ideal:,}")
     table.add_row("  compressed (zstd)", "", f"{result.sizes.zstd:,}")
@@ -47,9 +46,9 @@ def result_table(result: Result, path: Path, *, all_classes: bool = False) -> Re
         table.add_row("  bits per weight, coded", "", f"{result.sizes.coded_bits:.3f}")
     table.add_row(f"latency, ms ({result.processor})", f"{before.latency_ms:.3f}", f"{after.latency_ms:.3f}")
     table.add_row("million MACs of the layers", *(f"{macs / 1e6:,.3f}" for macs in result.removal.macs))
-    table.add_row("same prediction, %", "", _percent(result.agreement))
+    table.add_row("same prediction, %", "", percent(result.agreement))
     if result.fidelity is not None:
-        table.add_row("  plain graph's prediction, %", "", _percent(100 - result.fidelity.share))
+        table.add_row("  plain graph's prediction, %", "", percent(100 - result.fidelity.share))
     _add_outputs(table, result.outputs)
     swaps = [f"{names[m]} for {names[taken]} +{more}" for m, taken, more in result.swaps()]
     stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds.items())
@@ -72,32 +71,31 @@ def _class_table(
     before: Evaluation, after: Evaluation, names: tuple[str, ...], *, all_classes: bool
 ) -> list[RenderableType]:
     """Every class before and after; of many those that lost most, unless all are asked for."""
-    table = _table("class", "samples", "float, %", "quantized, %", "change")
+    table = table_of("class", "samples", "float, %", "quantized, %", "change")
     pairs = list(zip(before.per_class, after.per_class, strict=True))
     changes = [0.0 if one is None or other is None else other - one for one, other in pairs]
     counts = after.counts
     seen = [m for m in range(len(names)) if counts[m]]
-    listed = seen if all_classes or len(seen) <= LISTED_CLASSES else sorted(seen, key=changes.__getitem__)
-    listed = listed if all_classes else listed[:LISTED_CLASSES]
-    for m in listed:
-        table.add_row(names[m], f"{counts[m]:,}", *map(_percent, pairs[m]), f"{changes[m]:+.2f}")
-    hidden = len(seen) - len(listed)
+    shown = listed(seen, changes.__getitem__, all_classes=all_classes)
+    for m in shown:
+        table.add_row(names[m], f"{counts[m]:,}", *map(percent, pairs[m]), f"{changes[m]:+.2f}")
+    hidden = len(seen) - len(shown)
     return [table, *([Text(f"{hidden} classes that lost less: --all-classes shows them")] if hidden else [])]
 
 
 def curve_table(result: Result) -> RenderableType:
     """The trade-off: what each average of bits costs."""
-    table = _table("average bits", "top-1, %", "worst class, %", "bytes", "bytes of the bits alone")
+    table = table_of("average bits", "top-1, %", "worst class, %", "bytes", "bytes of the bits alone")
     rows = [(p.average_bits, p.evaluation, f"{p.ideal_bytes:,}") for p in result.curve]
     for average, found, ideal in (*rows, (32.0, result.reference, "")):
         name = "float" if average == 32 else f"{average:.3f}"
-        table.add_row(name, _percent(found.top1), _worst(found, result.class_names), f"{found.bytes:,}", ideal)
+        table.add_row(name, percent(found.top1), worst(found, result.class_names), f"{found.bytes:,}", ideal)
     return table
 
 
 def data_free_table(result: DataFreeResult, path: Path) -> RenderableType:
     """How the grids fit, layer by layer, and the bytes before and after."""
-    table = _table("layer", "weights", "average", *_GRID_COLUMNS)
+    table = table_of("layer", "weights", "average", *_GRID_COLUMNS)
     for layer in result.layers:
         found, bits = result.statistics[layer.name], result.plan.bits[layer.name]
         table.add_row(layer.name, f"{layer.size:,}", f"{bits.mean():.2f}", *_grid_columns(found))
@@ -114,12 +112,12 @@ def data_free_table(result: DataFreeResult, path: Path) -> RenderableType:
 
 def steps_table(result: Steps, folder: Path) -> RenderableType:
     """Multiplications, accuracy, latency and bytes of every step, beside the model."""
-    table = _table("step", "million MACs", "MACs so far, %", "top-1, %", "latency, ms", "bytes")
+    table = table_of("step", "million MACs", "MACs so far, %", "top-1, %", "latency, ms", "bytes")
     record = result.record
     for number, step in enumerate(record.steps, start=1):
-        figures = f"{step.macs / 1e6:,.3f}", f"{100 * step.share:.1f}", _percent(step.top1), f"{step.latency_ms:.3f}"
+        figures = f"{step.macs / 1e6:,.3f}", f"{100 * step.share:.1f}", percent(step.top1), f"{step.latency_ms:.3f}"
         table.add_row(str(number), *figures, f"{step.bytes:,}")
-    figures = f"{record.model_macs / 1e6:,.3f}", "100", _percent(result.float_top1), f"{result.float_latency_ms:.3f}"
+    figures = f"{record.model_macs / 1e6:,.3f}", "100", percent(result.float_top1), f"{result.float_latency_ms:.3f}"
     table.add_row("model", *figures, f"{result.float_bytes:,}")
     stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds.items())
     lines = [
@@ -132,7 +130,7 @@ def steps_table(result: Steps, folder: Path) -> RenderableType:
 
 def weights_table(found: Mapping[str, Mapping[str, GridStatistics]], bits: int) -> RenderableType:
     """How each scheme's grid fits the weights of each layer."""
-    table = _table("layer", "scheme", *_GRID_COLUMNS)
+    table = table_of("layer", "scheme", *_GRID_COLUMNS)
     for name, schemes in found.items():
         for i, (scheme, statistics) in enumerate(schemes.items()):
             table.add_row("" if i else name, scheme, *_grid_columns(statistics))
@@ -144,7 +142,7 @@ _GRID_COLUMNS = ("range", "zero, %", "used, %", "SNR, dB")
 
 def _grid_columns(found: GridStatistics) -> tuple[str, ...]:
     snr = "-" if found.snr_db is None else f"{found.snr_db:.1f}"
-    return (f"{found.range:.4g}", _percent(100 * found.zero_share), _percent(100 * found.occupancy), snr)
+    return (f"{found.range:.4g}", percent(100 * found.zero_share), percent(100 * found.occupancy), snr)
 
 
 def _method_table(result: Result) -> list[RenderableType]:
@@ -152,7 +150,7 @@ def _method_table(result: Result) -> list[RenderableType]:
     rows = result.report.table()
     if not rows:
         return []
-    table = _table(*rows[0])
+    table = table_of(*rows[0])
     for row in rows[1:]:
         table.add_row(*row)
     return [table, *map(Text, result.report.lines()), Text()]
@@ -173,24 +171,23 @@ def _removal_lines(result: Result) -> list[str]:
 def evaluation_table(result: EvaluationResult, *, all_classes: bool = False) -> RenderableType:
     """Accuracy overall and per class, bytes and latency, beside the reference if there is one."""
     compared = [result.model] if result.reference is None else [result.reference, result.model]
-    table = _table("", *(["model"] if result.reference is None else ["reference", "model"]))
-    table.add_row(_accuracy(result.model), *(_percent(e.top1) for e in compared))
+    table = table_of("", *(["model"] if result.reference is None else ["reference", "model"]))
+    table.add_row(accuracy_name(result.model), *(percent(e.top1) for e in compared))
     if result.model.top5 is not None:
-        table.add_row("top-5 accuracy, %", *(_percent(e.top5) for e in compared))
-    table.add_row("worst class, %", *(_worst(e, result.class_names) for e in compared))
+        table.add_row("top-5 accuracy, %", *(percent(e.top5) for e in compared))
+    table.add_row("worst class, %", *(worst(e, result.class_names) for e in compared))
     table.add_row("samples", *(f"{e.samples:,}" for e in compared))
     table.add_row("bytes", *(f"{e.bytes:,}" for e in compared))
     table.add_row("latency, ms", *(f"{e.latency_ms:.3f}" for e in compared))
     if result.agreement is not None:
-        table.add_row("same prediction, %", "", _percent(result.agreement))
+        table.add_row("same prediction, %", "", percent(result.agreement))
     _add_outputs(table, result.outputs)
     seen = [m for m, accuracy in enumerate(result.model.per_class) if accuracy is not None]
-    order = sorted(seen, key=lambda m: result.model.per_class[m] or 0.0)
-    listed = seen if all_classes or len(seen) <= LISTED_CLASSES else order[:LISTED_CLASSES]
+    shown = listed(seen, lambda m: result.model.per_class[m] or 0.0, all_classes=all_classes)
     table.add_section()
-    for m in listed:
-        table.add_row(f"  {result.class_names[m]}", *(_percent(e.per_class[m]) for e in compared))
-    hidden = len(order) - len(listed)
+    for m in shown:
+        table.add_row(f"  {result.class_names[m]}", *(percent(e.per_class[m]) for e in compared))
+    hidden = len(seen) - len(shown)
     more = [Text(f"{hidden} classes of higher accuracy: --all-classes shows them")] if hidden else []
     return Group(table, *more, *(Text(f"note: {note}") for note in result.notes))
 
@@ -213,7 +210,7 @@ def check_lines(result: CheckResult, path: Path) -> RenderableType:
 def archive_table(archive: Archive, path: Path) -> RenderableType:
     """Bytes before and after, what each part takes, and the entropy of the codes."""
     size = len(archive.content)
-    table = _table("", "bytes")
+    table = table_of("", "bytes")
     table.add_row("ONNX file", f"{archive.model_bytes:,}")
     table.add_row("archive", f"{size:,}")
     table.add_section()
@@ -234,7 +231,7 @@ def archive_table(archive: Archive, path: Path) -> RenderableType:
 
 def score_table(layers: Layers, scores: Scores) -> RenderableType:
     """Importance gamma per layer: how many classes need its channels."""
-    table = _table("layer", "channels", "weights", "lowest", "median", "highest", "needed by none", "by all")
+    table = table_of("layer", "channels", "weights", "lowest", "median", "highest", "needed by none", "by all")
     classes = sum(count > 0 for count in scores.samples)
     for layer in layers:
         gamma = sorted(scores.by_layer[layer.name].gamma.tolist())
@@ -253,7 +250,7 @@ def score_table(layers: Layers, scores: Scores) -> RenderableType:
 
 def float_table(layers: Layers) -> RenderableType:
     """The layers of a float model."""
-    table = _table("layer", "operator", "weight", "channels", "weights")
+    table = table_of("layer", "operator", "weight", "channels", "weights")
     for layer in layers:
         shape = "x".join(map(str, layer.weight_shape))
         table.add_row(layer.name, layer.operator, shape, str(layer.channels), f"{layer.size:,}")
@@ -271,7 +268,7 @@ def _left_float(layers: Layers) -> list[str]:
 def plan_table(stored: StoredPlan, unsafe: Mapping[str, int]) -> RenderableType:
     """How many channels of each layer have which width, and which of them are wrong on x86 without VNNI."""
     widths = sorted({int(width) for layer in stored.layers.values() for width in layer.bits})
-    table = _table("layer", "operator", "weight", "average", *map(str, widths))
+    table = table_of("layer", "operator", "weight", "average", *map(str, widths))
     for name, layer in stored.layers.items():
         counts = Counter(layer.bits.tolist())
         shape = "x".join(map(str, layer.shape))
@@ -283,7 +280,7 @@ def plan_table(stored: StoredPlan, unsafe: Mapping[str, int]) -> RenderableType:
 
 def products_table(products: Sequence[Product], unsafe: Mapping[str, int]) -> RenderableType:
     """The products of a quantized file of another tool, and which of them are wrong on x86 without VNNI."""
-    table = _table("product", "operator", "weight", "codes", "activations")
+    table = table_of("product", "operator", "weight", "codes", "activations")
     for product in products:
         codes, kind = product.codes, product.activation_type
         row = ("float", "") if codes is None else (str(codes.dtype), "x".join(map(str, codes.shape)))
@@ -298,32 +295,10 @@ def _pairs(unsafe: Mapping[str, int]) -> Text:
     )
 
 
-def _table(first: str, *columns: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column(first, overflow="fold")
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
-
-
 def _add_outputs(table: Table, outputs: Sequence[OutputDistance]) -> None:
     """A row for every output beside the class scores."""
     for found in outputs:
         if found.relative is not None:
-            table.add_row(f"{found.output}: change, % of its deviation", "", _percent(100 * found.relative))
+            table.add_row(f"{found.output}: change, % of its deviation", "", percent(100 * found.relative))
         elif found.differing is not None:
-            table.add_row(f"{found.output}: elements that differ, %", "", _percent(100 * found.differing))
-
-
-def _accuracy(evaluation: Evaluation) -> str:
-    """What `top1` is called."""
-    return "right answers, %" if evaluation.has_several else "top-1 accuracy, %"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def _worst(evaluation: Evaluation, names: tuple[str, ...]) -> str:
-    m = evaluation.worst_class
-    return f"{_percent(evaluation.per_class[m])} ({names[m]})"
+            table.add_row(f"{found.output}: elements that differ, %", "", percent(100 * found.differing))

@@ -1,4 +1,4 @@
-"""What a quantized model cost and saved, in three lines. Nothing is computed here but ratios."""
+"""What a quantized model cost and saved, in a few lines. Nothing is computed here but ratios."""
 
 from __future__ import annotations
 

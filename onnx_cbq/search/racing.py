@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
-from scipy.special import bdtrc, ndtri
+from scipy.special import bdtr, bdtrc, ndtri
 
 from onnx_cbq.model import Array
 
@@ -26,6 +26,11 @@ def chance_of_lead(first: Array, second: Array) -> float:
     if ahead <= behind:
         return 1.0
     return float(bdtrc(ahead - 1, ahead + behind, 0.5))
+
+
+def chance_of_difference(gained: int, lost: int) -> float:
+    """How likely counts this unlike are if neither way is better, the test of both sides, in [0, 1]."""
+    return min(1.0, 2 * float(bdtr(min(gained, lost), gained + lost, 0.5))) if gained + lost else 1.0
 
 
 def not_behind(best: Array, others: Sequence[Array], level: float) -> list[bool]:

@@ -1,8 +1,4 @@
-"""Several models on the same samples, answer by answer: who is right where another is not, and how sure of it.
-
-Two models are compared on the same samples by McNemar's exact test: of the samples that only one of the two answers
-rightly, either has half if there is no difference, so the count follows a binomial distribution.
-"""
+"""Several models on the same samples, answer by answer: who is right where another is not, and how sure of it."""
 
 from __future__ import annotations
 
@@ -12,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.special import bdtr
 
 from onnx_cbq.calibration.samples import Batch, Indices, Samples
 from onnx_cbq.errors import CalibrationError
@@ -29,7 +24,10 @@ _TINY = float(np.finfo(np.float64).tiny)
 
 @dataclass(frozen=True)
 class Contender:
-    """A model that runs, how its class scores are read, and the samples as it takes them."""
+    """A model that runs, how its class scores are read, and the samples as it takes them.
+
+    Models that take them alike have the same `Samples`, which are read once.
+    """
 
     session: Runnable
     logits: Logits
@@ -68,30 +66,28 @@ class Answers:
         return [int(i) for i in found[np.argsort(-self.divergence[found], kind="stable")][:count]]
 
 
-def mcnemar(gained: int, lost: int) -> float:
-    """How likely a difference as large as this is if there is none, the exact test of both sides, in [0, 1]."""
-    return min(1.0, 2 * float(bdtr(min(gained, lost), gained + lost, 0.5))) if gained + lost else 1.0
-
-
 def contest(contenders: Sequence[Contender], indices: Indices, progress: Progress = silent) -> list[Answers]:
     """Run all models on the samples `indices`, a batch at a time.
 
-    Cost: a pass of each. Memory: a batch, and 36 bytes per model and sample.
+    Cost: a pass of each, and reading the samples once for each form that models take. Memory: a batch, and 40 bytes per
+    model and sample.
 
     Raises:
         OnnxCbqError: a model cannot be run, gives no finite scores, or has other classes than the first.
     """
     first = contenders[0]
     _check_classes(contenders)
-    fitted = _aligned([one.samples for one in contenders])
+    forms = {id(one.samples): one.samples for one in contenders}
+    places = [list(forms).index(id(one.samples)) for one in contenders]
+    fitted = _aligned(list(forms.values()))
     size = batch_size(fitted[0])
     groups = Grouping.single(("",) * first.logits.classes)
     scorers = [_Scorer(one, groups) for one in contenders]
     done = 0
     for batches in zip(*(samples.batches(indices, size) for samples in fitted), strict=True):
         reference = scorers[0].add(batches[0], None)
-        for scorer, batch in zip(scorers[1:], batches[1:], strict=True):
-            scorer.add(batch, reference)
+        for scorer, place in zip(scorers[1:], places[1:], strict=True):
+            scorer.add(batches[place], reference)
         done += batches[0].count
         progress("evaluation", done, len(indices))
     return [scorer.answers() for scorer in scorers]

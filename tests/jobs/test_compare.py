@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ from onnx import TensorProto, helper, numpy_helper
 from scipy.stats import binomtest
 
 from onnx_cbq import CalibrationSet, QuantizeConfig, StepConfig, archive, compare, evaluate, make_steps, quantize
+from onnx_cbq.calibration.sources import ArraySource
 from onnx_cbq.errors import CalibrationError, ConfigError, ModelError
 from onnx_cbq.jobs import compare as job
+from onnx_cbq.jobs.compare_result import Timing
 from onnx_cbq.model import Array
 from onnx_cbq.runtime import median_seconds
-from onnx_cbq.verification.contest import mcnemar
+from onnx_cbq.search.racing import chance_of_difference
 from tests.command import Command
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 
@@ -50,6 +53,18 @@ def linear(weight: Array, last: str | None = None, *, batch: int | str = "n", na
         [numpy_helper.from_array(weight.astype(np.float32), "w")],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def zip_map(weight: Array, names: Sequence[str]) -> onnx.ModelProto:
+    """A model that gives a dictionary for each sample, as those of scikit-learn do."""
+    model = linear(weight, "Softmax")
+    model.graph.node.append(
+        helper.make_node("ZipMap", ["y"], ["p"], domain="ai.onnx.ml", classlabels_strings=list(names))
+    )
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_empty_tensor_value_info("p"))
+    return model
 
 
 def saved(folder: Path, **models: onnx.ModelProto) -> list[Path]:
@@ -158,10 +173,38 @@ def test_archives_and_steps_are_compared_as_they_are(coarse: Path, tmp_path: Pat
     assert both.memory > 0
 
 
+def test_samples_that_models_take_alike_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of a folder were decoded anew for every model."""
+    x, y = samples()
+    read: list[int] = []
+    plain = ArraySource.read
+
+    def counted(source: ArraySource, name: str, indices: Sequence[int]) -> Array:
+        read.extend(indices)
+        return plain(source, name, indices)
+
+    monkeypatch.setattr(ArraySource, "read", counted)
+    paths = saved(tmp_path, a=linear(weights(1)), b=linear(weights(2)), c=linear(weights(3), "Softmax"))
+    monkeypatch.setattr(job, "_timings", lambda entries, *_: [(Timing(1, 0, 1.0),)] * len(entries))
+    compare(paths, CalibrationSet.from_arrays(x, y))
+    # Twice for those that end in scores and those that end in probabilities, and some to look at.
+    assert sum(position == len(y) - 1 for position in read) == 2
+
+
+def test_models_that_call_their_classes_otherwise_are_refused(tmp_path: Path) -> None:
+    """By position, a cat of one would be the dog of the other."""
+    x, y = samples()
+    data = CalibrationSet.from_arrays(x, np.array(["a", "b", "c", "d"])[y])
+    names = [["a", "b", "c", "d"], ["b", "a", "c", "d"]]
+    paths = saved(tmp_path, **{f"m{i}": zip_map(weights(1), each) for i, each in enumerate(names)})
+    with pytest.raises(CalibrationError, match=r"m1\.onnx: calls class 0 'b', which is 'a' for .*m0\.onnx"):
+        compare(paths, data)
+
+
 @pytest.mark.parametrize(("gained", "lost"), [(0, 0), (3, 3), (1, 8), (40, 20), (0, 1000)])
 def test_the_chance_is_that_of_the_exact_test(gained: int, lost: int) -> None:
     expected = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
-    assert mcnemar(gained, lost) == pytest.approx(expected)
+    assert chance_of_difference(gained, lost) == pytest.approx(expected)
 
 
 def test_positions_have_no_exact_test(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.damping import choose_dampings
@@ -54,16 +55,18 @@ def test_few_rows_are_trusted_less_than_many() -> None:
     assert error_elsewhere(few) < 0.8 * error_elsewhere(replace(few, held=None))
 
 
-def test_what_is_no_function_of_the_inputs_is_not_repaired() -> None:
-    """The last digit of 8-bit activations, and few rows: aims that followed it were worse than no repair.
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_no_function_of_the_inputs_is_not_repaired(seed: int) -> None:
+    """The last digit of 8-bit activations, and few rows: an aim that follows it is farther off than w itself.
 
-    x~ is x and noise of a hundredth, so w itself is within 1 % of the best aim there is.
+    x~ is x and white noise of a tenth, so the best aim of all rows there are is w / 1.01: 1e-4 of the squares from w.
     """
-    x, _ = rows_of(60, 0, 0.0)
-    noise = np.random.default_rng(5).standard_normal(x.shape).astype(np.float32) * np.float32(0.01 * x.std())
+    random = np.random.default_rng(seed)
+    x = random.standard_normal((1, 60, SIZE)).astype(np.float32)
+    noise = (0.1 * random.standard_normal(x.shape)).astype(np.float32)
     rows = weights()
     aim = make_problem(rows, moments_of(x, x + noise, held=15), CONFIG).aim[0]
-    assert np.square(aim - rows).sum() < 1e-3 * np.square(rows).sum()
+    assert np.square(aim - rows).sum() < 1e-4 * np.square(rows).sum()
 
 
 def test_what_a_branch_lacks_on_these_samples_alone_is_not_repaired() -> None:
