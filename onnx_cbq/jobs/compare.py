@@ -14,7 +14,7 @@ import numpy as np
 from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.calibration.draw import everything
 from onnx_cbq.calibration.samples import Samples
-from onnx_cbq.errors import CalibrationError, ConfigError
+from onnx_cbq.errors import CalibrationError, ConfigError, ModelError
 from onnx_cbq.evidence.workload import DataSource, as_set, left_out, scores_notes, without_samples
 from onnx_cbq.jobs.compare_result import Compared, CompareResult, Disagreement, Timing
 from onnx_cbq.jobs.versions import all_versions
@@ -86,7 +86,10 @@ def _contenders(entries: Sequence[Entry], data: CalibrationSet, logits: str | No
     forms: dict[object, Samples] = {}
     contenders: list[Contender] = []
     for entry in entries:
-        found, samples = entry.judged(data, logits)
+        try:
+            found, samples = entry.judged(data, logits)
+        except (CalibrationError, ModelError) as error:
+            raise type(error)(f"{entry.label}: {error}") from error
         samples = forms.setdefault((entry.model.inputs, found.kind, found.names, found.squashed), samples)
         contenders.append(Contender(entry.open(), found, samples))
         first = contenders[0]

@@ -234,6 +234,10 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
         compare([one, tmp_path / "no-such.onnx"], data)
     with pytest.raises(ModelError, match=r"stepping\.json: no such file; give the folder that onnx-cbq step wrote"):
         compare([one, tmp_path], data)
+    narrow = linear(weights(1)[:3])
+    narrow.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 3
+    with pytest.raises(CalibrationError, match=r"narrow\.onnx: .* wants \(3\)"):
+        compare([one, *saved(tmp_path, narrow=narrow)], data)
     wide = linear(np.concatenate([weights(1)] * 2, axis=1))
     wide.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 2 * CLASSES
     with pytest.raises(CalibrationError, match="models of 4 and 8 classes cannot be compared"):
