@@ -25,6 +25,7 @@ from onnx_cbq.jobs.settings import CURVE, QuantizeConfig
 from onnx_cbq.jobs.written_settings import TABLES, as_table
 from onnx_cbq.methods import Entropy, SharedValues
 from onnx_cbq.report import text as report
+from onnx_cbq.report.plot import TradeOff
 from onnx_cbq.search.rate_distortion import RateDistortionConfig
 from onnx_cbq.settings import CHOOSE, FIRST, OUTPUT, TRAINING, check
 from onnx_cbq.storage.files import weights_beside, write_text
@@ -179,7 +180,7 @@ def quantize(flags: Sequence[Flag], given: Mapping[str, Any]) -> None:
         state.remove()
     _tell(run, result.to_json(), lambda: report.result_table(result, destination, all_classes=run.says("all_classes")))
     if config.curve and not run.says("quiet"):
-        show(report.curve_table(result))
+        show(report.curve_table(result), TradeOff(result))
 
 
 def _told(flags: Sequence[Flag], given: Mapping[str, Any]) -> _Run:
