@@ -7,23 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from onnx_cbq import goals, methods, storage
 from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.cli.config_file import read_config
 from onnx_cbq.cli.console import show
+from onnx_cbq.cli.estimate import Route
 from onnx_cbq.cli.options import Flag, Owner, command, fields_for, flags_of, given_values, refuse_unknown, refuse_unused
 from onnx_cbq.cli.outputs import Inputs, beside, check_outputs
 from onnx_cbq.cli.progress import progress_bars
 from onnx_cbq.cli.shared import AllClasses, ConfigPath, JsonPath, ModelPath, Quiet, SkipUnreadable, SourcePath
+from onnx_cbq.goals import Bits
 from onnx_cbq.jobs import quantize as job
 from onnx_cbq.jobs.choice import make_goal, make_method, make_storage
 from onnx_cbq.jobs.data_free import DataFreeConfig
 from onnx_cbq.jobs.refine import State
 from onnx_cbq.jobs.settings import CURVE, QuantizeConfig
 from onnx_cbq.jobs.written_settings import TABLES, as_table
-from onnx_cbq.methods import Entropy, SharedValues
+from onnx_cbq.methods import Entropy, RateDistortion, SharedValues
 from onnx_cbq.report import text as report
 from onnx_cbq.report.plot import TradeOff
 from onnx_cbq.search.rate_distortion import RateDistortionConfig
@@ -173,7 +176,7 @@ def quantize(flags: Sequence[Flag], given: Mapping[str, Any]) -> None:
         inputs=Inputs((model,), card_path, source, (run.groups, run.path("config"))),
     )
     card = CalibrationSet.from_card(card_path, source, skip_unreadable=run.says("skip_unreadable"))
-    with progress_bars(quiet=run.says("quiet")) as progress:
+    with progress_bars(quiet=run.says("quiet"), route=route_of(config, card)) as progress:
         result = job.quantize(model, card, config, progress, state)
     result.save(destination)
     if state is not None:
@@ -264,6 +267,23 @@ def _refuse_ignored(flags: Sequence[Flag], run: _Run) -> None:
         raise typer.BadParameter(f"only for {REFINE}; leave out [refinement]")
     if run.says("resume") and not run.says("refine"):
         raise typer.BadParameter(f"only for {REFINE}; leave out --resume")
+
+
+def route_of(config: QuantizeConfig, card: CalibrationSet) -> Route | None:
+    """The stages of a run; None where a limit decides how often they are gone through."""
+    choice, refine = config.choice, config.refine
+    if not isinstance(choice.goal, Bits):
+        return None
+    # Of other methods it is not known how long they take, but rounding and evaluation tell that by themselves.
+    statistics, search = (("tables",), ("search",)) if isinstance(choice.method, RateDistortion) else ((), ())
+    solve = (*search, *(("rounding",) if choice.scene.rounding.compensates else ()))
+    training = () if refine is None else ("refine",)
+    curve = (*solve, "evaluation") * len(config.curve)
+    samples, limit = len(card.labels), card.card.limit
+    if limit is not None:
+        samples = min(samples, int(np.minimum(np.unique(card.labels, return_counts=True)[1], limit).sum()))
+    most = {} if refine is None else {"refine": 60 * refine.minutes}
+    return Route((*statistics, *solve, *training, *curve, "evaluation"), samples, most)
 
 
 def _quantize_data_free(flags: Sequence[Flag], run: _Run, model: Path, target: Path) -> None:

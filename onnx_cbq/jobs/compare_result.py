@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import chain
+from typing import Any
 
+from onnx_cbq.jobs.frames import make_frame
 from onnx_cbq.jobs.result import evaluation_json
 from onnx_cbq.records import Evaluation
 from onnx_cbq.records.figures import to_json_text
@@ -112,3 +115,37 @@ class CompareResult:
                 "versions": dict(self.versions),
             },
         )
+
+    def to_frame(self) -> Any:
+        """A data frame of pandas, or else of polars, with a row per model; accuracies are in percent.
+
+        Columns: `label`, `top1`, `standard_error`, `worst_class` and its accuracy `worst_top1`, `agreement`, `gained`,
+        `lost`, `chance`, `bytes`, `compressed`, `memory`, and the milliseconds of each kind of run that was timed,
+        `ms_batch_1_threads_all` for instance; a model that takes no such batch has none there.
+
+        Raises:
+            ConfigError: neither library is installed.
+        """
+        found = [model.evaluation for model in self.models]
+        timings = [{_column(timing): timing.milliseconds for timing in model.timings} for model in self.models]
+        return make_frame(
+            {
+                "label": [model.label for model in self.models],
+                "top1": [evaluation.top1 for evaluation in found],
+                "standard_error": [model.error for model in self.models],
+                "worst_class": [self.class_names[evaluation.worst_class] for evaluation in found],
+                "worst_top1": [evaluation.per_class[evaluation.worst_class] for evaluation in found],
+                "agreement": [model.agreement for model in self.models],
+                "gained": [model.gained for model in self.models],
+                "lost": [model.lost for model in self.models],
+                "chance": [model.chance for model in self.models],
+                "bytes": [evaluation.bytes for evaluation in found],
+                "compressed": [model.compressed for model in self.models],
+                "memory": [model.memory for model in self.models],
+                **{name: [row.get(name) for row in timings] for name in dict.fromkeys(chain(*timings))},
+            }
+        )
+
+
+def _column(timing: Timing) -> str:
+    return f"ms_batch_{timing.batch}_threads_{timing.threads or 'all'}"

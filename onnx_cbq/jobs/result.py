@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto
 
+from onnx_cbq.jobs.frames import make_frame
 from onnx_cbq.jobs.settings import QuantizeConfig
 from onnx_cbq.jobs.written_settings import as_options
 from onnx_cbq.model import Model
@@ -166,6 +167,29 @@ class Result:
                 "versions": dict(self.versions),
                 "settings": as_options(self.config),
             },
+        )
+
+    def to_frame(self) -> Any:
+        """A data frame of pandas, or else of polars, with a row per layer: what it is, and its bits.
+
+        Columns: `layer`, `operator`, `channels`, `weights`, `macs` (for one sample, of the float model), and of the
+        channels' bits `average_bits`, `least_bits` and `most_bits`.
+
+        Raises:
+            ConfigError: neither library is installed.
+        """
+        bits = [self.plan.bits[layer.name] for layer in self.layers]
+        return make_frame(
+            {
+                "layer": [layer.name for layer in self.layers],
+                "operator": [layer.operator for layer in self.layers],
+                "channels": [layer.channels for layer in self.layers],
+                "weights": [layer.size for layer in self.layers],
+                "macs": [layer.macs for layer in self.layers],
+                "average_bits": [float(found.mean()) for found in bits],
+                "least_bits": [int(found.min()) for found in bits],
+                "most_bits": [int(found.max()) for found in bits],
+            }
         )
 
     def _groups_json(self) -> dict[str, Any]:

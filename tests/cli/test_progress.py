@@ -29,8 +29,8 @@ def test_a_log_gets_a_line_a_minute() -> None:
         clock.now = 100 + done
         tell("rounding", done, 400)
     assert len(lines) == 6
-    assert lines[0] == "rounding: 15 %, about 5:40 left; 1:00 in all"
-    assert lines[5] == "rounding: 90 %, about 0:40 left; 6:00 in all"
+    assert lines[0] == "rounding: 15 %, about 5:40 left; 1:00 so far"
+    assert lines[5] == "rounding: 90 %, about 0:40 left; 6:00 so far"
 
 
 def test_each_stage_has_a_speed_of_its_own() -> None:
@@ -46,15 +46,15 @@ def test_each_stage_has_a_speed_of_its_own() -> None:
     clock.now += 55
     tell("rounding", 5, 50)
     assert lines == [
-        "statistics, loss 0.12: 100 %, about 0:00 left; 1:00:00 in all",
-        "rounding: 10 %, about 8:15 left; 1:01:05 in all",
+        "statistics, loss 0.12: 100 %, about 0:00 left; 1:00:00 so far",
+        "rounding: 10 %, about 8:15 left; 1:01:05 so far",
     ]
 
 
 def test_a_stage_of_nothing_is_no_error() -> None:
     lines: list[str] = []
     Lines(lines.append, Clock(), every=0)("search", 0, 0)
-    assert lines == ["search: begun; 0:00 in all"]
+    assert lines == ["search: begun; 0:00 so far"]
 
 
 @pytest.mark.parametrize("width", [30, 59, 60, 200])
