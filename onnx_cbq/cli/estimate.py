@@ -81,7 +81,7 @@ class Route:
     Attributes:
         stages: those that take long, in order, from the statistics on.
         samples: how many of them models are evaluated on.
-        most: seconds that a stage takes at most.
+        most: seconds that a stage takes at most; such a stage goes on evenly.
     """
 
     stages: tuple[str, ...]
@@ -95,11 +95,9 @@ def seconds_left(spans: Sequence[Span], route: Route) -> float | None:
     if place < 0 or route.stages[place] != current.stage:
         return None
     earlier = spans[:-1]
-    left = _left_of(current, _expected(current.stage, earlier, route))
+    left = _left_of(current, _expected(current.stage, earlier, route), route.most.get(current.stage))
     if left is None:
         return None
-    if current.stage in route.most:
-        left = min(left, max(route.most[current.stage] - current.seconds, 0.0))
     # What comes next sees this stage as it will have been.
     over = [*earlier, replace(current, now=current.now + left, done=current.total)]
     ahead = [_expected(stage, over, route) for stage in route.stages[place + 1 :]]
@@ -128,10 +126,13 @@ def _expected(stage: str, spans: Sequence[Span], route: Route) -> float | None:
     return None
 
 
-def _left_of(current: Span, expected: float | None) -> float | None:
+def _left_of(current: Span, expected: float | None, most: float | None) -> float | None:
     """What is left of a stage: by its own speed, and the less of it is over, the more as expected."""
+    own = current.left
+    if own is not None and most is not None:
+        return min(own, max(most - current.seconds, 0.0))
     if expected is None:
-        return current.left if current.share >= _TELLING else None
+        return own if current.share >= _TELLING else None
     usual = max(expected - current.seconds, 0.0)
     trust = min(current.share / _TELLING, 1.0)
-    return usual if current.left is None else trust * current.left + (1 - trust) * usual
+    return usual if own is None else trust * own + (1 - trust) * usual

@@ -90,7 +90,7 @@ class _Story:
 
 
 class Lines:
-    """A line for a log at most every so many seconds: the stage, how far it is, what is left of it, and the time so far.
+    """A line for a log at most every so many seconds: the stage, how far it is, what is left of it, the time so far.
 
     What is left of a stage is by its own speed.
     """
