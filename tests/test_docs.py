@@ -168,6 +168,8 @@ def test_every_benchmark_says_what_is_missing(tmp_path: Path) -> None:
 def test_every_python_block_runs(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(criteria, "CRITERIA", criteria.CRITERIA)  # a page adds one
     for block in blocks(PAGES[page], "python"):
+        if ".to_frame()" in block:
+            pytest.importorskip("pandas", reason="pandas is not installed")
         example = ModuleType("example")
         monkeypatch.setitem(sys.modules, "example", example)
         code = compile(block, page, "exec", dont_inherit=True)

@@ -122,7 +122,8 @@ def test_every_script_is_listed() -> None:
 
 
 def test_the_notebook_runs_to_its_end(copy: Path) -> None:
-    """With its pictures: one per plot, and the accuracy that its last cell asks for."""
+    """With its pictures, one per plot, its tables, and the accuracy that it asks for."""
+    pytest.importorskip("pandas", reason="pandas is not installed")
     path = copy / "samples" / "from_float_to_deployed.ipynb"
     notebook = nbformat.read(path, as_version=4)
     told = {"metadata": {"path": str(path.parent)}}
@@ -130,6 +131,9 @@ def test_the_notebook_runs_to_its_end(copy: Path) -> None:
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources=told).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
+    tables = [table for output in outputs if "<table" in (table := output.get("data", {}).get("text/html", ""))]
+    for column, row in (("average_bits", "/7/Conv"), ("chance", "digits_int8.onnx")):
+        assert any(column in table and row in table for table in tables), column
 
 
 def test_the_gate_passes_on_the_sample_and_fails_where_a_class_drops(
