@@ -25,6 +25,8 @@ from onnx_cbq.system.progress import silent
 EVERY = 60.0
 # Columns of a terminal that a bar has room in, and those that all but the bar takes, with the time left in all.
 _WIDE, _BESIDE_BAR = 60, 66
+# Of a bar.
+_SHORTEST, _LONGEST = 6, 40
 
 
 @contextmanager
@@ -45,9 +47,9 @@ def progress_bars(*, quiet: bool, route: Route | None = None) -> Iterator[Progre
 @contextmanager
 def _bars(route: Route | None) -> Iterator[ProgressHook]:
     columns: list[ProgressColumn] = [TextColumn("{task.description:>12}", markup=False)]
-    room = ERR.width - _BESIDE_BAR
-    told_in_all = route is not None and room >= 0
-    columns += [BarColumn(max(min(room, 40), 1) if told_in_all else 40)] if ERR.width >= _WIDE else []
+    told_in_all = route is not None and ERR.width >= _BESIDE_BAR
+    room = ERR.width - _BESIDE_BAR if told_in_all else _LONGEST if ERR.width >= _WIDE else 0
+    columns += [BarColumn(min(room, _LONGEST))] if room >= _SHORTEST else []
     columns += [TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
     columns += [TextColumn("{task.fields[in_all]}", markup=False)] if told_in_all else []
     with Progress(*columns, console=ERR, transient=True) as bars:
