@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from onnx_cbq.jobs.compare import compare
     from onnx_cbq.jobs.compare_result import Compared, CompareResult, Disagreement
     from onnx_cbq.jobs.data_free import DataFreeConfig, DataFreeResult
+    from onnx_cbq.jobs.debug import debug
+    from onnx_cbq.jobs.debug_result import DebugResult, LayerDebug
     from onnx_cbq.jobs.evaluate import evaluate
     from onnx_cbq.jobs.inspect import check
     from onnx_cbq.jobs.quantize import quantize, quantize_without_data
@@ -57,10 +59,12 @@ __all__ = [
     "ConfigError",
     "DataFreeConfig",
     "DataFreeResult",
+    "DebugResult",
     "DifferentiableConfig",
     "Disagreement",
     "Evaluation",
     "EvaluationResult",
+    "LayerDebug",
     "LayerScores",
     "ModelError",
     "OnnxCbqError",
@@ -82,6 +86,7 @@ __all__ = [
     "archive",
     "check",
     "compare",
+    "debug",
     "evaluate",
     "make_steps",
     "quantize",
@@ -103,10 +108,12 @@ _WHERE = {
     "ConfigError": "onnx_cbq.errors",
     "DataFreeConfig": "onnx_cbq.jobs.data_free",
     "DataFreeResult": "onnx_cbq.jobs.data_free",
+    "DebugResult": "onnx_cbq.jobs.debug_result",
     "DifferentiableConfig": "onnx_cbq.search.widths",
     "Disagreement": "onnx_cbq.jobs.compare_result",
     "Evaluation": "onnx_cbq.records",
     "EvaluationResult": "onnx_cbq.jobs.result",
+    "LayerDebug": "onnx_cbq.jobs.debug_result",
     "LayerScores": "onnx_cbq.records",
     "ModelError": "onnx_cbq.errors",
     "OnnxCbqError": "onnx_cbq.errors",
@@ -128,6 +135,7 @@ _WHERE = {
     "archive": "onnx_cbq.storage.archive",
     "check": "onnx_cbq.jobs.inspect",
     "compare": "onnx_cbq.jobs.compare",
+    "debug": "onnx_cbq.jobs.debug",
     "evaluate": "onnx_cbq.jobs.evaluate",
     "make_steps": "onnx_cbq.jobs.step",
     "quantize": "onnx_cbq.jobs.quantize",

@@ -80,3 +80,11 @@ def test_fresh_names_do_not_repeat() -> None:
 )
 def test_names_that_exporters_make_up_are_known(name: str, made_up: bool) -> None:
     assert is_generated_name(name) is made_up
+
+
+def test_inputs_that_nothing_reads_are_left_out() -> None:
+    """onnxruntime would ask for them; one that is an output itself is read by whoever runs it."""
+    proto = make_model([node("Relu", "a")], {"a": ["N"], "b": ["N"], "c": ["N"]}, ["y", "c"])
+    model = Model.from_proto(proto)
+    assert [spec.name for spec in model.without_idle_inputs().inputs] == ["a", "c"]
+    assert [spec.name for spec in model.inputs] == ["a", "b", "c"]

@@ -53,6 +53,11 @@ COMMANDS = (
         "Hold models against the first of them, sample by sample: who is right, bytes, latency, disagreements.",
     ),
     Command(
+        "debug",
+        "debug",
+        "Say which layer of QUANTIZED hurts, and why: each by itself beside FLOAT, its kernel, and what saturates.",
+    ),
+    Command(
         "card", "card", "Write a first card for MODEL: try the well-known ways to prepare samples, and measure each."
     ),
     Command("score", "score", "Score every channel of MODEL by how many classes need it."),

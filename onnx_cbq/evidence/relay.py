@@ -191,9 +191,4 @@ def begin_at(model: Model, known: dict[str, Array], outputs: Sequence[str]) -> M
             continue
         kind = helper.np_dtype_to_tensor_dtype(value.dtype)
         skeleton.graph.input.append(helper.make_tensor_value_info(name, kind, [None] * value.ndim))
-    part = Model(skeleton, model.weights).with_graph(outputs=outputs)
-    read = {name for node in part.nodes for name in node.input}
-    used = [info for info in part.skeleton.graph.input if info.name in read]
-    part.skeleton.graph.ClearField("input")
-    part.skeleton.graph.input.extend(used)
-    return Model(part.skeleton, part.weights)
+    return Model(skeleton, model.weights).with_graph(outputs=outputs).without_idle_inputs()

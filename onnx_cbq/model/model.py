@@ -144,6 +144,15 @@ class Model:
             weights = {name: value for name, value in weights.items() if name in kept}
         return Model(skeleton, weights)
 
+    def without_idle_inputs(self) -> Model:
+        """The same model without inputs that nothing reads."""
+        skeleton = ModelProto()
+        skeleton.CopyFrom(self.skeleton)
+        read = {name for node in skeleton.graph.node for name in node.input}.union(self.outputs)
+        del skeleton.graph.input[:]
+        skeleton.graph.input.extend(info for info in self.skeleton.graph.input if info.name in read)
+        return Model(skeleton, self.weights)
+
     @property
     def nodes(self) -> list[NodeProto]:
         """The nodes in topological order."""

@@ -136,11 +136,11 @@ class _Scorer:
         logits = self._contender.logits
         values: Mapping[str, Any] = answers_of(self._contender.session, batch, logits, ())
         scores = self._infinities.take(values[logits.output])
-        kind, as_logits = logits.kind, _as_logits(scores, logits)
-        mine = _Reference(scores, kind.predictions(scores), kind.log_shares(as_logits, self._groups))
+        kind, raw = logits.kind, as_logits(scores, logits)
+        mine = _Reference(scores, kind.predictions(scores), kind.log_shares(raw, self._groups))
         first = reference or mine
         self._tally.add(scores, batch.labels, first.scores)
-        outcome = judged(kind, as_logits, scores, batch.labels)
+        outcome = judged(kind, raw, scores, batch.labels)
         counts = np.maximum(kind.counts(batch.labels).sum(axis=1), 1e-9)
         divergence = kind.divergences(first.shares, mine.shares, batch.labels).sum(axis=1) / counts
         truth = batch.labels.reshape(mine.predictions.shape)
@@ -154,7 +154,7 @@ class _Scorer:
         return Answers(self._tally.evaluation(0, 0.0), self._tally.agreement, *columns)
 
 
-def _as_logits(scores: Array, logits: Logits) -> Array:
+def as_logits(scores: Array, logits: Logits) -> Array:
     """Scores as `Reading.rows` gives them -> numbers whose softmax, or sigmoid, are the probabilities."""
     reading, squashed = logits.reading, logits.squashed in ("Softmax", "Sigmoid")
     if reading.classes is None:

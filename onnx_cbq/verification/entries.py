@@ -84,7 +84,7 @@ def find_entries(path: Path) -> Iterator[Entry]:
     """
     if path.is_dir():
         yield from _steps(path)
-    elif _is_archive(path):
+    elif is_archive(path):
         content = restore(path)
         size = path.stat().st_size
         yield Entry(str(path), path, load(ModelProto.FromString(content)), size, compressed_size(path), content)
@@ -100,7 +100,8 @@ def files_of(path: Path) -> list[Path]:
     return [path / RECORD_NAME, *(path / step.file for step in read_record(path).steps)]
 
 
-def _is_archive(path: Path) -> bool:
+def is_archive(path: Path) -> bool:
+    """Whether a file is an archive of ours."""
     if not path.is_file():
         return False
     with path.open("rb") as file:

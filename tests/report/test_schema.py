@@ -61,14 +61,16 @@ def test_the_schema_is_one() -> None:
         ("evaluate", ("evaluate", DIGITS_MODEL, "--data", DIGITS_CARD)),
         ("evaluate", ("evaluate", DIGITS_MODEL, "--data", DIGITS_CARD, "--reference", DIGITS_MODEL)),
         ("compare", ("compare", DIGITS_MODEL, DIGITS_MODEL, "--data", DIGITS_CARD)),
+        ("debug", ("debug", DIGITS_MODEL, "Q", "--data", DIGITS_CARD)),
         ("card", ("card", DIGITS_MODEL, "--source", DIGITS_CARD.with_suffix(".npz"), "--samples", "60")),
         ("step", ("step", DIGITS_MODEL, "--data", DIGITS_CARD, "--updates", "4", "--macs", "0.4,0.9")),
     ],
 )
 def test_what_a_command_writes_has_its_form(
-    form: str, words: tuple[object, ...], tmp_path: Path, command: Command
+    form: str, words: tuple[object, ...], tmp_path: Path, command: Command, request: pytest.FixtureRequest
 ) -> None:
-    out = () if form in ("evaluate", "compare") else ("--output", tmp_path / "made")
+    words = tuple(request.getfixturevalue("quantized") if word == "Q" else word for word in words)
+    out = () if form in ("evaluate", "compare", "debug") else ("--output", tmp_path / "made")
     finished = command(*words, *out, "--json", tmp_path / "r.json", "--quiet")
     assert (finished.code, finished.err) == (0, "")
     validator(form).validate(json.loads((tmp_path / "r.json").read_text()))
