@@ -58,8 +58,7 @@ class Session:
 
     `model` is a `Model` record (its weights are handed over without being copied or serialised), the path of a file, or
     its content. With `float_weights`, weights stored as integers become float once, and not on every run. `threads`
-    are those that one operator is spread over, 0 for as many as there are cores. With `frees`, the memory of tensors is
-    given back after every run, for sessions of which many stay open.
+    are those that one operator is spread over, 0 for as many as there are cores.
     """
 
     def __init__(
@@ -69,9 +68,7 @@ class Session:
         *,
         float_weights: bool = False,
         threads: int = 0,
-        frees: bool = False,
     ) -> None:
-        self._frees = frees
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.graph_optimization_level = _LEVELS[optimization]
@@ -107,8 +104,6 @@ class Session:
         """
         names = list(outputs or self.outputs)
         options = onnxruntime.RunOptions()
-        if self._frees:
-            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         try:
             with _ended_after(options, seconds):
                 values = self._session.run(names, dict(feeds), options)

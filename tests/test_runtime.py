@@ -113,12 +113,3 @@ def test_large_models_give_what_small_ones_give(
     session = Session(model, optimization)
     for _ in range(2):
         np.testing.assert_allclose(session.run(feeds)["y"], expected, rtol=1e-4, atol=1e-4)
-
-
-def test_a_session_that_frees_gives_the_same_numbers_each_time() -> None:
-    weight = np.random.default_rng(0).standard_normal((24, 300)).astype(np.float32)
-    model = load(make_model([node("MatMul", "x w", "h"), node("Relu", "h")], {"x": ["N", 24]}, ["y"], {"w": weight}))
-    x = np.random.default_rng(1).standard_normal((50, 24)).astype(np.float32)
-    session = Session(model, frees=True)
-    for _ in range(3):
-        np.testing.assert_allclose(session.run({"x": x})["y"], np.maximum(x @ weight, 0), rtol=1e-4, atol=1e-5)

@@ -20,21 +20,20 @@ from onnx_cbq.graph.logits import Logits
 from onnx_cbq.model import Array, Model
 from onnx_cbq.records import Grouping
 from onnx_cbq.records.answers import Kind
-from onnx_cbq.runtime import Feeds, Session
+from onnx_cbq.runtime import Session
 from onnx_cbq.system.progress import Progress, silent
 from onnx_cbq.targets.reading import Grid
 from onnx_cbq.verification.comparison import LARGEST_BATCH
 from onnx_cbq.verification.contest import as_logits
-from onnx_cbq.verification.cutting import cut, input_of
+from onnx_cbq.verification.cutting import cut, input_of, offset_of, with_offsets
 from onnx_cbq.verification.noise import Noise, divided, limits, multiplied, rounded
 from onnx_cbq.verification.pairing import Pair, Pairs, renamed
 from onnx_cbq.verification.rescaling import Factors, expected_rows
 
+# The float model is opened so many times, each time from other layers on.
+_PARTS = 4
 # Tensors of one batch, of which some six times as many are held.
 _BATCH_BYTES = 96 << 20
-# Parts of smaller models stay open from batch to batch, each with a copy of its weights. Those of larger ones are
-# opened anew, which is faster where nothing is optimized.
-_KEPT_WEIGHTS = 32 << 20
 
 
 @dataclass
@@ -110,7 +109,7 @@ def diagnose(
 ) -> tuple[list[LayerNoise], Whole]:
     """Measure every pair on the samples `indices`.
 
-    Cost: five passes, and for each layer one of what lies behind it. Memory: some 600 MB of tensors, or those of one
+    Cost: five passes, and for each layer most of one. Memory: some 600 MB of tensors, or those of one
     sample.
 
     Raises:
@@ -152,8 +151,7 @@ class _Bench:
         self._kind: Kind = subject.logits.kind
         self._groups = Grouping.single(("",) * subject.logits.classes)
         self._cuts: tuple[Session, Session] | None = None
-        self._parts: dict[int, Session] = {}
-        self._keeps = sum(value.nbytes for value in self._model.weights.values()) <= _KEPT_WEIGHTS
+        self._behind: dict[int, Session] = {}
 
     def add(self, batch: Batch, found: Sequence[LayerNoise], whole: Whole) -> None:
         """Take in a batch."""
@@ -164,10 +162,14 @@ class _Bench:
         whole.add(self._divergence(first, second, batch), first.predictions == second.predictions)
         for pair, layer, factors in zip(self._pairs.pairs, found, self._subject.factors, strict=True):
             layer.so_far.add(values[pair.use.output], others[pair.made], factors.made, pair.use.channel_axis)
-        for i, made in self._alone(values, others, found).items():
-            scores = self._answers(self._run_behind(i, values, made, batch.feeds), self._subject.logits, batch)
-            found[i].divergence += self._divergence(first, scores, batch)
+        alone = self._alone(values, others, found)
+        known = {**batch.feeds, **values}
+        for i, made in alone.items():
+            off = made - values[self._pairs.pairs[i].use.output]
             found[i].samples += batch.count
+            if off.any():
+                scores = self._answers(self._run_with(i, off, alone, known), self._subject.logits, batch)
+                found[i].divergence += self._divergence(first, scores, batch)
 
     def _answers(self, values: Mapping[str, Array], logits: Logits, batch: Batch) -> _Answers:
         scores = logits.reading.rows(values[logits.output])[: batch.count]
@@ -249,20 +251,22 @@ class _Bench:
             for i, pair in pairs.items()
         }
 
-    def _run_behind(self, i: int, values: Mapping[str, Array], made: Array, feeds: Feeds) -> Mapping[str, Array]:
-        """The float model from a layer's output on, which is another one there."""
-        tensor, output = self._pairs.pairs[i].use.output, self._subject.logits.output
-        if tensor == output:
-            return {output: made}
-        session = self._parts.get(i)
+    def _run_with(
+        self, i: int, off: Array, alone: Mapping[int, Array], values: Mapping[str, Array]
+    ) -> Mapping[str, Array]:
+        """The float model with something added to the output of one of the layers `alone`, from `values` on."""
+        group = next(part for part in np.array_split(list(alone), _PARTS) if i in part)
+        outputs = {j: self._pairs.pairs[j].use.output for j in group.tolist()}
+        session = self._behind.get(int(group[0]))
         if session is None:
-            behind = dependents(self._model, (tensor,))
-            known = {p.use.output: values[p.use.output] for p in self._pairs.pairs if p.use.output not in behind}
-            part = begin_at(self._model, {**known, tensor: made}, [output])
-            session = Session(part, "all" if self._keeps else "off", frees=True)
-            if self._keeps:
-                self._parts[i] = session
-        given = {**feeds, **values, tensor: made}
+            kinds = {name: _kind_of(alone[j]) for j, name in outputs.items()}
+            changing = dependents(self._model, list(kinds))
+            known = {p.use.output: values[p.use.output] for p in self._pairs.pairs if p.use.output not in changing}
+            wanted = [self._subject.logits.output]
+            session = Session(begin_at(with_offsets(self._model, kinds, wanted), known, wanted))
+            self._behind[int(group[0])] = session
+        nothing = {offset_of(name): np.zeros((), alone[j].dtype) for j, name in outputs.items()}
+        given = {**values, **nothing, offset_of(outputs[i]): off}
         return session.run({name: given[name] for name in session.inputs})
 
 
