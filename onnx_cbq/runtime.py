@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter
@@ -144,12 +145,30 @@ def trial_seconds(model: Model, feeds: Feeds) -> float | None:
     return allowed(_TRIAL_SECONDS + weights // _WEIGHTS_PER_SECOND + samples // _SAMPLES_PER_SECOND)
 
 
-def median_latency(sessions: Sequence[Runnable], feeds: Feeds, seconds: float = 1.0) -> list[float]:
+class Median(float):
+    """A median that knows its standard error: half of what the ranks n/2 -+ sqrt(n)/2 of n values lie apart.
+
+    The number of values below the true median is binomial, of deviation sqrt(n)/2.
+    """
+
+    error: float
+
+    @staticmethod
+    def of(values: Sequence[float]) -> Median:
+        """Of at least one value."""
+        ordered, n = np.sort(values), len(values)
+        low, high = (int(np.clip(round(n / 2 + side * math.sqrt(n) / 2), 0, n - 1)) for side in (-1, 1))
+        found = Median(np.median(ordered))
+        found.error = float(ordered[high] - ordered[low]) / 2
+        return found
+
+
+def median_latency(sessions: Sequence[Runnable], feeds: Feeds, seconds: float = 1.0) -> list[Median]:
     """Median seconds per run of each session on the same feeds; see `median_seconds`."""
     return median_seconds([partial(session.run, feeds) for session in sessions], seconds)
 
 
-def median_seconds(runs: Sequence[Callable[[], object]], seconds: float = 1.0) -> list[float]:
+def median_seconds(runs: Sequence[Callable[[], object]], seconds: float = 1.0) -> list[Median]:
     """Median seconds of each of some runs, which take turns so that a drifting clock hits all alike."""
     times: list[list[float]] = [[] for _ in runs]
     for run in runs:
@@ -160,7 +179,7 @@ def median_seconds(runs: Sequence[Callable[[], object]], seconds: float = 1.0) -
             start = time.perf_counter()
             run()
             spent.append(time.perf_counter() - start)
-    return [float(np.median(spent)) for spent in times]
+    return [Median.of(spent) for spent in times]
 
 
 def optimized(model: Path | bytes, optimization: Optimization = "all") -> onnx.ModelProto:

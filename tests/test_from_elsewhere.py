@@ -159,16 +159,16 @@ def test_the_default_method_differentiates_what_an_optimizer_wrote(made: dict[st
     data = onnx_cbq.CalibrationSet.from_arrays(case.x, np.arange(30) % 3)
     result = onnx_cbq.quantize(case.model, data, onnx_cbq.QuantizeConfig(bits=4))
     assert len(result.layers) == 2
-    assert isinstance(result.report, SearchReport)
-    assert "sensitivity" in result.report.measured
+    assert isinstance(result.method, SearchReport)
+    assert "sensitivity" in result.method.measured
 
 
 def test_a_quantized_model_is_differentiated_as_the_float_model_behind_it(made: dict[str, Case]) -> None:
     case = made["quantized"]
     data = onnx_cbq.CalibrationSet.from_arrays(case.x, np.arange(30) % 3)
     result = onnx_cbq.quantize(case.model, data, onnx_cbq.QuantizeConfig(bits=4))
-    assert isinstance(result.report, SearchReport)
-    assert "sensitivity" in result.report.measured
+    assert isinstance(result.method, SearchReport)
+    assert "sensitivity" in result.method.measured
     assert result.average_bits <= 4
 
 

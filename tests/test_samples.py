@@ -134,6 +134,10 @@ def test_the_notebook_runs_to_its_end(copy: Path) -> None:
     tables = [table for output in outputs if "<table" in (table := output.get("data", {}).get("text/html", ""))]
     for column, row in (("average_bits", "/7/Conv"), ("chance", "digits_int8.onnx")):
         assert any(column in table and row in table for table in tables), column
+    shown = [page for output in outputs if "<iframe" in (page := output.get("data", {}).get("text/html", ""))]
+    assert len(shown) == 1, "the result's page"
+    assert "Where the bits went" in shown[0]
+    assert any(re.search(r"^/7/Conv +\S+ nats, \d+ %, weights$", output.get("text", ""), re.M) for output in outputs)
 
 
 def test_the_gate_passes_on_the_sample_and_fails_where_a_class_drops(

@@ -12,7 +12,7 @@ from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.cli.console import show
 from onnx_cbq.cli.outputs import Inputs, check_outputs
 from onnx_cbq.cli.progress import progress_bars
-from onnx_cbq.cli.shared import CardPath, JsonPath, Logits, Quiet, SkipUnreadable, SourcePath
+from onnx_cbq.cli.shared import CardPath, JsonPath, Logits, Quiet, ReportPath, SkipUnreadable, SourcePath
 from onnx_cbq.jobs import debug as job
 from onnx_cbq.report.debugging import debug_table
 from onnx_cbq.settings import OUTPUT, SAMPLES
@@ -52,15 +52,18 @@ def debug(
         ),
     ] = None,
     json: JsonPath = None,
+    report: ReportPath = None,
     quiet: Quiet = None,
 ) -> None:
     """Say which layer of QUANTIZED hurts, and why: each by itself beside FLOAT, its kernel, and what saturates."""
-    check_outputs(json, inputs=Inputs((model, quantized), data, source))
+    check_outputs(json, report, inputs=Inputs((model, quantized), data, source))
     card = CalibrationSet.from_card(data, source, skip_unreadable=bool(skip_unreadable))
     with progress_bars(quiet=bool(quiet)) as progress:
         result = job.debug(model, quantized, card, logits, job.SAMPLES if samples is None else samples, progress)
     if json:
         write_text(json, result.to_json())
+    if report:
+        result.report(report)
     if not quiet:
         show(debug_table(result, all_layers=bool(all_layers)))
 

@@ -57,6 +57,7 @@ COMMANDS = (
         "debug",
         "Say which layer of QUANTIZED hurts, and why: each by itself beside FLOAT, its kernel, and what saturates.",
     ),
+    Command("report", "report", "Make a page for a browser of what quantize, compare or debug wrote with --json."),
     Command(
         "card", "card", "Write a first card for MODEL: try the well-known ways to prepare samples, and measure each."
     ),

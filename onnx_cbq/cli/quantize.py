@@ -7,27 +7,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 from onnx_cbq import goals, methods, storage
 from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.cli.config_file import read_config
 from onnx_cbq.cli.console import show
-from onnx_cbq.cli.estimate import Route
 from onnx_cbq.cli.options import Flag, Owner, command, fields_for, flags_of, given_values, refuse_unknown, refuse_unused
 from onnx_cbq.cli.outputs import Inputs, beside, check_outputs
 from onnx_cbq.cli.progress import progress_bars
-from onnx_cbq.cli.shared import AllClasses, ConfigPath, JsonPath, ModelPath, Quiet, SkipUnreadable, SourcePath
-from onnx_cbq.goals import Bits
+from onnx_cbq.cli.route import route_of
+from onnx_cbq.cli.shared import (
+    AllClasses,
+    ConfigPath,
+    JsonPath,
+    ModelPath,
+    Quiet,
+    ReportPath,
+    SkipUnreadable,
+    SourcePath,
+)
 from onnx_cbq.jobs import quantize as job
 from onnx_cbq.jobs.choice import make_goal, make_method, make_storage
 from onnx_cbq.jobs.data_free import DataFreeConfig
 from onnx_cbq.jobs.refine import State
 from onnx_cbq.jobs.settings import CURVE, QuantizeConfig
 from onnx_cbq.jobs.written_settings import TABLES, as_table
-from onnx_cbq.methods import Entropy, RateDistortion, SharedValues
-from onnx_cbq.report import text as report
+from onnx_cbq.methods import Entropy, SharedValues
+from onnx_cbq.report import text
 from onnx_cbq.report.plot import TradeOff
 from onnx_cbq.search.rate_distortion import RateDistortionConfig
 from onnx_cbq.settings import CHOOSE, FIRST, OUTPUT, TRAINING, check
@@ -35,7 +42,7 @@ from onnx_cbq.storage.files import weights_beside, write_text
 from onnx_cbq.training.settings import RefineConfig
 
 ABOUT = "Quantize MODEL and prove what it costs: accuracy overall and per class, bytes, latency."
-REFINE, DATA_FREE = "--refine", "--data-free"
+REFINE, DATA_FREE, FULL = "--refine", "--data-free", "--report-full"
 # Options that mean something with --data-free; beside them those of its own settings.
 _WITHOUT_DATA = {"bits", "storage", "keep_quantized"}
 
@@ -102,12 +109,22 @@ FIXED: Mapping[str, Any] = {
     "skip_unreadable": SkipUnreadable,
     "config": ConfigPath,
     "json": JsonPath,
+    "report": ReportPath,
+    "report_full": Annotated[
+        bool | None,
+        typer.Option(
+            FULL,
+            help="--report: also measure what each layer of the file costs by itself (default: no).",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
+    ],
     "all_classes": AllClasses,
     "quiet": Quiet,
 }
 # Tables with the settings of a method.
 _METHODS = ("search", "cbq", "differentiable")
-_PATHS = {"model", "data", "output", "source", "json"}
+_PATHS = {"model", "data", "output", "source", "json", "report"}
 
 
 @dataclass(frozen=True)
@@ -172,18 +189,28 @@ def quantize(flags: Sequence[Flag], given: Mapping[str, Any]) -> None:
         raise typer.BadParameter(f"{goal.option} finds the bits by itself; leave out --bits")
     state = State(destination.with_name(f"{destination.name}.training"), run.says("resume")) if config.refine else None
     check_outputs(
-        *(destination, run.path("json"), weights_beside(destination), state.path if state else None),
+        *(
+            destination,
+            run.path("json"),
+            run.path("report"),
+            weights_beside(destination),
+            state.path if state else None,
+        ),
         inputs=Inputs((model,), card_path, source, (run.groups, run.path("config"))),
     )
     card = CalibrationSet.from_card(card_path, source, skip_unreadable=run.says("skip_unreadable"))
     with progress_bars(quiet=run.says("quiet"), route=route_of(config, card)) as progress:
         result = job.quantize(model, card, config, progress, state)
-    result.save(destination)
+        result.save(destination)
+        if run.says("report_full"):
+            result = job.measure_layers(result, model, destination, card, progress)
     if state is not None:
         state.remove()
-    _tell(run, result.to_json(), lambda: report.result_table(result, destination, all_classes=run.says("all_classes")))
+    if (page := run.path("report")) is not None:
+        result.report(page)
+    _tell(run, result.to_json(), lambda: text.result_table(result, destination, all_classes=run.says("all_classes")))
     if config.curve and not run.says("quiet"):
-        show(report.curve_table(result), TradeOff(result))
+        show(text.curve_table(result), TradeOff(result))
 
 
 def _told(flags: Sequence[Flag], given: Mapping[str, Any]) -> _Run:
@@ -244,7 +271,17 @@ def _refuse_ignored(flags: Sequence[Flag], run: _Run) -> None:
     if data_free:
         mine = {flag.name for flag in flags if any(owner.option == DATA_FREE for _, owner in flag.settings)}
         others = {f"--{name}" for name in values.keys() - mine - _WITHOUT_DATA}
-        switches = ("data", "source", "refine", "resume", "curve", "skip_unreadable", "all_classes")
+        switches = (
+            "data",
+            "source",
+            "refine",
+            "resume",
+            "curve",
+            "skip_unreadable",
+            "all_classes",
+            "report",
+            "report_full",
+        )
         others |= {f"--{name.replace('_', '-')}" for name in switches if run.fixed.get(name) not in (None, False)}
         others |= {f"[{name}]" for name in run.tables}
         if others:
@@ -265,25 +302,10 @@ def _refuse_ignored(flags: Sequence[Flag], run: _Run) -> None:
             raise typer.BadParameter(f"only for {wanted}; leave out [{name}]")
     if "refinement" in run.tables and not run.says("refine"):
         raise typer.BadParameter(f"only for {REFINE}; leave out [refinement]")
+    if run.says("report_full") and run.path("report") is None:
+        raise typer.BadParameter(f"only for --report; leave out {FULL}")
     if run.says("resume") and not run.says("refine"):
         raise typer.BadParameter(f"only for {REFINE}; leave out --resume")
-
-
-def route_of(config: QuantizeConfig, card: CalibrationSet) -> Route | None:
-    """The stages of a run; None where a limit decides how often they are gone through."""
-    choice, refine = config.choice, config.refine
-    if not isinstance(choice.goal, Bits):
-        return None
-    # Of other methods it is not known how long they take, but rounding and evaluation tell that by themselves.
-    statistics, search = (("tables",), ("search",)) if isinstance(choice.method, RateDistortion) else ((), ())
-    solve = (*search, *(("rounding",) if choice.scene.rounding.compensates else ()))
-    training = () if refine is None else ("refine",)
-    curve = (*solve, "evaluation") * len(config.curve)
-    samples, limit = len(card.labels), card.card.limit
-    if limit is not None:
-        samples = min(samples, int(np.minimum(np.unique(card.labels, return_counts=True)[1], limit).sum()))
-    most = {} if refine is None else {"refine": 60 * refine.minutes}
-    return Route((*statistics, *solve, *training, *curve, "evaluation"), samples, most)
 
 
 def _quantize_data_free(flags: Sequence[Flag], run: _Run, model: Path, target: Path) -> None:
@@ -294,7 +316,7 @@ def _quantize_data_free(flags: Sequence[Flag], run: _Run, model: Path, target: P
     )
     result = job.quantize_without_data(model, config)
     result.save(target)
-    _tell(run, result.to_json(), lambda: report.data_free_table(result, target))
+    _tell(run, result.to_json(), lambda: text.data_free_table(result, target))
 
 
 def _tell(run: _Run, json: str, table: Callable[[], Any]) -> None:

@@ -79,6 +79,16 @@ JsonPath = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+ReportPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        metavar="FILE",
+        help="Write all of it as one HTML page for a browser (default: none).",
+        show_default=False,
+        rich_help_panel=OUTPUT,
+    ),
+]
 Quiet = Annotated[
     bool | None,
     typer.Option(

@@ -14,6 +14,7 @@ import numpy as np
 from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.calibration.draw import everything
 from onnx_cbq.calibration.samples import Samples
+from onnx_cbq.calibration.thumbnails import thumbnail
 from onnx_cbq.errors import CalibrationError, ConfigError, ModelError
 from onnx_cbq.evidence.workload import DataSource, as_set, left_out, scores_notes, without_samples
 from onnx_cbq.jobs.compare_result import Compared, CompareResult, Disagreement, Timing
@@ -110,7 +111,12 @@ def _compared(
     share = mine.evaluation.top1 / 100
     return Compared(
         label=entry.label,
-        evaluation=replace(mine.evaluation, bytes=entry.size, latency_ms=timings[0].milliseconds),
+        evaluation=replace(
+            mine.evaluation,
+            bytes=entry.size,
+            latency_ms=timings[0].milliseconds,
+            latency_error_ms=timings[0].error,
+        ),
         error=100 * math.sqrt(share * (1 - share) / len(mine.right)),
         compressed=entry.compressed,
         agreement=mine.agreement,
@@ -135,7 +141,9 @@ def _timings(entries: Sequence[Entry], contenders: Sequence[Contender], progress
             feeds = {i: _first(contenders[i].samples, contenders[i].samples.fixed_batch or size) for i in timed}
             runs = [partial(sessions[i].run, feeds[i]) for i in timed]
             for i, spent in zip(timed, median_seconds(runs, _SECONDS * len(runs)), strict=True):
-                found[i].append(Timing(contenders[i].samples.fixed_batch or size, threads, 1000 * spent))
+                found[i].append(
+                    Timing(contenders[i].samples.fixed_batch or size, threads, 1e3 * spent, 1e3 * spent.error)
+                )
         progress("latency", threads + 1, 2)
     return [tuple(mine) for mine in found]
 
@@ -164,6 +172,7 @@ def _disagreements(
             names[int(samples.labels[position])] if single else None,
             tuple(answer(one, position) for one in answers),
             float(answers[model].divergence[position]),
+            thumbnail(samples, position),
         )
         for position in answers[model].worst(DISAGREEMENTS)
     ]

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from onnx_cbq.jobs.frames import make_frame
 from onnx_cbq.jobs.result import evaluation_json
+from onnx_cbq.pages import make_page
 from onnx_cbq.records import Evaluation
 from onnx_cbq.records.figures import to_json_text
+from onnx_cbq.storage.files import write_text
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Median milliseconds of a run of `batch` samples; `threads` is 0 for as many as there are cores."""
+    """Median milliseconds of a run of `batch` samples, and its standard error; `threads` is 0 for one per core."""
 
     batch: int
     threads: int
     milliseconds: float
+    error: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class Disagreement:
         label: its class; None where it has several.
         answers: of each model the class and the probability of it; None where a sample has several answers.
         divergence: of that model from the first, in nats.
+        thumbnail: the sample as a small picture, a `data:` URL; None where it is no image.
     """
 
     model: int
@@ -69,6 +75,7 @@ class Disagreement:
     label: str | None
     answers: tuple[tuple[str | None, float], ...]
     divergence: float
+    thumbnail: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,14 @@ class CompareResult:
     processor: str
     notes: tuple[str, ...]
     versions: Mapping[str, str]
+
+    def report(self, path: str | Path) -> None:
+        """Write all of it as one page for a browser.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        write_text(Path(path), make_page(json.loads(self.to_json())))
 
     def to_json(self) -> str:
         """Everything as JSON; accuracies are in percent."""

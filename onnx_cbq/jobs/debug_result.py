@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
+from onnx_cbq.pages import make_page
 from onnx_cbq.records.figures import to_json_text
+from onnx_cbq.storage.files import write_text
 from onnx_cbq.verification.kernel_use import Fallback
 
 # A layer whose weights or outputs are larger or smaller than the float model's by more has a wrong scale, where that
@@ -121,22 +126,31 @@ class DebugResult:
         """The layers, those first that cost most by themselves."""
         return tuple(sorted(self.layers, key=lambda layer: -(layer.divergence or 0.0)))
 
+    def report(self, path: str | Path) -> None:
+        """Write all of it as one page for a browser.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        write_text(Path(path), make_page(json.loads(self.to_json())))
+
+    def figures(self) -> dict[str, Any]:
+        """Everything, as JSON takes it."""
+        return {
+            "layers": [{**asdict(layer), "cause": layer.cause} for layer in self.layers],
+            "ranking": [layer.name for layer in self.ranking],
+            "unmatched": list(self.unmatched),
+            "unmatched_in_file": list(self.unmatched_in_file),
+            "divergence": self.divergence,
+            "agreement": self.agreement,
+            "samples": self.samples,
+            "deviations": [asdict(found) for found in self.deviations],
+            "fallbacks": [asdict(found) for found in self.fallbacks],
+            "processor": self.processor,
+            "notes": list(self.notes),
+            "versions": dict(self.versions),
+        }
+
     def to_json(self) -> str:
         """Everything as JSON."""
-        return to_json_text(
-            "debug",
-            {
-                "layers": [{**asdict(layer), "cause": layer.cause} for layer in self.layers],
-                "ranking": [layer.name for layer in self.ranking],
-                "unmatched": list(self.unmatched),
-                "unmatched_in_file": list(self.unmatched_in_file),
-                "divergence": self.divergence,
-                "agreement": self.agreement,
-                "samples": self.samples,
-                "deviations": [asdict(found) for found in self.deviations],
-                "fallbacks": [asdict(found) for found in self.fallbacks],
-                "processor": self.processor,
-                "notes": list(self.notes),
-                "versions": dict(self.versions),
-            },
-        )
+        return to_json_text("debug", self.figures())

@@ -6,15 +6,21 @@ import json
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from onnx import ModelProto
 
 from onnx_cbq.calibration.draw import everything
 from onnx_cbq.calibration.samples import Indices
+from onnx_cbq.errors import OnnxCbqError
 from onnx_cbq.evidence import class_scores
 from onnx_cbq.evidence.workload import DataSource, ModelSource, Workload, aimed_at, check_moved_labels, prepare
 from onnx_cbq.goals.goal import solve
 from onnx_cbq.jobs.choice import Choice
 from onnx_cbq.jobs.data_free import DataFreeConfig, DataFreeResult, quantize_data_free
+from onnx_cbq.jobs.debug import debug
+from onnx_cbq.jobs.details import describe
 from onnx_cbq.jobs.refine import Refinement, State, check_training, refine
 from onnx_cbq.jobs.result import CurvePoint, Result
 from onnx_cbq.jobs.settings import QuantizeConfig
@@ -85,7 +91,12 @@ def quantize(
         output = write_solution(scene, choice.method.label, solution)
     with clock.stage("verify"):
         proof = prove(scene, solution, output, run_check=choice.run_check)
-    return _result(scene, config, solution, proof, curve, seen)
+    return replace(_result(scene, config, solution, proof, curve, seen), name=_name(model))
+
+
+def _name(model: ModelSource) -> str:
+    """Of its file."""
+    return "" if isinstance(model, ModelProto) else Path(model).name
 
 
 def _result(
@@ -115,7 +126,7 @@ def _result(
         plan=solution.plan,
         layers=work.layers,
         scores=scene.evidence.known(class_scores),
-        report=solution.chosen.report,
+        method=solution.chosen.report,
         curve=curve,
         groups=scene.evidence.groups,
         reference=comparison.evaluations[0],
@@ -133,7 +144,21 @@ def _result(
         notes=notes,
         versions=all_versions(),
         config=config,
+        details=describe(scene, solution),
     )
+
+
+def measure_layers(
+    result: Result, model: ModelSource, path: Path, data: DataSource, progress: Progress = silent
+) -> Result:
+    """The result with what each layer of its file costs by itself; a note says why where that cannot be measured."""
+    clock = Clock()
+    try:
+        with clock.stage("layers"):
+            alone = debug(model, path, data, result.config.logits, progress=progress)
+    except OnnxCbqError as error:
+        return replace(result, notes=(*result.notes, f"--report-full: layers could not be measured: {error}"))
+    return replace(result, alone=alone, seconds={**result.seconds, **clock.seconds})
 
 
 def quantize_without_data(model: ModelSource, config: DataFreeConfig | None = None) -> DataFreeResult:

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from onnx import ModelProto
 
+from onnx_cbq.jobs.debug_result import DebugResult
+from onnx_cbq.jobs.details import LayerDetail, confusions
 from onnx_cbq.jobs.frames import make_frame
 from onnx_cbq.jobs.settings import QuantizeConfig
 from onnx_cbq.jobs.written_settings import as_options
 from onnx_cbq.model import Model
+from onnx_cbq.pages import make_page
 from onnx_cbq.records import Evaluation, Grouping, Layers, Plan, Removal, Scores
 from onnx_cbq.records.figures import to_json_text
 from onnx_cbq.stages.solution import MethodReport
 from onnx_cbq.storage import Dump
+from onnx_cbq.storage.files import write_text
 from onnx_cbq.targets.lint import Violation
 from onnx_cbq.targets.target import Target
 from onnx_cbq.verification.comparison import Fidelity, OutputDistance
 from onnx_cbq.verification.prove import Sizes
+
+# What is always asked for, and says nothing of a limit.
+BITS = "--bits"
+# It has scripts of its own, and nothing of the notebook's.
+_FRAME = Markup('<iframe sandbox="allow-scripts" title="onnx-cbq" width="100%" height="600" srcdoc="{}"></iframe>')
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,7 @@ class Result:
         plan: bits of every channel.
         layers: the layers, and what was left float.
         scores: class scores, if the method needs them.
-        report: how the method chose.
+        method: how the method chose.
         curve: other budgets, if they were asked for.
         groups: classes that were taken together; each alone if that was not asked for.
         reference, quantized: the float and the quantized model on all samples of the card.
@@ -67,6 +78,9 @@ class Result:
         versions: of onnx-cbq and of the packages that decide the result.
         config: the settings.
         outputs: how far the outputs beside the class scores are from those of the float model.
+        details: each layer, as the page shows it.
+        name: of the float model's file, "" for none.
+        alone: what each layer costs by itself, if that was measured.
     """
 
     model: Model
@@ -74,7 +88,7 @@ class Result:
     plan: Plan
     layers: Layers
     scores: Scores | None
-    report: MethodReport
+    method: MethodReport
     curve: tuple[CurvePoint, ...]
     groups: Grouping
     reference: Evaluation
@@ -92,11 +106,20 @@ class Result:
     versions: Mapping[str, str]
     config: QuantizeConfig
     outputs: tuple[OutputDistance, ...] = ()
+    details: tuple[LayerDetail, ...] = ()
+    name: str = ""
+    alone: DebugResult | None = None
 
     @property
     def average_bits(self) -> float:
         """Average bits per weight over all layers."""
         return self.plan.average_bits(self.layers)
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """What the notes say of a limit that was asked for, and whether it is met."""
+        option = self.config.choice.goal.option
+        return tuple(note for note in self.notes if option != BITS and note.startswith(option))
 
     def swaps(self, most: int = 5) -> list[tuple[int, int, int]]:
         """Which classes the quantized model takes for which more often than the float one, those most often first.
@@ -126,11 +149,31 @@ class Result:
         """
         return self.dump.save(Path(path))
 
+    def report(self, path: str | Path, alone: DebugResult | None = None) -> None:
+        """Write all of it as one page for a browser.
+
+        Args:
+            path: of the page.
+            alone: what `onnx_cbq.debug` says of the saved file, for the part on layers.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        write_text(Path(path), _page(self if alone is None else replace(self, alone=alone)))
+
+    def _repr_html_(self) -> str:
+        """The page, in a frame of its own, for notebooks."""
+        return Markup(
+            '<iframe sandbox="allow-scripts" title="onnx-cbq" width="100%" height="600" srcdoc="{}"></iframe>'
+        ).format(_page(self))
+
     def to_json(self) -> str:
         """Everything but the model, as JSON; accuracies are in percent."""
         return to_json_text(
             "quantize",
             {
+                "model": self.name,
+                "asked": list(self.asked),
                 "average_bits": self.average_bits,
                 "bits": {name: bits.tolist() for name, bits in self.plan.bits.items()},
                 "float": evaluation_json(self.reference, self.class_names),
@@ -149,9 +192,12 @@ class Result:
                     {"class": self.class_names[m], "taken_for": self.class_names[taken], "more": more}
                     for m, taken, more in self.swaps()
                 ],
+                "confusions": None if self.quantized.has_several else confusions(self.reference, self.quantized),
+                "layers": [detail.to_json(self.plan.bits[detail.name]) for detail in self.details],
                 "groups": None if self.groups.is_trivial else self._groups_json(),
                 "class_names": list(self.class_names),
-                "method": {"name": self.config.choice.method.name, **self.report.to_json()},
+                "method": {"name": self.config.choice.method.name, **self.method.to_json()},
+                "alone": None if self.alone is None else self.alone.figures(),
                 "curve": [
                     {
                         "average_bits": point.average_bits,
@@ -199,6 +245,10 @@ class Result:
             "names": list(self.groups.names),
             "top1": {name: self.groups.accuracy(found.confusion) for name, found in compared},
         }
+
+
+def _page(result: Result) -> str:
+    return make_page(json.loads(result.to_json()))
 
 
 @dataclass(frozen=True)
@@ -273,8 +323,10 @@ def evaluation_json(evaluation: Evaluation, names: tuple[str, ...]) -> dict[str,
         "per_class": dict(zip(names, evaluation.per_class, strict=True)),
         "worst_class": names[evaluation.worst_class],
         "samples": evaluation.samples,
+        "class_samples": evaluation.counts.tolist(),
         "bytes": evaluation.bytes,
         "latency_ms": evaluation.latency_ms,
+        "latency_error_ms": evaluation.latency_error_ms,
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,8 +25,24 @@ from onnx_cbq.storage import Storage
 CALIBRATION_BITS = 2
 # By how many bits on average a plan must be below what is asked for, for a note to say so.
 _NOTED_REST = 0.1
-# What a report calls the criterion where none can be measured.
-_WEIGHTS = "weights"
+# What a report calls the criterion where none can be measured, and what it adds to one that is scaled by layer.
+_WEIGHTS, _MEASURED = "weights", "measured per layer"
+
+
+@dataclass(frozen=True)
+class LayerLosses:
+    """What a layer alone loses, in nats of divergence; predicted losses are scaled by what was measured.
+
+    Attributes:
+        plan: predicted, with the widths of the plan.
+        finest: predicted, with 8 bits for all its channels.
+        coarse: measured, with `CALIBRATION_BITS` for all of them; `coarse_predicted` was predicted for that.
+    """
+
+    plan: float
+    finest: float
+    coarse: float
+    coarse_predicted: float
 
 
 @dataclass(frozen=True)
@@ -39,6 +55,7 @@ class SearchReport:
         loss: that of the plan in the end, after layers have traded bits.
         exchanges: trades that were accepted.
         plans: how many plans were measured.
+        layers: what each layer alone loses, of those whose widths were searched.
     """
 
     criterion: str
@@ -46,6 +63,7 @@ class SearchReport:
     loss: float
     exchanges: int
     plans: int
+    layers: Mapping[str, LayerLosses] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """Which criterion made the plan, and what the others got."""
@@ -96,14 +114,16 @@ class RateDistortion(RateDistortionConfig, PlanMethod):
             stop = None if hopeless is None else lambda found: hopeless(found.losses(weights))
             return measure(free.plan(bits), stop).losses(weights)
 
-        predicted = _predicted(free, evidence, can, _Run(measure, weights, tick))
+        predicted, coarse = _predicted(free, evidence, can, _Run(measure, weights, tick))
         allowed = np.ones((len(free.sizes), WIDTHS), bool)
         found = search_plan(predicted, free.layer_of, free.sizes, allowed, free.budget, losses, search)
-        report = SearchReport(found.criterion, dict(found.measured), found.loss, found.exchanges, done)
+        layers = _layer_losses(free, predicted, coarse, found.bits)
+        report = SearchReport(found.criterion, dict(found.measured), found.loss, found.exchanges, done, layers)
         spread = max(found.measured.values()) - min(found.measured.values())
         if spread < ALIKE and (why := why_alike(free, measure, weights)):
             plan = plan_by_weights(scene.work.model, free)
-            report = replace(report, criterion=_WEIGHTS, loss=measure(plan).loss(weights), plans=done + 3)
+            loss = measure(plan).loss(weights)
+            report = replace(report, criterion=_WEIGHTS, loss=loss, plans=done + 3, layers={})
             return Planned(plan, (*can.notes, unmeasured_note(why)), report)
         plan = free.plan(found.bits)
         return Planned(plan, (*can.notes, *_less_notes(plan.average_bits(scene.work.layers), bits)), report)
@@ -129,7 +149,16 @@ class _Run:
         return found.loss(self.class_weights)
 
 
-def _predicted(free: FreeChannels, evidence: Evidence, can: Usable, run: _Run) -> dict[str, Array]:
+@dataclass(frozen=True)
+class _Coarse:
+    """What layers lose alone at `CALIBRATION_BITS`, [layers], and the criterion that is scaled by the measured one."""
+
+    criterion: str
+    measured: Array
+    predicted: Array
+
+
+def _predicted(free: FreeChannels, evidence: Evidence, can: Usable, run: _Run) -> tuple[dict[str, Array], _Coarse]:
     """Losses [units, widths] by each criterion; by the first and by noise also with what layers cause, measured."""
     predicted = {
         criterion.name: free.sums(predicted_losses(criterion, free.layers, evidence, run.class_weights))
@@ -139,11 +168,22 @@ def _predicted(free: FreeChannels, evidence: Evidence, can: Usable, run: _Run) -
     telling = {name: losses for name, losses in predicted.items() if np.ptp(losses, axis=1).any()}
     predicted = telling or predicted
     first = next(iter(predicted))
-    factors = _measured_factors(free, predicted[first], run)
+    coarse = _Coarse(f"{first}, {_MEASURED}", _measured_alone(free, run), _per_layer(free, predicted[first]))
+    factors = layer_factors(coarse.measured, coarse.predicted)
     for name in dict.fromkeys((first, *({"noise"} & predicted.keys()))):
         ratio = _per_layer(free, predicted[first]) / _per_layer(free, predicted[name])
-        predicted[f"{name}, measured per layer"] = predicted[name] * (ratio * factors)[free.layer_of][:, None]
-    return predicted
+        predicted[f"{name}, {_MEASURED}"] = predicted[name] * (ratio * factors)[free.layer_of][:, None]
+    return predicted, coarse
+
+
+def _layer_losses(
+    free: FreeChannels, predicted: Mapping[str, Array], coarse: _Coarse, bits: Array
+) -> dict[str, LayerLosses]:
+    losses, count = predicted[coarse.criterion], len(free.layers)
+    plan = np.bincount(free.layer_of, losses[np.arange(len(bits)), bits], count)
+    finest = np.bincount(free.layer_of, losses[:, MOST_BITS], count)
+    columns = zip(free.layers, plan, finest, coarse.measured, coarse.predicted, strict=True)
+    return {layer.name: LayerLosses(*map(float, figures)) for layer, *figures in columns}
 
 
 def _per_layer(free: FreeChannels, losses: Array) -> Array:
@@ -152,8 +192,8 @@ def _per_layer(free: FreeChannels, losses: Array) -> Array:
     return np.maximum(sums, np.finfo(np.float32).tiny)
 
 
-def _measured_factors(free: FreeChannels, losses: Array, run: _Run) -> Array:
-    """For each layer, the loss that it causes alone at `CALIBRATION_BITS`, measured, over the predicted one."""
+def _measured_alone(free: FreeChannels, run: _Run) -> Array:
+    """The loss that each layer causes alone at `CALIBRATION_BITS`, measured, [layers]."""
     finest = free.plan(np.full(len(free.sizes), MOST_BITS))
     coarse = free.plan(np.full(len(free.sizes), CALIBRATION_BITS))
     base, alone = run.loss(run.measure(finest)), []
@@ -162,7 +202,7 @@ def _measured_factors(free: FreeChannels, losses: Array, run: _Run) -> Array:
     for found in run.measure.alone(run.measure.constants(finest), changes):
         alone.append(run.loss(found) - base)
         run.tick()
-    return layer_factors(np.array(alone), _per_layer(free, losses))
+    return np.array(alone)
 
 
 def layer_factors(measured: Array, predicted: Array) -> Array:

@@ -67,6 +67,10 @@ class Histogram:
         counts = counts + np.bincount(bins, minlength=2 * _HALF)
         return Histogram(counts, exponent, min(self.low, low), max(self.high, high))
 
+    def centres(self, bins: Array) -> Array:
+        """The values in the middle of bins, by their positions in `counts`."""
+        return np.asarray((bins - _HALF + 0.5) * 2.0**self.exponent)
+
 
 def choose_grid(
     histogram: Histogram,
@@ -85,7 +89,7 @@ def choose_grid(
     if histogram.high <= 0 <= histogram.low or not used.size:
         return make(0.0, make.top / LEVELS)
     counts = histogram.counts[used]
-    centres = (used - _HALF + 0.5) * 2.0**histogram.exponent
+    centres = histogram.centres(used)
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
     seen = _Seen(counts, centres, _finite(response, centres) or _unchanged)
     return make(*RANGES[criterion](seen, (low, high), make))

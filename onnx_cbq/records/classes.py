@@ -129,7 +129,8 @@ class Evaluation:
         confusion: samples by (label, prediction), int64 [classes, classes]; where a sample may have several classes,
             for each of them (no or yes, answer), [classes, 2, 2].
         bytes: size of the model's file or files.
-        latency_ms: median milliseconds of a run at batch 1 (or at the batch that the model insists on).
+        latency_ms: median milliseconds of a run at batch 1 (or at the batch that the model insists on), with its
+            standard error.
     """
 
     top1: float
@@ -138,6 +139,7 @@ class Evaluation:
     confusion: Array
     bytes: int
     latency_ms: float
+    latency_error_ms: float = 0.0
 
     @property
     def samples(self) -> int:

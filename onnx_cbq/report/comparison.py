@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import string
 from collections.abc import Callable, Sequence
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from onnx_cbq.jobs.compare_result import Compared, CompareResult
+from onnx_cbq.pages.figures import letters as names_of_models
 from onnx_cbq.report.tables import accuracy_name, listed, percent, table_of, worst
 
 # Disagreements of each model that are listed.
@@ -17,7 +17,7 @@ _SAMPLES = 5
 
 def comparison_table(result: CompareResult, *, all_classes: bool = False) -> RenderableType:
     """A column for each model, the classes that changed most, and where models are farthest from the first."""
-    letters = [_letter(i) for i in range(len(result.models))]
+    letters = names_of_models(len(result.models))
     legend = [Text(f"{letter}  {model.label}") for letter, model in zip(letters, result.models, strict=True)]
     table = table_of("", *letters)
 
@@ -88,12 +88,6 @@ def _order(key: tuple[int, int]) -> tuple[int, int]:
 
 def _timing(model: Compared, key: tuple[int, int]) -> str:
     return next((f"{t.milliseconds:.3f}" for t in model.timings if (t.batch, t.threads) == key), "-")
-
-
-def _letter(number: int) -> str:
-    """A to Z, then A1 and so on."""
-    rounds, place = divmod(number, len(string.ascii_uppercase))
-    return string.ascii_uppercase[place] + (str(rounds) if rounds else "")
 
 
 def _chance(chance: float | None) -> str:

@@ -55,7 +55,7 @@ def result_table(result: Result, path: Path, *, all_classes: bool = False) -> Re
     lines = [
         *(f"group: {name}" for name in result.groups.names if not result.groups.is_trivial),
         *(["taken more often: " + ", ".join(swaps)] if swaps else []),
-        *([] if result.report.table() else result.report.lines()),
+        *([] if result.method.table() else result.method.lines()),
         *_removal_lines(result),
         f"{after.samples:,} samples, of which {result.calibration_samples:,} were used to calibrate",
         f"seconds: {stages}",
@@ -147,13 +147,13 @@ def _grid_columns(found: GridStatistics) -> tuple[str, ...]:
 
 def _method_table(result: Result) -> list[RenderableType]:
     """What the method says of how it chose, where that is a table."""
-    rows = result.report.table()
+    rows = result.method.table()
     if not rows:
         return []
     table = table_of(*rows[0])
     for row in rows[1:]:
         table.add_row(*row)
-    return [table, *map(Text, result.report.lines()), Text()]
+    return [table, *map(Text, result.method.lines()), Text()]
 
 
 def _removal_lines(result: Result) -> list[str]:

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from onnx_cbq.jobs.result import Result
 
-# What is always asked for, and says nothing of a limit.
-BITS = "--bits"
 # Longer names of classes are cut in a line that is to fit.
 _NAME = 20
 
@@ -26,13 +24,12 @@ def verdict_lines(result: Result, path: Path) -> list[str]:
     short = name if len(name) <= _NAME else f"{name[: _NAME - 3]}..."
     change = f"{after.top1:.2f} %, float {before.top1:.2f}: {after.top1 - before.top1:+.2f} points"
     size = after.bytes if result.sizes.archive is None else result.sizes.archive
-    option = result.config.choice.goal.option
     return [
         f"{path}: {result.average_bits:.3f} bits per weight",
         f"accuracy {change} (standard error at most {error:.2f})",
         *([] if share is None or earlier is None else [f"worst class {short}: {share:.2f} %, float {earlier:.2f}"]),
         f"{_share(size, before.bytes)} of the bytes, {_share(after.latency_ms, before.latency_ms)} of the latency",
-        *(f"asked for {note}" for note in result.notes if option != BITS and note.startswith(option)),
+        *(f"asked for {note}" for note in result.asked),
     ]
 
 

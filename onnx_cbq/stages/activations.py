@@ -10,7 +10,7 @@ from onnx_cbq.evidence.scoring import batch_size
 from onnx_cbq.evidence.statistics import collect_histograms
 from onnx_cbq.evidence.workload import Workload
 from onnx_cbq.graph.responses import find_response
-from onnx_cbq.quantize.activations import RANGES, choose_grid, join_grids
+from onnx_cbq.quantize.activations import RANGES, Histogram, choose_grid, join_grids
 from onnx_cbq.records import ActivationGrid, ActivationRules
 from onnx_cbq.settings import MOST_BITS, check, check_kinds, either
 from onnx_cbq.system.progress import Progress, silent
@@ -39,9 +39,22 @@ def choose_grids(
     work: Workload, tensors: Sequence[str], drawn: Draw, settings: ActivationSettings, progress: Progress = silent
 ) -> Mapping[str, ActivationGrid]:
     """Grids for some of the tensors that `work.placement` measures, from the samples drawn."""
+    return grids_for(work, see_activations(work, tensors, drawn, progress), settings)
+
+
+def see_activations(
+    work: Workload, tensors: Sequence[str], drawn: Draw, progress: Progress = silent
+) -> Mapping[str, Histogram]:
+    """The values of some tensors over the samples drawn."""
     if not tensors:
         return {}
-    histograms = collect_histograms(work.model, tensors, work.samples, drawn, batch_size(work.layers), progress)
+    return collect_histograms(work.model, tensors, work.samples, drawn, batch_size(work.layers), progress)
+
+
+def grids_for(
+    work: Workload, histograms: Mapping[str, Histogram], settings: ActivationSettings
+) -> Mapping[str, ActivationGrid]:
+    """Grids for tensors with these values."""
     widths, rules = work.widths(settings.bits), work.target.activation
     grids = {
         name: choose_grid(histogram, widths[name], settings.range, rules, find_response(work.model, name))

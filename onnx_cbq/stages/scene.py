@@ -12,11 +12,12 @@ from onnx_cbq.evidence.clusters import find_groups
 from onnx_cbq.evidence.measure import PlanMeasure
 from onnx_cbq.evidence.workload import Workload
 from onnx_cbq.model import Array
+from onnx_cbq.quantize.activations import Histogram
 from onnx_cbq.quantize.grid import Channels
 from onnx_cbq.quantize.problem import Problem
 from onnx_cbq.quantize.settings import RoundingConfig
 from onnx_cbq.records import ActivationGrid, Layer, LayerWeights, Seen
-from onnx_cbq.stages.activations import ActivationSettings, choose_grids
+from onnx_cbq.stages.activations import ActivationSettings, grids_for, see_activations
 from onnx_cbq.stages.compensation import Rounded
 from onnx_cbq.stages.samples import SampleSettings, draw_samples, weights_of
 from onnx_cbq.storage.qdq import simulate_activations
@@ -80,6 +81,7 @@ class Scene:
         grids: how activations are quantized.
         simulated: the float model with them quantized; None if there are none.
         hasty: whether methods should do without what takes long and changes little.
+        seen: the values of the activations that have a grid.
     """
 
     work: Workload
@@ -92,6 +94,7 @@ class Scene:
     clock: Clock = field(default_factory=Clock)
     progress: Progress = silent
     hasty: bool = False
+    seen: Mapping[str, Histogram] = field(default_factory=dict)
 
     def weighing(self, class_weights: Array) -> Scene:
         """The same scene with other class weights."""
@@ -120,7 +123,8 @@ def make_scene(
         train, held = drawn.split(share) if share else (drawn, drawn)
         groups = find_groups(work, drawn, settings.clusters)
     with clock.stage("activations"):
-        grids = choose_grids(work, work.placement.measured, drawn, settings.activations, progress)
+        seen = see_activations(work, work.placement.measured, drawn, progress)
+        grids = grids_for(work, seen, settings.activations)
         simulated = simulate_activations(work.model, work.placement, grids) if grids else None
     evidence = Evidence(work, train, held, weights, groups, settings.evidence, clock, progress)
-    return Scene(work, settings, drawn, weights, evidence, grids, simulated, clock, progress)
+    return Scene(work, settings, drawn, weights, evidence, grids, simulated, clock, progress, seen=seen)

@@ -17,7 +17,7 @@ from onnx_cbq.model import Array, Model
 from onnx_cbq.records import Evaluation
 from onnx_cbq.records.answers import Kind
 from onnx_cbq.records.spread import Spread, squared_distances
-from onnx_cbq.runtime import Runnable, Session, median_latency
+from onnx_cbq.runtime import Median, Runnable, Session, median_latency
 from onnx_cbq.system.progress import Progress, silent
 
 LARGEST_BATCH = 100
@@ -134,7 +134,7 @@ def compare(
         seen.check(infinities[0])
     one = samples.read(indices[: samples.fixed_batch or 1])
     latencies = median_latency([*sessions, plain] if plain is not None else sessions, one)
-    evaluations = (tally.evaluation(size, ms * 1e3) for tally, size, ms in zip(tallies, sizes, latencies, strict=False))
+    evaluations = (tally.evaluation(size, spent) for tally, size, spent in zip(tallies, sizes, latencies, strict=False))
     agreements = tuple(tally.agreement for tally in tallies)
     if plain is None:
         return Comparison(tuple(evaluations), agreements, further=further.found())
@@ -169,8 +169,8 @@ class Tally:
         """How often the model answers as the reference, in percent."""
         return 100 * self._agreeing / max(self._total, 1)
 
-    def evaluation(self, size: int, latency_ms: float) -> Evaluation:
-        """What came of it."""
+    def evaluation(self, size: int, seconds: float) -> Evaluation:
+        """What came of it; of seconds that are a `Median` the error is kept."""
         confusion = self._confusion
         # Labels by whether the answer is right: of the classes, or of yes and no for each of them.
         right, given = np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(axis=-1)
@@ -186,7 +186,8 @@ class Tally:
             per_class=tuple(None if np.isnan(share) else float(share) for share in shares),
             confusion=confusion,
             bytes=size,
-            latency_ms=latency_ms,
+            latency_ms=1e3 * seconds,
+            latency_error_ms=1e3 * seconds.error if isinstance(seconds, Median) else 0.0,
         )
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from onnx_cbq import CalibrationSet, QuantizeConfig, RefineConfig
 from onnx_cbq.cli.estimate import Route, Span, seconds_left, told
-from onnx_cbq.cli.quantize import route_of
+from onnx_cbq.cli.route import route_of
 from onnx_cbq.goals import Accuracy, Bytes
 from tests.conftest import DIGITS_CARD
 

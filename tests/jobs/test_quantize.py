@@ -292,8 +292,8 @@ def test_uniform_needs_no_gradients() -> None:
     # The default has criteria that need none, and says that it used them.
     result = quantize(proto, random_set((6,)), QuantizeConfig(bits=4))
     assert any("Hardmax has no gradient rule: widths are chosen by the noise" in note for note in result.notes)
-    assert isinstance(result.report, SearchReport)
-    assert set(result.report.measured) == {"noise", "noise, measured per layer"}
+    assert isinstance(result.method, SearchReport)
+    assert set(result.method.measured) == {"noise", "noise, measured per layer"}
     assert result.average_bits <= 4
 
 

@@ -11,10 +11,11 @@ import onnx
 import pytest
 
 from onnx_cbq.errors import OutputError
+from onnx_cbq.goals import Accuracy
 from onnx_cbq.jobs.result import CurvePoint, EvaluationResult, Result, evaluation_json
 from onnx_cbq.jobs.settings import QuantizeConfig
 from onnx_cbq.methods.differentiable import WidthReport
-from onnx_cbq.methods.rate_distortion import SearchReport
+from onnx_cbq.methods.rate_distortion import LayerLosses, SearchReport
 from onnx_cbq.model import Model
 from onnx_cbq.records import Evaluation, Grouping, KeptZero, Layer, Layers, LeftFloat, Plan, Removal, Use
 from onnx_cbq.search.rate_distortion import RateDistortionConfig
@@ -26,7 +27,7 @@ from onnx_cbq.verification.prove import Sizes
 from tests.graphs import make_model, node
 
 NAMES = ("cat", "dog", "übel")
-FLOAT = Evaluation(75.0, None, (50.0, 100.0, None), np.array([[1, 1, 0], [0, 2, 0], [0, 0, 0]]), 4000, 0.5)
+FLOAT = Evaluation(75.0, None, (50.0, 100.0, None), np.array([[1, 1, 0], [0, 2, 0], [0, 0, 0]]), 4000, 0.5, 0.125)
 QUANTIZED = Evaluation(50.0, None, (0.0, 100.0, None), np.array([[0, 2, 0], [0, 2, 0], [0, 0, 0]]), 1000, 0.25)
 WEIGHT = np.random.default_rng(0).standard_normal((20, 20)).astype(np.float32)
 
@@ -43,7 +44,9 @@ def result() -> Result:
         plan=Plan({"first": np.array([8, 1], np.int8), "second": np.array([0, 2, 4], np.int8)}),
         layers=Layers(tuple(layers), (LeftFloat("odd", "MatMul", "its weight is computed", 12),)),
         scores=None,
-        report=SearchReport("noise", {"noise": 0.5, "saliency": 0.75}, 0.25, 3, 20),
+        method=SearchReport(
+            "noise", {"noise": 0.5, "saliency": 0.75}, 0.25, 3, 20, {"first": LayerLosses(0.125, 0.0, 0.5, 0.375)}
+        ),
         curve=(CurvePoint(2.0, 1.99, 5, QUANTIZED),),
         groups=Grouping.of(NAMES, np.array([0, 1, 0])),
         reference=FLOAT,
@@ -60,6 +63,7 @@ def result() -> Result:
         notes=("a note",),
         versions={"onnx-cbq": "1"},
         config=QuantizeConfig(bits=3.5, search=RateDistortionConfig(certainty=3.0)),
+        name="cats.onnx",
     )
 
 
@@ -85,8 +89,10 @@ def test_the_json_holds_all_that_was_promised() -> None:
         "per_class": {"cat": 50.0, "dog": 100.0, "übel": None},
         "worst_class": "cat",
         "samples": 4,
+        "class_samples": [2, 2, 0],
         "bytes": 4000,
         "latency_ms": 0.5,
+        "latency_error_ms": 0.125,
     }
     assert (found["quantized"]["top1"], found["quantized"]["bytes"]) == (50.0, 1000)
     assert found["method"] == {
@@ -96,7 +102,11 @@ def test_the_json_holds_all_that_was_promised() -> None:
         "loss": 0.25,
         "exchanges": 3,
         "plans": 20,
+        "layers": {"first": {"plan": 0.125, "finest": 0.0, "coarse": 0.5, "coarse_predicted": 0.375}},
     }
+    assert (found["model"], found["asked"], found["alone"]) == ("cats.onnx", [], None)
+    # Only "dog" for "cat" is wrong: once by the float model, twice by the other.
+    assert found["confusions"] == {"class": [0], "taken_for": [1], "float": [1], "quantized": [2]}
     assert found["curve"] == [{"average_bits": 1.99, "ideal_bytes": 5, **found["quantized"]}]
     assert found["groups"] == {"names": ["cat+übel", "dog"], "top1": {"float": 75.0, "quantized": 50.0}}
     assert found["removed"] == {"second": 2}
@@ -112,15 +122,23 @@ def test_the_json_holds_all_that_was_promised() -> None:
     assert (found["class_names"], found["calibration_samples"], found["notes"]) == (list(NAMES), 12, ["a note"])
 
 
+def test_what_was_asked_for_is_told_apart_from_other_notes() -> None:
+    """Bits are always asked for; a limit says in a note whether it is met."""
+    notes = ("--max-drop 1: 3 bits lose 0.50 points", "a note", "--max-class-drop: cannot be known")
+    limited = replace(result(), notes=notes, config=QuantizeConfig(goal=Accuracy(max_drop=1.0)))
+    assert json.loads(limited.to_json())["asked"] == [notes[0]]
+    assert replace(limited, config=QuantizeConfig(bits=3.0), notes=("--bits 3 is little", *notes)).asked == ()
+
+
 def test_a_method_reports_in_its_own_words() -> None:
     """How widths moved, of one that learns them; its name alone, of one with nothing to say."""
     widths = LayerWidths(3.0, 2.5, 4.5, (0, 1, 0, 0, 0, 0, 0, 0, 1))
-    learned = replace(result(), report=WidthReport({"first": widths}, (Moment(9, 0.1, 0.2, 2.0),)))
+    learned = replace(result(), method=WidthReport({"first": widths}, (Moment(9, 0.1, 0.2, 2.0),)))
     found = json.loads(replace(learned, config=QuantizeConfig(method="differentiable")).to_json())["method"]
     assert found["name"] == "differentiable"
     assert found["trace"] == [{"updates": 9, "loss": 0.1, "price": 0.2, "average": 2.0}]
     assert found["layers"]["first"]["channels"] == [0, 1, 0, 0, 0, 0, 0, 0, 1]
-    plain = replace(result(), report=NoReport(), config=QuantizeConfig(method="uniform"))
+    plain = replace(result(), method=NoReport(), config=QuantizeConfig(method="uniform"))
     assert json.loads(plain.to_json())["method"] == {"name": "uniform"}
 
 

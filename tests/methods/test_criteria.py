@@ -106,4 +106,4 @@ def test_an_infinite_gradient_leaves_the_criteria_that_need_none() -> None:
     samples = CalibrationSet.from_arrays(rng.standard_normal((60, 4)).astype(np.float32), np.arange(60) % 3)
     result = quantize(model, samples, QuantizeConfig(bits=6, activation_bits=0))
     assert any("holds NaN or infinity" in note and "by the noise that they make alone" in note for note in result.notes)
-    assert list(result.report.to_json()["measured"]) == ["noise", "noise, measured per layer"]
+    assert list(result.method.to_json()["measured"]) == ["noise", "noise, measured per layer"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from onnx_cbq import QuantizeConfig
 from onnx_cbq.evidence import measure_by_tables
 from onnx_cbq.evidence.workload import prepare
+from onnx_cbq.methods.criteria import Sensitivity, predicted_losses
 from onnx_cbq.methods.method import Planned
 from onnx_cbq.methods.rate_distortion import RateDistortion, SearchReport
 from onnx_cbq.records import Layers, Plan
@@ -60,6 +63,31 @@ def test_without_trades_fewer_plans_are_measured(scene: Scene) -> None:
     assert found.loss == min(found.measured.values())
 
 
+def test_losses_of_layers_are_measured_one_by_one_and_predictions_scaled_to_them(scene: Scene) -> None:
+    """What the page says of a layer: against plans measured here, and against the criterion's own numbers."""
+    found = RateDistortion().plan(scene, 3)
+    measure, layers = scene.evidence.of(measure_by_tables), scene.work.layers
+    fine = same(layers, 8)
+    base, shown = measure(fine).loss(EVERYTHING), report_of(found).layers
+    assert list(shown) == [layer.name for layer in layers]
+    for layer in layers:
+        alone = Plan({**fine.bits, layer.name: np.full(layer.channels, 2, np.int8)})
+        losses = predicted_losses(Sensitivity(), [layer], scene.evidence, EVERYTHING)
+        mine, channels = shown[layer.name], np.arange(layer.channels)
+        assert mine.coarse == pytest.approx(measure(alone).loss(EVERYTHING) - base, abs=1e-9)
+        assert mine.coarse_predicted == pytest.approx(losses[:, 2].sum())
+        factor = mine.coarse / mine.coarse_predicted
+        assert factor > 0
+        assert mine.plan == pytest.approx(factor * losses[channels, found.plan.bits[layer.name]].sum())
+        assert mine.finest == pytest.approx(factor * losses[:, 8].sum())
+
+
+def test_layers_that_keep_their_width_are_not_among_them(scene: Scene) -> None:
+    kept = replace(scene, settings=replace(scene.settings, keep=(("12", 8),)))
+    shown = report_of(RateDistortion().plan(kept, 3)).layers
+    assert shown.keys() == {layer.name for layer in scene.work.layers} - {"12"}
+
+
 def test_in_haste_layers_do_not_trade(scene: Scene) -> None:
     """Goals that try many budgets would take hours otherwise; the scene itself stays as it was."""
     eager = RateDistortion(certainty=0, enough=0)
@@ -92,4 +120,5 @@ def test_the_report_says_which_criterion_made_the_plan() -> None:
         "loss": 0.25,
         "exchanges": 3,
         "plans": 20,
+        "layers": {},
     }

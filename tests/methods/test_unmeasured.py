@@ -73,9 +73,10 @@ def test_a_plan_takes_its_bits_where_every_plan_measures_alike(kind: str, method
 
 
 def test_the_report_names_the_weights() -> None:
-    report = quantized("zeros", bits=3.0).report
+    report = quantized("zeros", bits=3.0).method
     assert isinstance(report, SearchReport)
     assert report.criterion == "weights"
+    assert report.layers == {}, "nothing is known of layers either"
 
 
 def test_what_can_be_measured_is_measured() -> None:
@@ -88,7 +89,7 @@ def test_what_can_be_measured_is_measured() -> None:
 
 def test_gradients_that_vanish_choose_no_plan() -> None:
     """Behind scores that are sure of each sample the second order is 0, which would be a plan of 0 bits."""
-    report = quantized("sharp", bits=3.0).report
+    report = quantized("sharp", bits=3.0).method
     assert isinstance(report, SearchReport)
     assert not any(name.startswith("sensitivity") for name in report.measured)
 
