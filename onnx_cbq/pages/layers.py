@@ -25,14 +25,15 @@ def hurting_layers(found: Found) -> dict[str, Any]:
     rows.sort(key=lambda row: -row[3])
     if not any(order for *_, order in rows):
         return _unknown(rows)
-    most = max(value for _, guess, seen, _ in rows for _, value in _bars(guess, seen))
+    most = max(value for _, guess, seen, _ in rows for _, value in _bars(guess, seen, measured=bool(measured)))
     return {
         "lead": _lead(rows, total, measured=bool(measured)),
         "shown": [
             {
                 "name": short(layer["name"]),
                 "bars": [
-                    {"style": style, "value": round(100 * value / most, 2)} for style, value in _bars(guess, seen)
+                    {"style": style, "value": round(100 * value / most, 2)}
+                    for style, value in _bars(guess, seen, measured=bool(measured))
                 ],
                 "text": f"{100 * order / total:.0f} %",
             }
@@ -63,13 +64,13 @@ def _order(guess: Found | None, seen: Found | None) -> float:
     return max(float(guess["plan"]), 0.0) if guess is not None else 0.0
 
 
-def _bars(guess: Found | None, seen: Found | None) -> list[tuple[str, float]]:
+def _bars(guess: Found | None, seen: Found | None, *, measured: bool) -> list[tuple[str, float]]:
     """What was measured, and the prediction behind it."""
     bars = []
     if seen is not None and seen["divergence"] is not None:
         bars.append(("", float(seen["divergence"])))
     if guess is not None:
-        bars.append(("soft" if seen is not None else "", max(float(guess["plan"]), 0.0)))
+        bars.append(("soft" if measured else "", max(float(guess["plan"]), 0.0)))
     return bars
 
 

@@ -161,7 +161,8 @@ class _Bench:
         second = self._answers(others, self._subject.file_logits, batch)
         whole.add(self._divergence(first, second, batch), first.predictions == second.predictions)
         for pair, layer, factors in zip(self._pairs.pairs, found, self._subject.factors, strict=True):
-            layer.so_far.add(values[pair.use.output], others[pair.made], factors.made, pair.use.channel_axis)
+            wanted = pair.of_outputs(values[pair.use.output])
+            layer.so_far.add(wanted, others[pair.made], factors.made, pair.use.channel_axis)
         alone = self._alone(values, others, found)
         known = {**batch.feeds, **values}
         for i, made in alone.items():
@@ -188,7 +189,7 @@ class _Bench:
         plain: dict[int, Array] = {}
         coarse: dict[int, Array] = {}
         for i, (pair, factors) in enumerate(zip(self._pairs.pairs, self._subject.factors, strict=True)):
-            x = values[pair.use.activation]
+            x = pair.of_inputs(values[pair.use.activation])
             if x.size != others[pair.read].size:
                 continue
             plain[i] = multiplied(x, factors.read, pair.input_axis)
@@ -201,16 +202,18 @@ class _Bench:
         for i, x in coarse.items():
             pair = self._pairs.pairs[i]
             unscaled = divided(x, self._subject.factors[i].read, pair.input_axis)
-            back[input_of(pair.use.output)] = unscaled.astype(x.dtype)
+            back[input_of(pair.use.output)] = pair.with_inputs(values[pair.use.activation], unscaled.astype(x.dtype))
         by_input = float_cut.run(back)
         made = {}
         for i in plain:
             pair, layer, factor = self._pairs.pairs[i], found[i], self._subject.factors[i].made
             y, axis = values[pair.use.output], pair.use.channel_axis
-            layer.by_weight.add(y, by_weight[pair.made], factor, axis)
+            kept = pair.of_outputs(y)
+            layer.by_weight.add(kept, by_weight[pair.made], factor, axis)
             layer.by_input.add(y, by_input[pair.use.output])
-            layer.alone.add(y, alone[pair.made], factor, axis)
-            made[i] = divided(alone[pair.made].reshape(y.shape), factor, axis).astype(y.dtype)
+            layer.alone.add(kept, alone[pair.made], factor, axis)
+            own = divided(alone[pair.made].reshape(kept.shape), factor, axis).astype(y.dtype)
+            made[i] = pair.with_outputs(y, own)
         return made
 
     def _rounded(self, pair: Pair, x: Array, layer: LayerNoise) -> Array:

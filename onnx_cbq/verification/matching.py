@@ -33,6 +33,15 @@ class Site:
         matrix = self.operator in ("Gemm", "MatMul")
         return ("matrix", tuple(sorted(self.shape))) if matrix else (self.operator, self.shape)
 
+    def may_have_become(self, other: Site) -> bool:
+        """Whether a node of the same name can be this one: of the same kind, or without some of its channels."""
+        if self.kind == other.kind:
+            return True
+        fewer = len(self.shape) == len(other.shape) and all(
+            b <= a for a, b in zip(self.shape, other.shape, strict=True)
+        )
+        return self.operator == other.operator and fewer
+
 
 def match_sites(first: Sequence[Site], second: Sequence[Site]) -> list[tuple[int, int]]:
     """Pairs of positions, ascending in both: sites of one name and kind, and between them those of one kind in order.
@@ -56,7 +65,11 @@ def _by_name(first: Sequence[Site], second: Sequence[Site]) -> list[tuple[int, i
         mine, theirs = (_unique([getattr(site, attribute) for site in sites]) for sites in (first, second))
         for name, position in mine.items():
             other = theirs.get(name)
-            if other is not None and first[position].kind == second[other].kind:
+            if other is None:
+                continue
+            # Numbers that exporters give tensors are soon those of others.
+            one, two = first[position], second[other]
+            if one.may_have_become(two) if attribute == "node" else one.kind == two.kind:
                 found.setdefault(position, other)
     return sorted(found.items())
 

@@ -19,6 +19,7 @@ from onnx_cbq.model import Array, Model
 from onnx_cbq.records import Layer, Layers, Use
 from onnx_cbq.runtime import Feeds, Session
 from onnx_cbq.targets.reading import DEQUANTIZE, QUANTIZE, Product, QdqFile
+from onnx_cbq.verification.alignment import kept_channels
 from onnx_cbq.verification.matching import Site, match_sites
 
 _AFFINE = ("Add", "Mul", "Sub", "Div", "BatchNormalization")
@@ -33,6 +34,8 @@ class Pair:
         product: the node of the file.
         read: the tensor that the product multiplies with its weight.
         made: the tensor of the file that stands for `use.output`.
+        inputs, outputs: the channels of what is multiplied and of what is made that the file still has, ascending; None
+            for all.
     """
 
     layer: Layer
@@ -40,6 +43,8 @@ class Pair:
     product: Product
     read: str
     made: str
+    inputs: Array | None = None
+    outputs: Array | None = None
 
     @property
     def input_axis(self) -> int:
@@ -53,13 +58,59 @@ class Pair:
         """Whether the product itself makes the output, and nothing that was left unfolded behind it."""
         return self.made == str(self.product.node.output[0])
 
+    @property
+    def groups(self) -> int:
+        """Of the file's convolution."""
+        return self.product.groups if self.layer.operator in ("Conv", "ConvTranspose") else 1
+
+    def of_inputs(self, values: Array) -> Array:
+        """What the float model multiplies, in the channels that the file has."""
+        return values if self.inputs is None else np.take(values, self.inputs, self.input_axis)
+
+    def of_outputs(self, values: Array) -> Array:
+        """What the float model makes, in the channels that the file has."""
+        return values if self.outputs is None else np.take(values, self.outputs, self.use.channel_axis)
+
+    def with_inputs(self, values: Array, own: Array) -> Array:
+        """What the float model multiplies, with other numbers in the channels that the file has."""
+        return _put(values, self.inputs, self.input_axis, own)
+
+    def with_outputs(self, values: Array, own: Array) -> Array:
+        """What the float model makes, with other numbers in the channels that the file has; the others are their means.
+
+        A channel that was cut out is a constant, which the layers behind have taken into their biases.
+        """
+        if self.outputs is None:
+            return own.reshape(values.shape)
+        axis = self.use.channel_axis
+        means = values.mean(axis=tuple(i for i in range(values.ndim) if i != axis), keepdims=True)
+        return _put(np.broadcast_to(means, values.shape), self.outputs, axis, own)
+
+    def own_rows(self, rows: Array) -> Array:
+        """Of rows of the float layer, [channels, weights], those that the file has."""
+        rows = rows if self.outputs is None else rows[self.outputs]
+        if self.inputs is None or self.layer.groups > 1:
+            return rows
+        channels = self.layer.weight_shape[1] if self.layer.operator == "Conv" else rows.shape[1]
+        return rows.reshape(len(rows), channels, -1)[:, self.inputs].reshape(len(rows), -1)
+
     def rows_of(self, values: Array) -> Array | None:
-        """The file's weight, with its channels first: the shape of `layer.rows` of the float one; None for another."""
-        product = replace(self.product, codes=values)
-        if product.operator == self.layer.operator and values.shape == self.layer.weight_shape:
-            return self.layer.rows(values)
-        rows = np.moveaxis(values, product.channel_axis, 0).reshape(values.shape[product.channel_axis], -1)
-        return rows if rows.shape == (self.layer.channels, self.layer.weights_per_channel) else None
+        """The file's weight, with its channels first, as `own_rows` has the float one; None for another."""
+        product, layer = replace(self.product, codes=values), self.layer
+        same = product.operator == layer.operator and values.ndim == len(layer.weight_shape)
+        axis = layer.weight_axis if same and layer.operator != "MatMul" else product.channel_axis
+        axis = layer.weight_axis if values.shape == layer.weight_shape and same else axis
+        rows = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
+        wanted = self.own_rows(np.broadcast_to(np.zeros(1), (layer.channels, layer.weights_per_channel)))
+        return rows if rows.shape == wanted.shape else None
+
+
+def _put(values: Array, chosen: Array | None, axis: int, own: Array) -> Array:
+    if chosen is None:
+        return own.reshape(values.shape)
+    found = np.moveaxis(np.array(values), axis, 0)
+    found[chosen] = np.moveaxis(own, axis, 0)
+    return np.moveaxis(found, 0, axis)
 
 
 @dataclass(frozen=True)
@@ -108,15 +159,24 @@ def find_pairs(model: Model, layers: Layers, file: QdqFile, example: Feeds) -> P
     found = [(places[i], file.products[j]) for i, j in matched]
     if not found:
         return Pairs(model, file, (), tuple(layer.name for layer in layers), tuple(p.name for p in file.products))
-    values = Session(model.with_graph(outputs=dict.fromkeys(use.output for (_, use), _ in found)), "off").run(example)
+    wanted = dict.fromkeys(name for (_, use), _ in found for name in (use.activation, use.output))
+    values = Session(model.with_graph(outputs=wanted), "off").run(example)
     candidates = [_behind(file.model, product.node.output[0]) for _, product in found]
-    theirs = file.model.with_graph(outputs=dict.fromkeys(name for names in candidates for name in names))
+    reads = [product.node.input[1 - product.index] for _, product in found]
+    theirs = file.model.with_graph(outputs=dict.fromkeys((*(n for names in candidates for n in names), *reads)))
     others = Session(theirs, "off").run(renamed(example, file.model))
     pairs = []
-    for ((layer, use), product), names in zip(found, candidates, strict=True):
-        made = _most_alike(values[use.output], {name: others[name] for name in names})
+    for ((layer, use), product), names, read in zip(found, candidates, reads, strict=True):
+        plain = Pair(layer, use, product, read, names[0])
+        try:
+            inputs = kept_channels(values[use.activation], others[read], plain.input_axis)
+            outputs = kept_channels(values[use.output], others[names[0]], use.channel_axis)
+        except ValueError:  # what a file made of another form
+            inputs, outputs = None, None
+        pair = replace(plain, inputs=inputs, outputs=outputs)
+        made = _most_alike(pair.of_outputs(values[use.output]), {name: others[name] for name in names})
         if made is not None:
-            pairs.append(Pair(layer, use, product, product.node.input[1 - product.index], made))
+            pairs.append(replace(pair, made=made))
     known, taken = {pair.layer.name for pair in pairs}, {id(pair.product) for pair in pairs}
     return Pairs(
         model,

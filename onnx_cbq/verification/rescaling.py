@@ -51,7 +51,9 @@ def find_factors(pairs: Pairs, example: Feeds) -> list[Factors]:
     found: list[Factors] = []
     for pair in reversed(pairs.pairs):
         own = made.get(pair.use.output)
-        read = _undone(pairs, pair, _measured(pair, values[pair.use.activation], others[pair.read]), own)
+        read = _undone(
+            pairs, pair, _measured(pair, pair.of_inputs(values[pair.use.activation]), others[pair.read]), own
+        )
         if read is not None:
             source = _maker(pairs.model, pair.use.activation, outputs)
             if source is not None and len(read) == _channels(pairs, source):
@@ -76,7 +78,7 @@ def _measured(pair: Pair, x: Array, other: Array) -> Array | None:
 
 def _said_by_weights(pairs: Pairs, pair: Pair, channels: int, own: Array | None) -> Array:
     """f[c] = sum_o (g[o] w[o, c])^2 / sum_o g[o] w[o, c] w^[o, c], for channels that were silent; 1 where none fits."""
-    rows, groups = pair.rows_of(pairs.weight(pair)), pair.layer.groups
+    rows, groups = pair.rows_of(pairs.weight(pair)), pair.groups
     plain = None if rows is None else expected_rows(pairs, pair, rows, Factors(None, own))
     if rows is None or plain is None or channels % groups or plain.shape[1] % (channels // groups):
         return np.ones(channels)
@@ -110,9 +112,9 @@ def expected_rows(pairs: Pairs, pair: Pair, rows: Array, factors: Factors) -> Ar
     `rows` are those of the file. Where a batch norm was left unfolded behind them, each has any factor, which is that
     of least squares. None where the factors are those of other channels than the rows have.
     """
-    wanted = pair.layer.rows(pairs.model.weight(pair.layer.weight)).astype(np.float64)
+    wanted = pair.own_rows(pair.layer.rows(pairs.model.weight(pair.layer.weight))).astype(np.float64)
     if factors.read is not None:
-        groups, inputs = pair.layer.groups, len(factors.read) // pair.layer.groups
+        groups, inputs = pair.groups, len(factors.read) // pair.groups
         fits = pair.layer.operator != "ConvTranspose" and inputs * groups == len(factors.read)
         if not fits or wanted.shape[1] % inputs:
             return None
@@ -140,5 +142,6 @@ def _maker(model: Model, tensor: str, outputs: set[str]) -> str | None:
 
 
 def _channels(pairs: Pairs, output: str) -> int:
-    use = next(pair.use for pair in pairs.pairs if pair.use.output == output)
-    return use.output_shape[use.channel_axis]
+    """How many channels of a layer's output the file has."""
+    pair = next(pair for pair in pairs.pairs if pair.use.output == output)
+    return pair.use.output_shape[pair.use.channel_axis] if pair.outputs is None else len(pair.outputs)

@@ -85,6 +85,47 @@ def test_a_batch_norm_that_was_left_unfolded() -> None:
     assert broken.cause in (f"output x {broken.gain:.2f}", f"weights x {broken.weight_gain:.2f}")
 
 
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_channels_that_were_cut_out_are_no_other_layers(*, depthwise: bool) -> None:
+    """Ours cut channels of 0 bits out; such layers were not found in the file, and said nothing of."""
+    rest, gone = [0, 1, 3, 4, 6, 7], [2, 5]
+    whole = {"w": WEIGHTS["w"].copy(), "v": draw(2, 8, 1, 3, 3) if depthwise else draw(2, 8, 8, 3, 3)}
+    whole["w"][gone] = 0
+    fewer = dict(BIASES, b=BIASES["b"][rest])
+    if depthwise:
+        whole["v"][gone] = 0
+        small = {"w": whole["w"][rest], "v": whole["v"][rest], "g": WEIGHTS["g"][:, rest]}
+        # What is cut out is a constant, which the layer behind takes into its bias.
+        constant = np.maximum(BIASES["c"][gone], 0)
+        fewer |= {"c": BIASES["c"][rest], "d": BIASES["d"] + WEIGHTS["g"][:, gone] @ constant}
+    else:
+        whole["v"][:, gone] = 0
+        small = {"w": whole["w"][rest], "v": whole["v"][:, rest]}
+    model, file = (
+        chain(weights, biases, groups=len(weights["w"]) if depthwise else 1)
+        for weights, biases in ((whole, BIASES), (small, fewer))
+    )
+    result = debug(model, quantized_by_hand(file, grids(file, ["x", "r", "f"])), DATA)
+    assert result.unmatched == result.unmatched_in_file == ()
+    assert result.agreement == 100
+    assert all((layer.alone_snr or 0) > 25 and (layer.weight_snr or 0) > 25 for layer in result.layers)
+
+
+def chain(weights: dict[str, Array], biases: dict[str, Array], groups: int = 1) -> onnx.ModelProto:
+    """The net of `debugged` with these weights, its second convolution in groups; nodes have names."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["p"], "one"),
+        helper.make_node("Relu", ["p"], ["r"], "relu"),
+        helper.make_node("Conv", ["r", "v", "c"], ["q"], "two", group=groups),
+        helper.make_node("Relu", ["q"], ["s"], "relu_1"),
+        helper.make_node("GlobalAveragePool", ["s"], ["m"], "pool"),
+        helper.make_node("Flatten", ["m"], ["f"], "flat"),
+        helper.make_node("Gemm", ["f", "g", "d"], ["y"], "last", transB=1),
+    ]
+    constants = {**WEIGHTS, **biases, **weights}
+    return make_model(nodes, {"x": ["N", 3, 6, 6]}, ["y"], constants, opset=17)
+
+
 def test_a_layer_that_stayed_float_costs_nothing() -> None:
     model = net()
     result = debug(model, quantized_by_hand(model, grids(model, ["x", "f"]), left_float=["v"]), DATA)
