@@ -193,7 +193,7 @@ def test_as_many_groups_as_classes_are_no_groups() -> None:
         quantize(DIGITS_MODEL, DIGITS_CARD, QuantizeConfig(bits=1.0, samples=60, clusters=k)) for k in (None, 10)
     )
     assert plain.proto == single.proto
-    assert plain.report == single.report
+    assert plain.method == single.method
     assert json.loads(single.to_json())["groups"] is None
 
 
