@@ -19,6 +19,7 @@ from onnx_cbq.cli.progress import progress_bars
 from onnx_cbq.cli.route import route_of
 from onnx_cbq.cli.shared import (
     AllClasses,
+    CacheFolder,
     ConfigPath,
     JsonPath,
     ModelPath,
@@ -107,6 +108,7 @@ FIXED: Mapping[str, Any] = {
     ],
     "source": SourcePath,
     "skip_unreadable": SkipUnreadable,
+    "cache": CacheFolder,
     "config": ConfigPath,
     "json": JsonPath,
     "report": ReportPath,
@@ -124,7 +126,7 @@ FIXED: Mapping[str, Any] = {
 }
 # Tables with the settings of a method.
 _METHODS = ("search", "cbq", "differentiable")
-_PATHS = {"model", "data", "output", "source", "json", "report"}
+_PATHS = {"model", "data", "output", "source", "json", "report", "cache"}
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ def quantize(flags: Sequence[Flag], given: Mapping[str, Any]) -> None:
     )
     card = CalibrationSet.from_card(card_path, source, skip_unreadable=run.says("skip_unreadable"))
     with progress_bars(quiet=run.says("quiet"), route=route_of(config, card)) as progress:
-        result = job.quantize(model, card, config, progress, state)
+        result = job.quantize(model, card, config, progress, state, run.path("cache"))
         result.save(destination)
         if run.says("report_full"):
             result = job.measure_layers(result, model, destination, card, progress)
@@ -281,6 +283,7 @@ def _refuse_ignored(flags: Sequence[Flag], run: _Run) -> None:
             "all_classes",
             "report",
             "report_full",
+            "cache",
         )
         others |= {f"--{name.replace('_', '-')}" for name in switches if run.fixed.get(name) not in (None, False)}
         others |= {f"[{name}]" for name in run.tables}

@@ -59,6 +59,16 @@ TargetName = Annotated[
         rich_help_panel=ACTIVATIONS,
     ),
 ]
+CacheFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        metavar="DIR",
+        help="Folder of evidence that runs share and go on from; onnx-cbq cache lists it (default: none).",
+        show_default=False,
+        rich_help_panel=OUTPUT,
+    ),
+]
 ConfigPath = Annotated[
     Path | None,
     typer.Option(

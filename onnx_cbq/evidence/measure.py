@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from onnx_cbq.calibration.samples import Indices, Samples
+from onnx_cbq.evidence.kept import NO_MEMORY, Measurement, Memory, Part
 from onnx_cbq.evidence.relay import Passes, Track, begin_at, constants_of
 from onnx_cbq.gradient.further import Further
 from onnx_cbq.graph.logits import Logits
@@ -27,6 +28,7 @@ MOST_ELEMENTS, MOST_POSITIONS = 4096, 4096
 _SAME_SHARE = 1e-6
 # What an answer that is no number loses, in nats: as unlikely as numbers go.
 _BROKEN = -float(np.log(np.finfo(np.float64).tiny))
+_BY_CLASS, _BY_SAMPLE = ("answers", "hits"), ("divergences", "further")
 
 
 @dataclass(frozen=True)
@@ -149,8 +151,10 @@ class PlanMeasure:
         outputs: tuple[Logits, Grouping],
         rounder: Rounder | None,
         further: Sequence[Further] = (),
+        memory: Memory = NO_MEMORY,
     ) -> None:
-        """Without `rounder` only `run` works."""
+        """Without `rounder` only `run` works. `memory` holds what plans were measured to do."""
+        self.memory = memory
         self._logits, self._groups = outputs
         self._further = tuple(further)
         self._names = tuple(dict.fromkeys((*self._logits.tensors, *(one.tensor for one in self._further))))
@@ -187,7 +191,16 @@ class PlanMeasure:
 
         After each batch `stop` may say, of what the samples so far have given, that the others need not be run.
         """
-        return self._compare(self._model.with_constants(self.constants(plan)), self._names, stop)
+        known = self.memory.find(plan)
+        if known is not None:
+            found, stopped = self._total(known.parts, stop)
+            if stopped or known.complete:
+                return found
+        parts: list[Part] = []
+        model = self._model.with_constants(self.constants(plan))
+        found, _ = self._total(self._parts(model, self._names), stop, parts)
+        self.memory.keep(plan, Measurement(tuple(parts), len(found.further) == self._count))
+        return found
 
     def alone(
         self, base: Mapping[str, Array], changes: Iterable[tuple[Layer, Mapping[str, Array]]]
@@ -207,7 +220,7 @@ class PlanMeasure:
                 stretch.run(number, batch.feeds)
                 if not track.keeps:
                     break
-            yield self._compare(model.with_constants(constants), self._names, track=track)
+            yield self._total(self._parts(model.with_constants(constants), self._names, track))[0]
 
     def constants(self, plan: Plan, layers: Iterable[Layer] | None = None) -> dict[str, Array]:
         """The weights and biases of the layers, of all if none are named, rounded as planned."""
@@ -218,37 +231,38 @@ class PlanMeasure:
 
     def run(self, constants: Mapping[str, Array]) -> Measured:
         """Run the model with some constants replaced over the held-back samples."""
-        return self._compare(self._model.with_constants(constants), self._names)
+        return self._total(self._parts(self._model.with_constants(constants), self._names))[0]
 
     def run_instead(self, seen: Seen) -> Measured:
         """Run another model over the held-back samples; `seen.names` says what stands for the scores in it."""
         names = tuple(seen.name(name) for name in self._names)
-        return self._compare(seen.model.with_graph(outputs=dict.fromkeys(names)), names)
+        return self._total(self._parts(seen.model.with_graph(outputs=dict.fromkeys(names)), names))[0]
 
-    def _compare(
-        self,
-        model: Model,
-        names: tuple[str, ...],
-        stop: Callable[[Measured], bool] | None = None,
-        track: Track | None = None,
-    ) -> Measured:
+    def _parts(self, model: Model, names: tuple[str, ...], track: Track | None = None) -> Iterator[Part]:
+        """What a model does on each batch."""
         kind = self._logits.kind
-        answers, hits = np.zeros((2, kind.classes))
-        divergences, further = [], []
         for (reference, others), answer in zip(self._reference, self._run(model, names, track), strict=True):
             labels = answer.labels
             found = kind.divergences(reference, self._log_shares(answer.logits), labels)
-            divergences.append(np.where(np.isnan(found), _BROKEN, found))
             given, right = kind.hits(answer.scores, labels, self._groups)
-            answers, hits = answers + given, hits + right
-            further.append(self._distances(others, answer.further, len(labels)))
-            found = np.concatenate(divergences)
+            distances = self._distances(others, answer.further, len(labels))
+            yield Part(given, right, np.where(np.isnan(found), _BROKEN, found), distances)
+
+    def _total(
+        self, parts: Iterable[Part], stop: Callable[[Measured], bool] | None = None, taken: list[Part] | None = None
+    ) -> tuple[Measured, bool]:
+        """What a model does on the batches so far, when `stop` says that they are enough, and whether it did."""
+        taken = [] if taken is None else taken
+        for part in parts:
+            taken.append(part)
+            divergences, further = (np.concatenate([getattr(one, name) for one in taken]) for name in _BY_SAMPLE)
             # As if all classes were as frequent so far as they are in the end.
-            counted = self._counted * (len(found) / self._count)
-            measured = Measured(answers, hits, counted, found, np.concatenate(further))
+            counted = self._counted * (len(divergences) / self._count)
+            answers, hits = (sum(getattr(one, name) for one in taken) for name in _BY_CLASS)
+            measured = Measured(answers, hits, counted, divergences, further)
             if stop is not None and stop(measured):
-                break
-        return measured
+                return measured, True
+        return measured, False
 
     def _distances(self, reference: Sequence[Array], found: Sequence[Array], count: int) -> Array:
         """The distance of the further outputs of each sample, summed over the outputs, [samples]."""

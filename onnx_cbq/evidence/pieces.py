@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 
 from onnx_cbq.errors import UnsupportedOperatorError
+from onnx_cbq.evidence.cache import Parts
 from onnx_cbq.evidence.evidence import Evidence
+from onnx_cbq.evidence.fingerprint import fingerprint
+from onnx_cbq.evidence.kept import Memory, gradient_parts, kept_scores, kept_sensitivity
 from onnx_cbq.evidence.measure import NearestRounder, PlanMeasure, Rounder, TableRounder
 from onnx_cbq.evidence.scoring import batch_size, fisher_squares, score_channels
 from onnx_cbq.evidence.scoring_graph import ScoringGraph, scoring_graph
-from onnx_cbq.evidence.tables import make_tables
+from onnx_cbq.evidence.tables import make_tables, table_parts
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.table import Table
 from onnx_cbq.records import Scores
@@ -21,9 +25,11 @@ def class_scores(evidence: Evidence) -> Scores:
     Raises:
         UnsupportedOperatorError: an operator has no gradient rule.
     """
-    work = evidence.work
-    return score_channels(
-        evidence.of(_graph), work.layers, work.samples, evidence.train, evidence.groups, evidence.progress
+    work, train, groups = evidence.work, evidence.train, evidence.groups
+    return work.cache.of(
+        kept_scores(work.layers, groups),
+        lambda: [*gradient_parts(work, train, groups), evidence.settings.scoring],
+        lambda: score_channels(evidence.of(_graph), work.layers, work.samples, train, groups, evidence.progress),
     )
 
 
@@ -33,9 +39,11 @@ def sensitivity(evidence: Evidence) -> Mapping[str, Array]:
     Raises:
         UnsupportedOperatorError: an operator has no gradient rule.
     """
-    work, seed = evidence.work, evidence.settings.seed
-    return fisher_squares(
-        evidence.of(_graph), work.layers, work.samples, evidence.train, evidence.groups, seed, evidence.progress
+    work, train, groups, seed = evidence.work, evidence.train, evidence.groups, evidence.settings.seed
+    return work.cache.of(
+        kept_sensitivity(work.layers, groups),
+        lambda: [*gradient_parts(work, train, groups), seed],
+        lambda: fisher_squares(evidence.of(_graph), work.layers, work.samples, train, groups, seed, evidence.progress),
     )
 
 
@@ -64,16 +72,29 @@ def width_tables(evidence: Evidence) -> Mapping[str, Table]:
 
 def measure_by_tables(evidence: Evidence) -> PlanMeasure:
     """A measure of plans on the samples held back, rounded as in the tables."""
-    return _measure(evidence, TableRounder(evidence.of(width_tables)))
+    work = evidence.work
+    rounder = TableRounder(evidence.of(width_tables))
+    return _measure(evidence, rounder, lambda: table_parts(work, evidence.run, work.layers.layers))
 
 
 def measure_by_nearest(evidence: Evidence) -> PlanMeasure:
     """A measure of plans on the samples held back, rounded to nearest."""
-    return _measure(evidence, NearestRounder(evidence.work.model))
-
-
-def _measure(evidence: Evidence, rounder: Rounder) -> PlanMeasure:
     work = evidence.work
+    return _measure(
+        evidence, NearestRounder(work.model), lambda: [work.cache.digests.model(work.model), work.layers.layers]
+    )
+
+
+def _measure(evidence: Evidence, rounder: Rounder, rounded: Parts) -> PlanMeasure:
+    """`rounded` says what the rounder depends on."""
+    work = evidence.work
+
+    @cache
+    def base() -> str:
+        held = work.cache.digests.samples(work.samples, evidence.held.indices)
+        outputs = work.logits, evidence.groups, work.further.counted
+        return fingerprint(type(rounder).__name__, rounded(), held, batch_size(work.layers), outputs)
+
     return PlanMeasure(
         work.model,
         work.layers,
@@ -81,6 +102,7 @@ def _measure(evidence: Evidence, rounder: Rounder) -> PlanMeasure:
         (work.logits, evidence.groups),
         rounder,
         work.further.counted,
+        Memory(work.cache, base),
     )
 
 

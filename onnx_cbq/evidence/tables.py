@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
 from onnx_cbq.calibration.draw import Draw
+from onnx_cbq.evidence.kept import kept_tables
 from onnx_cbq.evidence.scoring import batch_size
 from onnx_cbq.evidence.statistics import Run, collect_moments
 from onnx_cbq.evidence.workload import Workload
@@ -15,7 +17,7 @@ from onnx_cbq.quantize.moments import Moments, part_slices
 from onnx_cbq.quantize.patches import has_rows
 from onnx_cbq.quantize.settings import RoundingConfig
 from onnx_cbq.quantize.table import Table, make_table
-from onnx_cbq.records import Layer
+from onnx_cbq.records import Layer, Layers
 from onnx_cbq.system.progress import Progress, silent
 
 # Moments that are held at once.
@@ -30,21 +32,44 @@ def run_of(work: Workload, drawn: Draw, config: RoundingConfig, class_weights: A
 def make_tables(work: Workload, run: Run, config: RoundingConfig, progress: Progress = silent) -> dict[str, Table]:
     """Every layer at every width, by the moments of the float model; as many layers at once as `MOMENT_BYTES` allow."""
     tables: dict[str, Table] = {}
-    for moments in chunks_of_moments(work, run):
-        for name, found in moments.items():
-            layer = work.layers.by_name[name]
-            tables[name] = make_table(layer.rows(work.model.weight(layer.weight)), found, config, layer)
-            progress("tables", len(tables), len(work.layers))
+
+    def make(chunk: Sequence[Layer]) -> Mapping[str, Table]:
+        moments = collect_moments(work.model, None, chunk, run)
+        made: dict[str, Table] = {}
+        for layer in chunk:
+            rows = layer.rows(work.model.weight(layer.weight))
+            made[layer.name] = make_table(rows, moments[layer.name], config, layer)
+            progress("tables", len(tables) + len(made), len(work.layers))
+        return made
+
+    for chunk in _chunks(work.layers):
+        found: Mapping[str, Table] = work.cache.of(
+            kept_tables(chunk), partial(table_parts, work, run, chunk), partial(make, chunk)
+        )
+        tables |= found
     return tables
+
+
+def table_parts(work: Workload, run: Run, layers: Sequence[Layer]) -> list[object]:
+    """What tables of some layers depend on; which layers are run together decides the last digits, too."""
+    digests = work.cache.digests
+    drawn = digests.samples(run.samples, run.indices)
+    return [digests.model(work.model), list(layers), drawn, run.size, run.config, run.class_weights]
 
 
 def chunks_of_moments(work: Workload, run: Run) -> Iterator[Mapping[str, Moments]]:
     """The moments of the float model by layer, as many layers at once as `MOMENT_BYTES` allow."""
-    pending = list(work.layers)
+    for chunk in _chunks(work.layers):
+        yield collect_moments(work.model, None, chunk, run)
+
+
+def _chunks(layers: Layers) -> Iterator[Sequence[Layer]]:
+    """As many layers at once as `MOMENT_BYTES` allow."""
+    pending = list(layers)
     while pending:
         sizes = np.cumsum([_moment_bytes(layer) for layer in pending])
         count = max(int(np.searchsorted(sizes, MOMENT_BYTES, side="right")), 1)
-        yield collect_moments(work.model, None, pending[:count], run)
+        yield pending[:count]
         pending = pending[count:]
 
 

@@ -12,6 +12,7 @@ from onnx import ModelProto
 from onnx_cbq.calibration.labels import is_one_hot
 from onnx_cbq.calibration.samples import CalibrationSet, Samples
 from onnx_cbq.errors import CalibrationError, ConfigError
+from onnx_cbq.evidence.cache import NO_CACHE, Cache
 from onnx_cbq.gradient.further import NO_FURTHER, FurtherOutputs, find_further
 from onnx_cbq.graph.layers import find_layers
 from onnx_cbq.graph.leftover import float_weights
@@ -43,6 +44,7 @@ class Workload:
         example: a few samples to measure shapes on.
         further: the outputs that count beside the class scores.
         target: what the file is for, and `placement` the activations that are quantized for it.
+        cache: where evidence is looked for, and kept.
     """
 
     source: Model
@@ -58,6 +60,7 @@ class Workload:
     further: FurtherOutputs = NO_FURTHER
     target: Target = CPU
     placement: Placement = NO_ACTIVATIONS
+    cache: Cache = NO_CACHE
 
     @property
     def left_float(self) -> float:

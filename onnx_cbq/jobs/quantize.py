@@ -15,6 +15,7 @@ from onnx_cbq.calibration.draw import everything
 from onnx_cbq.calibration.samples import Indices
 from onnx_cbq.errors import OnnxCbqError
 from onnx_cbq.evidence import class_scores
+from onnx_cbq.evidence.cache import Cache
 from onnx_cbq.evidence.workload import DataSource, ModelSource, Workload, aimed_at, check_moved_labels, prepare
 from onnx_cbq.goals.goal import solve
 from onnx_cbq.jobs.choice import Choice
@@ -50,6 +51,7 @@ def quantize(
     config: QuantizeConfig | None = None,
     progress: Progress = silent,
     state: State | None = None,
+    cache: str | Path | None = None,
 ) -> Result:
     """Quantize a classifier to the average bits that `config` asks for, and prove what it costs.
 
@@ -59,6 +61,8 @@ def quantize(
         config: the settings; `QuantizeConfig()` if left out.
         progress: called as the long stages go on.
         state: with `config.refine`, a file that keeps the state of the training until it is over.
+        cache: a folder where evidence is looked for and kept, so that another run with other settings, or one that was
+            ended, need not compute it again; None keeps nothing. The result is the same, bit for bit.
 
     Raises:
         OnnxCbqError: model or samples cannot be used, or the result failed its check; the message says what to do.
@@ -71,6 +75,7 @@ def quantize(
     with clock.stage("load"):
         work = prepare(model, data, config.logits, config.ignore_outputs, keep_quantized=config.keep_quantized)
         work = aimed_at(work, choice.target, choice.scene.activations.bits)
+        work = replace(work, cache=Cache(None if cache is None else Path(cache)))
         _check_lessons(work, lessons)
     with clock.stage("trial"):
         attempt(work, choice.method, choice.scene, run_check=choice.run_check)
@@ -117,6 +122,7 @@ def _result(
         *solution.removal.notes,
         *seen,
         *proof.notes,
+        *work.cache.notes,
     )
     for note in notes:
         _LOG.info("note: %s", note)

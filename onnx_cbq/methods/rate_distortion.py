@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from onnx_cbq.evidence import Evidence, measure_by_tables
+from onnx_cbq.evidence.kept import kept_losses
 from onnx_cbq.evidence.measure import Measured, PlanMeasure
 from onnx_cbq.methods.channels import FreeChannels, kept_layers
 from onnx_cbq.methods.criteria import Usable, predicted_losses, usable
@@ -16,6 +17,7 @@ from onnx_cbq.methods.method import Fit, PlanMethod, Planned
 from onnx_cbq.methods.unmeasured import ALIKE, plan_by_weights, unmeasured_note, why_alike
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.table import WIDTHS
+from onnx_cbq.records import Plan
 from onnx_cbq.search.rate_distortion import Hopeless, RateDistortionConfig, search_plan
 from onnx_cbq.settings import MOST_BITS
 from onnx_cbq.stages.scene import Scene
@@ -196,6 +198,25 @@ def _measured_alone(free: FreeChannels, run: _Run) -> Array:
     """The loss that each layer causes alone at `CALIBRATION_BITS`, measured, [layers]."""
     finest = free.plan(np.full(len(free.sizes), MOST_BITS))
     coarse = free.plan(np.full(len(free.sizes), CALIBRATION_BITS))
+    names, memory = [layer.name for layer in free.layers], run.measure.memory
+
+    def parts() -> list[object]:
+        return [memory.base(), finest.bits, coarse.bits, names, run.class_weights]
+
+    kept = kept_losses(len(names))
+    alone = memory.cache.find(kept, parts)
+    if alone is None:
+        alone = _alone(free, (finest, coarse), run)
+        memory.cache.keep(kept, parts, alone)
+    else:
+        for _ in range(1 + len(names)):
+            run.tick()
+    return alone
+
+
+def _alone(free: FreeChannels, plans: tuple[Plan, Plan], run: _Run) -> Array:
+    """What is lost with each layer by itself as in the second of two plans, the others as in the first, [layers]."""
+    finest, coarse = plans
     base, alone = run.loss(run.measure(finest)), []
     run.tick()
     changes = ((layer, run.measure.constants(coarse, [layer])) for layer in free.layers)

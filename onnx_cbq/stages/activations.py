@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from onnx_cbq.calibration.draw import Draw
+from onnx_cbq.evidence.kept import kept_histograms
 from onnx_cbq.evidence.scoring import batch_size
 from onnx_cbq.evidence.statistics import collect_histograms
 from onnx_cbq.evidence.workload import Workload
@@ -48,7 +49,12 @@ def see_activations(
     """The values of some tensors over the samples drawn."""
     if not tensors:
         return {}
-    return collect_histograms(work.model, tensors, work.samples, drawn, batch_size(work.layers), progress)
+    digests, size = work.cache.digests, batch_size(work.layers)
+    return work.cache.of(
+        kept_histograms(tensors),
+        lambda: [digests.model(work.model), tensors, digests.samples(work.samples, drawn.indices), size],
+        lambda: collect_histograms(work.model, tensors, work.samples, drawn, size, progress),
+    )
 
 
 def grids_for(

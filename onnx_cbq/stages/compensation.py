@@ -8,6 +8,8 @@ from itertools import chain
 
 import numpy as np
 
+from onnx_cbq.evidence.cache import Kept
+from onnx_cbq.evidence.kept import checked
 from onnx_cbq.evidence.relay import Relay, constants_of
 from onnx_cbq.evidence.statistics import Run, collect_moments
 from onnx_cbq.model import Array, Model
@@ -19,6 +21,7 @@ from onnx_cbq.quantize.settings import RoundingConfig
 from onnx_cbq.quantize.weights import as_weights, quantize_layer
 from onnx_cbq.records import Layer, Layers, LayerWeights, Plan, Seen
 from onnx_cbq.system.progress import Progress, silent
+from onnx_cbq.system.store import Entry
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,31 @@ def round_in_order(
         progress("rounding", len(weights), len(layers))
     notes = [f"damping had to be raised for: {', '.join(damped)}"] if damped else []
     return Rounded(weights, biases, tuple(notes))
+
+
+def kept_rounded(layers: Layers) -> Kept[Rounded]:
+    """Integers of these layers on uniform grids, and biases."""
+
+    def pack(rounded: Rounded) -> Entry:
+        arrays: dict[str, Array] = {}
+        for i, layer in enumerate(layers):
+            weights = rounded.weights[layer.name]
+            arrays |= {f"{i}/{kind}": getattr(weights, kind) for kind in ("codes", "scale", "bits")}
+        arrays |= {f"bias/{i}": value for i, value in enumerate(rounded.biases.values())}
+        return Entry(arrays, {"biases": list(rounded.biases), "notes": list(rounded.notes)})
+
+    def unpack(entry: Entry) -> Rounded:
+        arrays, weights = entry.arrays, {}
+        for i, layer in enumerate(layers):
+            codes = checked(arrays[f"{i}/codes"], "i1", layer.weight_shape)
+            scale, bits = (
+                checked(arrays[f"{i}/{k}"], t, (layer.channels,)) for k, t in (("scale", "f4"), ("bits", "i1"))
+            )
+            weights[layer.name] = LayerWeights(codes, scale, bits)
+        biases = {str(name): arrays[f"bias/{i}"] for i, name in enumerate(entry.facts["biases"])}
+        return Rounded(weights, biases, tuple(map(str, entry.facts["notes"])))
+
+    return Kept("rounding", 1, pack, unpack)
 
 
 def fitting_plan(plan: Plan, config: RoundingConfig) -> Callable[[Layer, Problem], Channels]:

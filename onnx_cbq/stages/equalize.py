@@ -19,6 +19,9 @@ from functools import cache
 import numpy as np
 
 from onnx_cbq.calibration.draw import Draw
+from onnx_cbq.calibration.samples import Indices
+from onnx_cbq.evidence.cache import Kept
+from onnx_cbq.evidence.kept import checked
 from onnx_cbq.evidence.measure import PlanMeasure
 from onnx_cbq.evidence.scoring import batch_size
 from onnx_cbq.evidence.statistics import collect_ranges
@@ -37,6 +40,7 @@ from onnx_cbq.stages.samples import draw_samples, weights_of
 from onnx_cbq.stages.scene import SceneSettings
 from onnx_cbq.storage.qdq import simulate_activations
 from onnx_cbq.system.progress import Progress, silent
+from onnx_cbq.system.store import Entry
 
 # Exponents of the ranges: 1 makes all channels alike, 1/2 makes up for half of the difference on a log scale.
 STRENGTHS = (0.5, 1.0)
@@ -53,6 +57,16 @@ _ROWS = 4000
 _WIDEST_COMPENSATED = 1280
 
 Chosen = Mapping[Pair, float]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Ranges of the channels of every pair, the loss before and after, and how strongly which pairs are equalized."""
+
+    ranges: Mapping[Pair, Array]
+    before: float
+    after: float
+    chosen: Chosen
 
 
 @dataclass(frozen=True)
@@ -87,26 +101,51 @@ def equalize(work: Workload, settings: SceneSettings, bits: float, progress: Pro
     few = Draw((train.indices[:: -(-len(train.indices) // _SAMPLES)],))
     # The outputs are checked on the example; what a Clip lets through there must be known, too.
     seen = np.union1d(few.indices, np.arange(work.example.batch) % len(work.samples.labels))
+    width = max(round(bits), 1)
+    found = work.cache.of(
+        _kept(pairs),
+        lambda: [
+            *(work.cache.digests.samples(work.samples, indices) for indices in (few.indices, held.indices, seen)),
+            *(work.cache.digests.model(work.model), work.layers.layers, pairs, work.logits, work.further.counted),
+            *(work.placement, work.target, weights, width),
+            *(settings.activations, settings.rounding, settings.compensation),
+        ],
+        lambda: _find(work, settings, pairs, (few, held, seen), (width, weights), progress),
+    )
+    if not found.chosen:
+        return work
+
+    def equalize_channels(model: Model, example: Example) -> Model:  # noqa: ARG001
+        return equalized(model, _scales(found.ranges, found.chosen))
+
+    rewritten = normalise(work.model, work.example, (equalize_channels,))
+    names = ", ".join(pair.name for pair in pairs if pair in found.chosen)
+    note = f"channels equalized between {names}: measured divergence {found.before:.4g} -> {found.after:.4g}"
+    return replace(work, model=rewritten.model, notes=(*work.notes, *(rewritten.notes or (note,))))
+
+
+def _find(
+    work: Workload,
+    settings: SceneSettings,
+    pairs: Sequence[Pair],
+    drawn: tuple[Draw, Draw, Indices],
+    wanted: tuple[int, Array],
+    progress: Progress,
+) -> _Found:
+    """Which of the pairs gain by it.
+
+    Of few samples, those held back, and those whose ranges are seen; with weights of a width, classes weighing so much.
+    """
+    (few, held, seen), (width, weights) = drawn, wanted
     axes = {pair.tensor: pair.channel_axis for pair in pairs}
     found = collect_ranges(work.model, axes, work.samples, seen, batch_size(work.layers))
     ranges = {pair: found[pair.tensor] for pair in pairs}
     noise = {pair: _noise(work.model, pair, ranges[pair]) for pair in pairs}
     promising = sorted((pair for pair in pairs if noise[pair] < _LARGEST_NOISE), key=lambda pair: noise[pair])
     if not promising:
-        return work
-    width = max(round(bits), 1)
+        return _Found(ranges, 0.0, 0.0, {})
     trials = _Trials(work, settings, width, ranges, (few, held), promising)
-    before, after, chosen = _search(trials, promising, weights, progress)
-    if not chosen:
-        return work
-
-    def equalize_channels(model: Model, example: Example) -> Model:  # noqa: ARG001
-        return equalized(model, _scales(ranges, chosen))
-
-    checked = normalise(work.model, work.example, (equalize_channels,))
-    names = ", ".join(pair.name for pair in pairs if pair in chosen)
-    note = f"channels equalized between {names}: measured divergence {before:.4g} -> {after:.4g}"
-    return replace(work, model=checked.model, notes=(*work.notes, *(checked.notes or (note,))))
+    return _Found(ranges, *_search(trials, promising, weights, progress))
 
 
 def _search(trials: _Trials, pairs: Sequence[Pair], weights: Array, progress: Progress) -> tuple[float, float, Chosen]:
@@ -222,6 +261,20 @@ def _rounded(
 
 def _plan(layers: Sequence[Layer], width: int) -> Plan:
     return Plan({layer.name: np.full(layer.channels, width, np.int8) for layer in layers})
+
+
+def _kept(pairs: Sequence[Pair]) -> Kept[_Found]:
+    def pack(found: _Found) -> Entry:
+        ranges = {str(i): found.ranges[pair] for i, pair in enumerate(pairs)}
+        chosen = [[pairs.index(pair), strength] for pair, strength in found.chosen.items()]
+        return Entry(ranges, {"before": found.before, "after": found.after, "chosen": chosen})
+
+    def unpack(entry: Entry) -> _Found:
+        ranges = {pair: checked(entry.arrays[str(i)], "f4", (pair.first.channels,)) for i, pair in enumerate(pairs)}
+        chosen = {pairs[int(i)]: float(strength) for i, strength in entry.facts["chosen"]}
+        return _Found(ranges, float(entry.facts["before"]), float(entry.facts["after"]), chosen)
+
+    return Kept("equalization", 1, pack, unpack)
 
 
 def _scales(ranges: Mapping[Pair, Array], strengths: Chosen) -> dict[Pair, Array]:

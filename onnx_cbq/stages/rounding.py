@@ -8,13 +8,13 @@ from typing import ClassVar
 
 from onnx_cbq.evidence import Evidence, measure_by_nearest, measure_by_tables
 from onnx_cbq.evidence.measure import PlanMeasure
-from onnx_cbq.evidence.tables import run_of
+from onnx_cbq.evidence.tables import run_of, table_parts
 from onnx_cbq.quantize.grid import Channels
 from onnx_cbq.quantize.problem import Problem
 from onnx_cbq.quantize.weights import quantize_layer
 from onnx_cbq.records import Layer, LayerWeights, Plan
 from onnx_cbq.settings import check, either
-from onnx_cbq.stages.compensation import Rounded, fitting_plan, round_in_order
+from onnx_cbq.stages.compensation import Rounded, fitting_plan, kept_rounded, round_in_order
 from onnx_cbq.stages.scene import Rounding, Scene
 
 
@@ -73,12 +73,26 @@ ROUNDINGS: tuple[Rounding, ...] = (Compensate(), Nearest())
 
 def round_plan(scene: Scene, plan: Plan) -> Rounded:
     """Integer weights as planned."""
-    work = scene.work
-    return scene.settings.rounding.weights(
-        scene,
-        fitting_plan(plan, scene.settings.compensation),
-        lambda layer: quantize_layer(layer, work.model.weight(layer.weight), plan.bits[layer.name]),
-    )
+    work, rounding = scene.work, scene.settings.rounding
+
+    def make() -> Rounded:
+        return rounding.weights(
+            scene,
+            fitting_plan(plan, scene.settings.compensation),
+            lambda layer: quantize_layer(layer, work.model.weight(layer.weight), plan.bits[layer.name]),
+        )
+
+    if not rounding.compensates:
+        return make()
+    return work.cache.of(kept_rounded(work.layers), lambda: [*_rounded_parts(scene), plan.bits], make)
+
+
+def _rounded_parts(scene: Scene) -> list[object]:
+    """What rounding in order depends on beside the plan."""
+    work, simulated, digests = scene.work, scene.simulated, scene.work.cache.digests
+    run = run_of(work, scene.drawn, scene.settings.compensation, scene.class_weights)
+    seen = None if simulated is None else (digests.model(simulated.model), simulated.names)
+    return [scene.settings.rounding, seen, *table_parts(work, run, work.layers.layers)]
 
 
 def find_rounding(name: str) -> Rounding:

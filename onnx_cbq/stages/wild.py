@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from onnx_cbq.calibration.samples import Indices
+from onnx_cbq.evidence.cache import Kept
 from onnx_cbq.evidence.scoring import batch_size
-from onnx_cbq.evidence.statistics import collect_sizes
+from onnx_cbq.evidence.statistics import Sizes, collect_sizes
 from onnx_cbq.evidence.workload import Workload
 from onnx_cbq.quantize.wild import wild
 from onnx_cbq.system.progress import Progress, silent
+from onnx_cbq.system.store import Entry
 
 # So many are named.
 _NAMED = 3
@@ -25,13 +28,12 @@ def without_wild(work: Workload, indices: Indices, progress: Progress = silent) 
     Raises:
         ModelError: what a layer reads is not finite.
     """
-    sizes = collect_sizes(work.model, work.layers, work.samples, indices, batch_size(work.layers), progress)
-    worst: dict[int, tuple[float, str]] = {}
-    for name, size in sizes.items():
-        usual = float(np.median(size.peaks))
-        for position in wild(size.energies).tolist():
-            times = float(size.peaks[position]) / max(usual, float(np.finfo(np.float32).tiny))
-            worst[position] = max(worst.get(position, (0.0, "")), (times, name))
+    digests, size = work.cache.digests, batch_size(work.layers)
+    worst = work.cache.of(
+        _KEPT,
+        lambda: [digests.model(work.model), work.layers.products, digests.samples(work.samples, indices), size],
+        lambda: _worst(collect_sizes(work.model, work.layers, work.samples, indices, size, progress)),
+    )
     if not worst:
         return work
     found = sorted(worst.items(), key=lambda entry: -entry[1][0])
@@ -45,3 +47,25 @@ def without_wild(work: Workload, indices: Indices, progress: Progress = silent) 
     samples = replace(work.samples, set_aside=work.samples.set_aside | aside)
     note = f"left out of the calibration, because they outweigh all other samples: {', '.join(named)}{more}"
     return replace(work, samples=samples, notes=(*work.notes, note))
+
+
+def _worst(sizes: Mapping[str, Sizes]) -> dict[int, tuple[float, str]]:
+    """The wild samples by position: how many times as large as usual, and in which tensor."""
+    worst: dict[int, tuple[float, str]] = {}
+    for name, size in sizes.items():
+        usual = float(np.median(size.peaks))
+        for position in wild(size.energies).tolist():
+            times = float(size.peaks[position]) / max(usual, float(np.finfo(np.float32).tiny))
+            worst[position] = max(worst.get(position, (0.0, "")), (times, name))
+    return worst
+
+
+def _pack(worst: Mapping[int, tuple[float, str]]) -> Entry:
+    return Entry(facts={"worst": [[position, *why] for position, why in worst.items()]})
+
+
+def _unpack(entry: Entry) -> dict[int, tuple[float, str]]:
+    return {int(position): (float(times), str(name)) for position, times, name in entry.facts["worst"]}
+
+
+_KEPT = Kept("wild samples", 1, _pack, _unpack)

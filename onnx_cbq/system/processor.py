@@ -28,6 +28,11 @@ def architecture() -> str:
     return str(archspec.cpu.host().family.name)
 
 
+def microarchitecture() -> str:
+    """The name of this processor's design: "icelake", "zen4" and so on."""
+    return str(archspec.cpu.host().name)
+
+
 @cache
 def processor_kind() -> str:
     """The kind of this processor: "avx2", "avx512", "avx512_vnni", "neon dot" and so on."""
