@@ -1,4 +1,4 @@
-"""Numbers as a page shows them."""
+"""Numbers as pages and tables show them."""
 
 from __future__ import annotations
 
@@ -27,6 +27,11 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
+def share(after: float, before: float) -> str:
+    """What is left of something, in percent."""
+    return f"{100 * after / before:.0f} %" if before else "-"
+
+
 def number(value: float | None, form: str = ".1f") -> str:
     """A number, or a dash."""
     return "-" if value is None else format(value, form)
@@ -44,6 +49,14 @@ def standard_error(accuracy: float, samples: int) -> float:
     """
     p = (accuracy / 100 * samples + 2) / (samples + 4)
     return 100 * math.sqrt(p * (1 - p) / (samples + 4))
+
+
+def paired_error(agreement: float, samples: int) -> float:
+    """The largest standard error of the difference of two accuracies in percent, of models that agree in so many.
+
+    sqrt(d / n) where a share d of n samples is answered differently: each of these changes the sum by one or nothing.
+    """
+    return 100 * math.sqrt(max(1 - agreement / 100, 0.0) / max(samples, 1))
 
 
 def size(count: float) -> str:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 from onnx_cbq.pages.charts import Series, histogram, line_chart
-from onnx_cbq.pages.figures import cell, loss, made_by, number, percent, points, short, size, standard_error
+from onnx_cbq.pages.figures import (
+    cell,
+    loss,
+    made_by,
+    number,
+    paired_error,
+    percent,
+    points,
+    share,
+    short,
+    size,
+    standard_error,
+)
 from onnx_cbq.pages.layers import hurting_layers
 from onnx_cbq.pages.people import affected_classes, confusions, needed_channels
 
@@ -57,20 +68,16 @@ def _bytes(found: Found) -> int:
     return int(sizes["file"] if sizes["archive"] is None else sizes["archive"])
 
 
-def _share(after: float, before: float) -> str:
-    return f"{100 * after / before:.0f} %" if before else "-"
-
-
 def _lead(found: Found) -> str:
     before, after = found["float"], found["quantized"]
-    shares = _share(_bytes(found), before["bytes"]), _share(after["latency_ms"], before["latency_ms"])
+    shares = share(_bytes(found), before["bytes"]), share(after["latency_ms"], before["latency_ms"])
     change = points(after["top1"] - before["top1"])
     return f"{change} points of accuracy, {shares[0]} of the bytes, {shares[1]} of the latency."
 
 
 def _cards(found: Found) -> list[dict[str, str]]:
     before, after = found["float"], found["quantized"]
-    paired = 100 * math.sqrt(max(1 - found["agreement"] / 100, 0.0) / max(after["samples"], 1))
+    paired = paired_error(found["agreement"], after["samples"])
     worst = after["worst_class"]
     names = found["class_names"]
     samples = after["class_samples"][names.index(worst)]

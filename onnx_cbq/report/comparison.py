@@ -9,7 +9,8 @@ from rich.text import Text
 
 from onnx_cbq.jobs.compare_result import Compared, CompareResult
 from onnx_cbq.pages.figures import letters as names_of_models
-from onnx_cbq.report.tables import accuracy_name, listed, percent, table_of, worst
+from onnx_cbq.pages.figures import percent
+from onnx_cbq.report.tables import accuracy_name, listed, table_of, worst
 
 # Disagreements of each model that are listed.
 _SAMPLES = 5

@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_cbq.jobs.debug_result import DebugResult, LayerDebug
-from onnx_cbq.report.tables import percent, table_of
+from onnx_cbq.pages.figures import percent
+from onnx_cbq.report.tables import table_of
 
 # Layers, and what goes with them, that are listed unless all are asked for.
 LISTED_LAYERS = 12

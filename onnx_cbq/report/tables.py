@@ -1,4 +1,4 @@
-"""What tables of a terminal share: columns, percentages, and how accuracies are called."""
+"""What tables of a terminal share: columns, and how accuracies are called."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from onnx_cbq.pages.figures import percent
 from onnx_cbq.records import Evaluation
 
 # Of more classes only those that lost most, or are worst, are listed, unless all are asked for.
@@ -20,11 +21,6 @@ def table_of(first: str, *columns: str) -> Table:
     for column in columns:
         table.add_column(column, justify="right")
     return table
-
-
-def percent(value: float | None) -> str:
-    """A share as people read it, "-" for none."""
-    return "-" if value is None else f"{value:.2f}"
 
 
 def accuracy_name(evaluation: Evaluation) -> str:

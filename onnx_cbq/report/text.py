@@ -13,9 +13,10 @@ from rich.text import Text
 from onnx_cbq.jobs.data_free import DataFreeResult
 from onnx_cbq.jobs.result import CheckResult, EvaluationResult, Result
 from onnx_cbq.jobs.step import Steps
+from onnx_cbq.pages.figures import percent
 from onnx_cbq.quantize.schemes import GridStatistics
 from onnx_cbq.records import Evaluation, Layers, Scores
-from onnx_cbq.report.tables import accuracy_name, listed, percent, table_of, worst
+from onnx_cbq.report.tables import accuracy_name, listed, table_of, worst
 from onnx_cbq.report.verdict import verdict_lines
 from onnx_cbq.storage.archive import Archive
 from onnx_cbq.storage.metadata import StoredPlan
