@@ -57,7 +57,7 @@ def debug(
         samples: how many are drawn.
         progress: called as the run goes on.
 
-    Cost: some five passes of both models over the samples, and half a pass more for every layer.
+    Cost: some five passes over the samples, and for every layer somewhat more than half a pass of the float model.
 
     Raises:
         OnnxCbqError: a model or the samples cannot be used, nothing is quantized, or no layer of one is in the other.

@@ -4,8 +4,8 @@
 
 Numbers are little-endian. The header is JSON: the key, what kind of entry it is, its facts, and of each array its type,
 its shape, and how many bytes it has here; they lie behind it one after another, as in memory or, where that takes less,
-compressed by zstandard. An entry is written under another name and renamed once
-it is complete. It is not forced to the disk: what a power cut leaves of it fails its checksum.
+compressed by zstandard. An entry is written under another name and renamed once it is complete. It is not forced to the
+disk: what a power cut leaves of it fails its checksum.
 """
 
 from __future__ import annotations
