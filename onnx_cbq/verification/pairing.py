@@ -96,10 +96,7 @@ class Pair:
 
     def rows_of(self, values: Array) -> Array | None:
         """The file's weight, with its channels first, as `own_rows` has the float one; None for another."""
-        product, layer = replace(self.product, codes=values), self.layer
-        same = product.operator == layer.operator and values.ndim == len(layer.weight_shape)
-        axis = layer.weight_axis if same and layer.operator != "MatMul" else product.channel_axis
-        axis = layer.weight_axis if values.shape == layer.weight_shape and same else axis
+        axis, layer = replace(self.product, codes=values).channel_axis, self.layer
         rows = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
         wanted = self.own_rows(np.broadcast_to(np.zeros(1), (layer.channels, layer.weights_per_channel)))
         return rows if rows.shape == wanted.shape else None
