@@ -126,6 +126,26 @@ def chain(weights: dict[str, Array], biases: dict[str, Array], groups: int = 1) 
     return make_model(nodes, {"x": ["N", 3, 6, 6]}, ["y"], constants, opset=17)
 
 
+def test_a_square_matrix_that_is_stored_the_other_way() -> None:
+    """By its shape alone it would be taken for itself, row for row."""
+    x = draw(0, 40, 6)
+    data = CalibrationSet.from_arrays(x, np.arange(len(x)) % CLASSES)
+    square, last = draw(1, 6, 6), draw(2, CLASSES, 6)
+
+    def dense(weight: Array, transposed: int) -> onnx.ModelProto:
+        nodes = [
+            node("Gemm", "x w b", "h", transB=transposed),
+            node("Relu", "h", "r"),
+            node("Gemm", "r v d", transB=1),
+        ]
+        constants = {"w": weight, "b": 0.1 * draw(3, 6), "v": last, "d": BIASES["d"]}
+        return make_model(nodes, {"x": ["N", 6]}, ["y"], constants, opset=17)
+
+    scales = {"x": grid_of(x), "r": grid_of(np.maximum(x @ square.T + 0.1 * draw(3, 6), 0))}
+    result = debug(dense(square, 1), quantized_by_hand(dense(np.ascontiguousarray(square.T), 0), scales), data)
+    assert sound(result, layers=2)
+
+
 def test_a_layer_that_stayed_float_costs_nothing() -> None:
     model = net()
     result = debug(model, quantized_by_hand(model, grids(model, ["x", "f"]), left_float=["v"]), DATA)
