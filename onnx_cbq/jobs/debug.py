@@ -19,6 +19,7 @@ from onnx_cbq.graph.shapes import Example, fixed_batch
 from onnx_cbq.jobs.debug_result import DebugResult, Deviating, LayerDebug
 from onnx_cbq.jobs.versions import all_versions
 from onnx_cbq.model import Model
+from onnx_cbq.records import Layers
 from onnx_cbq.runtime import Feeds
 from onnx_cbq.settings import check
 from onnx_cbq.storage.archive import restore
@@ -37,6 +38,8 @@ from onnx_cbq.verification.rescaling import find_factors
 # Enough for a ranking: what a layer costs by itself differs between layers by far more than between draws of so many.
 SAMPLES = 64
 _SEED = 0
+# Names in a note.
+_LISTED = 8
 
 
 def debug(
@@ -88,7 +91,8 @@ def debug(
     run = Run(file, content if isinstance(content, Path) else content.SerializeToString())
     with run.blamed():
         use = kernel_use(run)
-    return _result(pairs, noise, whole, use, off, (*work.notes, *_unread(subject), *notes, *_refusal(use)))
+    said = (*_not_taken_apart(work.layers), *_unread(subject), *notes, *_refusal(use))
+    return _result(pairs, noise, whole, use, off, (*work.notes, *said))
 
 
 def _content(quantized: ModelSource) -> Path | ModelProto:
@@ -167,6 +171,15 @@ def _unread(subject: Subject) -> tuple[str, ...]:
         return ()
     what = f"what is read by {', '.join(names)} is on a grid of several scales, or not of whole numbers"
     return (f"{what}: its rounding is in the figures of the file, and in none of a layer alone",)
+
+
+def _not_taken_apart(layers: Layers) -> tuple[str, ...]:
+    """What is said of layers that are no products: their weights are in the file, and in the figures of the whole."""
+    names = [layer.name for layer in layers if layer.kind != "product"]
+    if not names:
+        return ()
+    listed = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
+    return (f"recurrent layers and tables are in the figures of the file alone: {listed}",)
 
 
 def _refusal(use: KernelUse) -> tuple[str, ...]:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from onnx_cbq.errors import ModelError
-from onnx_cbq.graph.load import LAYER_OPERATORS
 from onnx_cbq.model import Array, Model
 from onnx_cbq.records import Layer, Layers, Use
 from onnx_cbq.runtime import Feeds, Session
@@ -112,7 +111,10 @@ def _put(values: Array, chosen: Array | None, axis: int, own: Array) -> Array:
 
 @dataclass(frozen=True)
 class Pairs:
-    """All pairs in the order of the float model, and the layers and products that have no counterpart."""
+    """All pairs in the order of the float model, and the layers and products that have no counterpart.
+
+    Recurrent layers and tables are no products, and neither paired nor missed.
+    """
 
     model: Model
     file: QdqFile
@@ -148,14 +150,16 @@ def find_pairs(model: Model, layers: Layers, file: QdqFile, example: Feeds) -> P
         ModelError: one cannot be run.
     """
     order = {name: i for i, node in enumerate(model.nodes) for name in node.output}
-    places = [(layer, use) for layer in layers if layer.operator in LAYER_OPERATORS for use in layer.uses]
+    places = [(layer, use) for layer in layers.products for use in layer.uses]
     places.sort(key=lambda place: order[place[1].output])
     first = [Site(model.producers[u.output].name, u.output, layer.operator, layer.weight_shape) for layer, u in places]
     second = sites(file)
     matched = match_sites(first, second)
     found = [(places[i], file.products[j]) for i, j in matched]
     if not found:
-        return Pairs(model, file, (), tuple(layer.name for layer in layers), tuple(p.name for p in file.products))
+        return Pairs(
+            model, file, (), tuple(layer.name for layer in layers.products), tuple(p.name for p in file.products)
+        )
     wanted = dict.fromkeys(name for (_, use), _ in found for name in (use.activation, use.output))
     values = Session(model.with_graph(outputs=wanted), "off").run(example)
     candidates = [_behind(file.model, product.node.output[0]) for _, product in found]
@@ -179,7 +183,7 @@ def find_pairs(model: Model, layers: Layers, file: QdqFile, example: Feeds) -> P
         model,
         file,
         tuple(pairs),
-        tuple(layer.name for layer in layers if layer.name not in known),
+        tuple(layer.name for layer in layers.products if layer.name not in known),
         tuple(product.name for product in file.products if id(product) not in taken),
     )
 

@@ -126,6 +126,25 @@ def chain(weights: dict[str, Array], biases: dict[str, Array], groups: int = 1) 
     return make_model(nodes, {"x": ["N", 3, 6, 6]}, ["y"], constants, opset=17)
 
 
+def test_a_table_is_not_missed() -> None:
+    """It is in the file, only no product: it was listed as a layer that the file does not have."""
+    words = np.random.default_rng(0).integers(0, 10, (40, 4))
+    table, last = draw(1, 10, 6), draw(2, CLASSES, 6)
+    nodes = [
+        node("Gather", "table x", "e"),
+        node("ReduceMean", "e", "m", axes=[1], keepdims=0),
+        node("Gemm", "m v d", transB=1),
+    ]
+    constants = {"table": table, "v": last, "d": BIASES["d"]}
+    model = make_model(nodes, {"x": ["N", 4]}, ["y"], constants, opset=17)
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    file = quantized_by_hand(model, {"m": grid_of(table[words].mean(axis=1))})
+    result = debug(model, file, CalibrationSet.from_arrays(words, np.arange(len(words)) % CLASSES))
+    assert sound(result, layers=1)
+    (note,) = (note for note in result.notes if "figures of the file alone" in note)
+    assert note.startswith("recurrent layers and tables are")
+
+
 def test_a_square_matrix_that_is_stored_the_other_way() -> None:
     """By its shape alone it would be taken for itself, row for row."""
     x = draw(0, 40, 6)
