@@ -28,6 +28,7 @@ from common import CARDS, Requirements, data_file
 from onnx_cbq import CalibrationSet, QuantizeConfig, score
 from onnx_cbq.calibration.draw import Draw, draw
 from onnx_cbq.calibration.samples import Batch
+from onnx_cbq.evidence.gradients import ScoringWork
 from onnx_cbq.evidence.scoring import batch_size, score_channels
 from onnx_cbq.evidence.scoring_graph import scoring_graph
 from onnx_cbq.evidence.workload import Workload, prepare
@@ -63,7 +64,7 @@ def passes(work: Workload, drawn: Draw) -> dict[str, Callable[[], object]]:
 
     def scoring() -> None:
         graph = scoring_graph(work.model, work.layers, work.logits, work.example, QuantizeConfig().scoring)
-        score_channels(graph, work.layers, work.samples, drawn, Grouping.single(work.class_names))
+        score_channels(ScoringWork(graph, work.layers, work.samples, Grouping.single(work.class_names)), drawn)
 
     def forward() -> None:
         session = Session(work.model)

@@ -44,6 +44,10 @@ class CalibrationError(OnnxCbqError):
     """A calibration card, its source, or one of its samples is wrong."""
 
 
+class WorkerError(OnnxCbqError):
+    """Workers of another process or machine cannot be reached, do not fit, or are lost."""
+
+
 class OutputError(OnnxCbqError):
     """A result cannot be written."""
 

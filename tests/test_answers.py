@@ -15,7 +15,7 @@ from onnx import numpy_helper
 
 from onnx_cbq import CalibrationSet, QuantizeConfig, StepConfig, evaluate, make_steps, quantize, score
 from onnx_cbq.errors import CalibrationError, ConfigError, ModelError, VerificationError
-from onnx_cbq.evidence import measure, measure_by_tables
+from onnx_cbq.evidence import bench, measure_by_tables
 from onnx_cbq.evidence.workload import prepare
 from onnx_cbq.jobs.refine import Refinement, refine
 from onnx_cbq.methods.cbq import deciding_layers
@@ -298,7 +298,7 @@ def test_of_many_positions_plans_are_measured_on_some(monkeypatch: pytest.Monkey
     """The reference of every pixel would take gigabytes."""
     case = CASES["tokens"]
     work = prepare(case.proto(), data_of(case))
-    monkeypatch.setattr(measure, "MOST_POSITIONS", 2)
+    monkeypatch.setattr(bench, "MOST_POSITIONS", 2)
     found = scene_of(work, QUICK).evidence.of(measure_by_tables).run({})
     held = found.divergences.shape[0]
     labels = work.samples.truth

@@ -46,11 +46,26 @@ class FileSource(PlacedSource):
         self.class_names, self.labels = listing.class_names, listing.labels
         self._files, self.decoder = listing.files, listing.decoder
         self._pool = ThreadPoolExecutor(_FAR_THREADS if any(place.far for place in places) else None)
+        self._kept: Array | None = None
         if skip_unreadable:
-            kept = np.flatnonzero(np.fromiter(self._readable(), bool, len(self._files)))
-            self.skipped = len(self._files) - len(kept)
-            self._files, self.labels = self._files.where(kept.tolist()), self.labels[kept]
+            self._keep(np.flatnonzero(np.fromiter(self._readable(), bool, len(self._files))))
         self.decoder.begin(self._files)
+
+    def _keep(self, kept: Array) -> None:
+        """Leave out all files but those of these numbers."""
+        self.skipped, self._kept = len(self._files) - len(kept), kept
+        self._files, self.labels = self._files.where(kept.tolist()), self.labels[kept]
+
+    def chosen(self) -> tuple[Array | None, Decoder]:
+        """The files that are readable, if that is known, and what decodes them."""
+        return self._kept, self.decoder
+
+    def resumed(self, chosen: tuple[Array | None, Decoder]) -> Source:
+        """The same as the one whose `chosen` that is."""
+        kept, self.decoder = chosen
+        if kept is not None:
+            self._keep(kept)
+        return self
 
     @abstractmethod
     def listing(self, places: Sequence[Place], card: Card) -> Listing:

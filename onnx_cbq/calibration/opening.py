@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+
 from onnx_cbq.calibration.card import Card
 from onnx_cbq.calibration.decoding.kinds import DECODERS
 from onnx_cbq.calibration.file_source import FolderSource
@@ -20,6 +22,7 @@ from onnx_cbq.calibration.sources import PlacedSource, Source
 from onnx_cbq.calibration.tars import TarSource
 from onnx_cbq.calibration.zips import ZipSource
 from onnx_cbq.errors import CalibrationError
+from onnx_cbq.model import Array
 
 # What a file is is told by the ending of its name.
 SOURCES: tuple[type[PlacedSource], ...] = (
@@ -52,7 +55,26 @@ def open_source(card: Card, *, skip_unreadable: bool) -> Source:
                 f"{one.label}: is another kind of file than {places[0].label}, or none of which several are read; "
                 f"name one"
             )
-    return kinds[0](places, card, skip_unreadable=skip_unreadable)
+    source = kinds[0](places, card, skip_unreadable=skip_unreadable)
+    source.card = card
+    return source
+
+
+def reopened(card: Card, chosen: object, labels: Array) -> Source:
+    """A source that was opened by another process: see `PlacedSource.chosen`.
+
+    Raises:
+        CalibrationError: it is not there, or does not hold the same samples.
+    """
+    source = open_source(card, skip_unreadable=False)
+    assert isinstance(source, PlacedSource)
+    found = source.resumed(chosen)
+    if not np.array_equal(found.labels, labels):
+        raise CalibrationError(
+            f"{found.label}: a worker finds {len(found.labels):,} samples there, or other labels, and the run has "
+            f"{len(labels):,}; give a source that is the same on every machine, and does not change meanwhile"
+        )
+    return found
 
 
 def files_read(card: Card) -> Iterator[Path]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -259,12 +258,23 @@ class Samples:
 
     def batches(self, indices: Indices, size: int) -> Iterator[Batch]:
         """The samples `indices` in order, `size` at a time; the next batch is read while the last one is used."""
-        step = self.fixed_batch or size
-        chunks = [indices[start : start + step] for start in range(0, len(indices), step)]
-        return ahead(partial(self._batch, size=step), chunks)
+        return self.of_chunks(self.chunks(indices, size))
 
-    def _batch(self, chunk: Indices, size: int) -> Batch:
-        padded = chunk if self.fixed_batch is None else np.resize(chunk, size)
+    def chunks(self, indices: Indices, size: int) -> list[Indices]:
+        """The samples of each batch."""
+        step = self.fixed_batch or size
+        return [indices[start : start + step] for start in range(0, len(indices), step)]
+
+    def of_chunks(self, chunks: Iterable[Indices]) -> Iterator[Batch]:
+        """The batches of some chunks; the next batch is read while the last one is used."""
+        return ahead(self._batch, chunks)
+
+    def without_inputs(self, chunks: Iterable[Indices]) -> Iterator[Batch]:
+        """The labels of the batches of some chunks; nothing is read."""
+        return (Batch({}, self.truth[chunk], len(chunk)) for chunk in chunks)
+
+    def _batch(self, chunk: Indices) -> Batch:
+        padded = chunk if self.fixed_batch is None else np.resize(chunk, self.fixed_batch)
         return Batch(self.read(padded), self.truth[chunk], len(chunk))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -74,10 +74,12 @@ class PlacedSource(Source):
     Attributes:
         endings: what the names of the files end with, in small letters; a folder's ends with a slash.
         several: whether several files make one set.
+        card: the one that named them, once it is open.
     """
 
     endings: ClassVar[tuple[str, ...]]
     several: ClassVar[bool] = False
+    card: Card | None = None
 
     @classmethod
     def reads(cls, place: Place, card: Card) -> Iterator[Place]:
@@ -92,6 +94,15 @@ class PlacedSource(Source):
         Raises:
             CalibrationError: something is missing, damaged or a trap.
         """
+
+    def chosen(self) -> Any:
+        """What became of it since it was opened, for `resumed` of the same source, opened in another process."""
+        return None
+
+    def resumed(self, chosen: Any) -> Source:
+        """The same as the one whose `chosen` that is."""
+        del chosen
+        return self
 
 
 class ArraySource(Source):

@@ -9,8 +9,10 @@ from onnx_cbq.errors import UnsupportedOperatorError
 from onnx_cbq.evidence.cache import Parts
 from onnx_cbq.evidence.evidence import Evidence
 from onnx_cbq.evidence.fingerprint import fingerprint
+from onnx_cbq.evidence.gradients import ScoringWork
 from onnx_cbq.evidence.kept import Memory, gradient_parts, kept_scores, kept_sensitivity
-from onnx_cbq.evidence.measure import NearestRounder, PlanMeasure, Rounder, TableRounder
+from onnx_cbq.evidence.measure import PlanMeasure
+from onnx_cbq.evidence.rounders import NearestRounder, Rounder, TableRounder
 from onnx_cbq.evidence.scoring import batch_size, fisher_squares, score_channels
 from onnx_cbq.evidence.scoring_graph import ScoringGraph, scoring_graph
 from onnx_cbq.evidence.tables import make_tables, table_parts
@@ -29,7 +31,7 @@ def class_scores(evidence: Evidence) -> Scores:
     return work.cache.of(
         kept_scores(work.layers, groups),
         lambda: [*gradient_parts(work, train, groups), evidence.settings.scoring],
-        lambda: score_channels(evidence.of(_graph), work.layers, work.samples, train, groups, evidence.progress),
+        lambda: score_channels(_scoring(evidence), train, evidence.progress, work.engine),
     )
 
 
@@ -43,7 +45,7 @@ def sensitivity(evidence: Evidence) -> Mapping[str, Array]:
     return work.cache.of(
         kept_sensitivity(work.layers, groups),
         lambda: [*gradient_parts(work, train, groups), seed],
-        lambda: fisher_squares(evidence.of(_graph), work.layers, work.samples, train, groups, seed, evidence.progress),
+        lambda: fisher_squares(_scoring(evidence), train, seed, evidence.progress, work.engine),
     )
 
 
@@ -99,11 +101,15 @@ def _measure(evidence: Evidence, rounder: Rounder, rounded: Parts) -> PlanMeasur
         work.model,
         work.layers,
         (work.samples, evidence.held.indices, batch_size(work.layers)),
-        (work.logits, evidence.groups),
+        (work.logits, evidence.groups, work.further.counted),
         rounder,
-        work.further.counted,
         Memory(work.cache, base),
+        work.engine,
     )
+
+
+def _scoring(evidence: Evidence) -> ScoringWork:
+    return ScoringWork(evidence.of(_graph), evidence.work.layers, evidence.work.samples, evidence.groups)
 
 
 def _graph(evidence: Evidence) -> ScoringGraph:

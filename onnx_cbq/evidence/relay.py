@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain
 
 from onnx import ModelProto, helper
 
 from onnx_cbq.calibration.samples import Batch, Indices, Samples
+from onnx_cbq.execution import Place
 from onnx_cbq.model import Array, Model
 from onnx_cbq.records import Layer
 from onnx_cbq.runtime import Feeds, Session
 
 # What is kept of one net, in bytes; beyond it a stretch begins where the last one did.
 KEPT_BYTES = 512 << 20
+HERE = Place()
 
 
 class Passes:
@@ -60,99 +63,93 @@ class Passes:
         return math.ceil(len(self._indices) / (self._samples.fixed_batch or self._size))
 
 
-@dataclass
-class Stretch:
-    """A part of the net that gives tensors of a batch, from what was kept of it.
-
-    Attributes:
-        needs_inputs: whether it begins at the net's own inputs, in part at least.
-    """
-
-    track: Track
-    session: Session | None
-    names: tuple[str, ...]
-    ends: tuple[str, ...]
-    needs_inputs: bool
-
-    def run(self, number: int, feeds: Feeds) -> dict[str, Array]:
-        """The tensors of the batch of that number."""
-        kept = self.track.kept(number)
-        values = {**feeds, **kept}
-        if self.session is not None:
-            values |= self.session.run({name: values[name] for name in self.session.inputs})
-        self.track.keep(number, {name: values[name] for name in self.ends})
-        return {name: values[name] for name in self.names}
-
-
-@dataclass(frozen=True)
-class Relay:
-    """The float net and the one that sees quantized layers in front, on their way through the same batches.
-
-    Attributes:
-        pending: constants of the layers that are still to come.
-    """
-
-    passes: Passes
-    aimed: Track
-    changed: Track
-    pending: frozenset[str]
-
-    @staticmethod
-    def of(samples: Samples, indices: Indices, size: int) -> Relay:
-        """At the start."""
-        passes = Passes(samples, indices, size)
-        return Relay(passes, Track(passes.count), Track(passes.count), frozenset())
-
-
 class Track:
-    """One net on its way through its stretches.
+    """One net on its way through its stretches, batch by batch.
 
     Args:
-        batches: how many there are.
-        limit: bytes that may be kept.
+        samples: that all batches have together, here and elsewhere.
+        place: where stretches run.
+        limit: bytes that may be kept of all batches; `KEPT_BYTES` if it is left out.
     """
 
-    def __init__(self, batches: int, limit: int = KEPT_BYTES) -> None:
-        self._batches, self._limit = batches, limit
-        self._values: list[dict[str, Array]] = []
-        self._next: list[dict[str, Array]] | None = []
+    def __init__(self, samples: int, place: Place = HERE, limit: int | None = None) -> None:
+        self.place = place
+        self._samples, self._limit = samples, KEPT_BYTES if limit is None else limit
+        self._kept: dict[int, dict[str, Array]] = {}
 
     def stretch(self, model: Model, names: Sequence[str], pending: Collection[str]) -> Stretch:
         """The part up to the tensors `names`, and to the end of what depends on none of the constants `pending`.
 
-        The stretch is to be run for every batch, in order. Constants that are not pending must stay as they are.
+        Constants that are not pending must stay as they are.
         """
-        known = self._values[0] if self._values else {}
-        ends = final_ends(model, pending)
-        outputs = [name for name in dict.fromkeys((*names, *ends)) if name not in known and name in model.producers]
-        self._next = []
-        part = begin_at(model, known, outputs) if outputs else None
-        inputs = {spec.name for spec in model.inputs} - known.keys()
-        begins = {*(spec.name for spec in part.inputs)} if part is not None else set()
-        return Stretch(
-            self, None if part is None else Session(part), tuple(names), ends, bool(inputs & {*begins, *names, *ends})
-        )
-
-    @property
-    def keeps(self) -> bool:
-        """Whether the tensors of the stretch that is run are kept, as far as is known."""
-        return self._next is not None
+        return Stretch(self, model, tuple(names), final_ends(model, pending))
 
     def kept(self, number: int) -> dict[str, Array]:
         """What is kept of a batch."""
-        return self._values[number] if self._values else {}
+        return self._kept.get(number, {})
 
-    def keep(self, number: int, values: dict[str, Array]) -> None:
-        """Take these tensors of a batch in place of what was kept of it, unless they are too large."""
-        if number == 0 and sum(value.nbytes for value in values.values()) * self._batches > self._limit:
-            self._next = None
-        if self._next is None:
-            return
-        self._next.append(values)
-        if self._values:
-            self._values[number] = {}
-        if number == self._batches - 1:
-            self._values = self._next
+    def keep(self, number: int, values: dict[str, Array], fed: int) -> bool:
+        """Take these tensors of a batch of `fed` samples in place of what was kept of it, unless they are too large.
+
+        What is too large does not depend on which batches are here.
+        """
+        fits = sum(value.nbytes for value in values.values()) * self._samples <= self._limit * fed
+        if fits:
+            self._kept[number] = values
+        return fits
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A part of the net that gives tensors of a batch, from what was kept of it.
+
+    Attributes:
+        model: the whole net.
+        names: the tensors that are asked for; `ends` those that are kept.
+    """
+
+    track: Track
+    model: Model
+    names: tuple[str, ...]
+    ends: tuple[str, ...]
+    _sessions: dict[tuple[str, ...], Session | None] = field(default_factory=dict, repr=False)
+
+    def needs_inputs(self, number: int) -> bool:
+        """Whether the part for the batch of that number begins at the net's own inputs, in part at least."""
+        known = self.track.kept(number)
+        session = self._session(known)
+        begins = () if session is None else session.inputs
+        return not (self._inputs - known.keys()).isdisjoint({*begins, *self.names, *self.ends})
+
+    def run(self, number: int, feeds: Feeds, fed: int) -> dict[str, Array]:
+        """The tensors of the batch of that number, of `fed` samples."""
+        return self._run(number, feeds, fed)[0]
+
+    def advance(self, number: int, feeds: Feeds, fed: int) -> bool:
+        """Bring the track as far as this, and say whether what it leaves there is kept."""
+        return self._run(number, feeds, fed)[1]
+
+    def _run(self, number: int, feeds: Feeds, fed: int) -> tuple[dict[str, Array], bool]:
+        kept = self.track.kept(number)
+        values, session = {**feeds, **kept}, self._session(kept)
+        if session is not None:
+            values |= session.run({name: values[name] for name in session.inputs})
+        fits = self.track.keep(number, {name: values[name] for name in self.ends}, fed)
+        return {name: values[name] for name in self.names}, fits
+
+    @cached_property
+    def _inputs(self) -> set[str]:
+        return {spec.name for spec in self.model.inputs}
+
+    def _session(self, known: dict[str, Array]) -> Session | None:
+        """For batches of which these tensors are known; None where there is nothing to compute."""
+        key = tuple(known)
+        if key not in self._sessions:
+            wanted = [name for name in dict.fromkeys((*self.names, *self.ends)) if name not in known]
+            outputs = [name for name in wanted if name in self.model.producers]
+            part = begin_at(self.model, known, outputs) if outputs else None
+            self._sessions[key] = None if part is None else self.track.place.session(part)
+        return self._sessions[key]
 
 
 def constants_of(layers: Iterable[Layer]) -> frozenset[str]:

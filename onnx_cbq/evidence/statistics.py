@@ -1,104 +1,29 @@
-"""Run the float model over the samples and keep what quantization needs to know about its tensors."""
+"""Second moments of what layers read in the float model, and behind quantized layers in front (`quantize.moments`)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import ClassVar
 
 import numpy as np
 
-from onnx_cbq.calibration.draw import Draw
-from onnx_cbq.calibration.samples import Indices, Samples
+from onnx_cbq.calibration.samples import Batch, Indices, Samples
 from onnx_cbq.errors import ModelError
-from onnx_cbq.evidence.relay import Relay, dependents
+from onnx_cbq.evidence.relay import Track, dependents
+from onnx_cbq.evidence.tensors import Values, finite
+from onnx_cbq.execution import IN_PROCESS, Crew, Engine, Place
 from onnx_cbq.model import Array, Model
-from onnx_cbq.quantize.activations import Histogram
-from onnx_cbq.quantize.moments import Moments, MomentSums, combine, looked_up, white
+from onnx_cbq.quantize.moments import WIDEST, Counted, Moments, MomentSums, RowSums, combine, looked_up, white
 from onnx_cbq.quantize.patches import has_rows, input_rows, mean_output, mean_row, output_rows
 from onnx_cbq.quantize.settings import RoundingConfig
-from onnx_cbq.records import Layer, Layers, Seen, Use
-from onnx_cbq.runtime import Feeds, Session
-from onnx_cbq.system.progress import Progress, silent
+from onnx_cbq.records import Layer, Seen, Use
 
-
-def collect_histograms(
-    model: Model, tensors: Sequence[str], samples: Samples, drawn: Draw, size: int, progress: Progress = silent
-) -> Mapping[str, Histogram]:
-    """A histogram of the values of each tensor over the samples drawn, `size` samples at a time.
-
-    Memory does not grow with the number of samples.
-
-    Raises:
-        ModelError: a tensor is not finite.
-    """
-    tensors_of = _Tensors(model, tensors)
-    histograms = dict.fromkeys(tensors, Histogram.empty())
-    done, indices = 0, drawn.indices
-    for batch in samples.batches(indices, size):
-        values = tensors_of.run(batch.feeds)
-        histograms = {name: seen.add(values[name]) for name, seen in histograms.items()}
-        done += batch.count
-        progress("activations", done, len(indices))
-    return histograms
-
-
-def collect_ranges(
-    model: Model, channel_axes: Mapping[str, int], samples: Samples, indices: Indices, size: int
-) -> Mapping[str, Array]:
-    """The largest magnitude in each channel of some tensors: name -> axis of its channels gives name -> [channels].
-
-    Raises:
-        ModelError: a tensor is not finite.
-    """
-    tensors = _Tensors(model, list(channel_axes))
-    ranges: dict[str, Array] = {}
-    for batch in samples.batches(indices, size):
-        for name, value in tensors.run(batch.feeds).items():
-            channels = np.moveaxis(value, channel_axes[name], 0)
-            largest = np.abs(channels.reshape(len(channels), -1)).max(axis=1)
-            ranges[name] = np.maximum(ranges[name], largest) if name in ranges else largest
-    return ranges
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How large the values of each sample are in one tensor, float64 [samples]: mean square, and largest magnitude."""
-
-    energies: Array
-    peaks: Array
-
-
-def collect_sizes(
-    model: Model, layers: Layers, samples: Samples, indices: Indices, size: int, progress: Progress = silent
-) -> Mapping[str, Sizes]:
-    """How large each of the samples `indices` is in each tensor of real numbers that a layer reads.
-
-    Raises:
-        ModelError: a tensor is not finite.
-    """
-    axes = {use.activation: use.batch_axis for layer in layers.products for use in layer.uses}
-    tensors = _Tensors(model, list(axes))
-    parts: dict[str, list[Array]] = {name: [] for name in axes}
-    done = 0
-    for batch in samples.batches(indices, size):
-        fed = len(next(iter(batch.feeds.values())))
-        for name, value in tensors.run(batch.feeds).items():
-            by_sample = _by_sample(value, axes[name], fed)
-            if by_sample is not None:
-                real = by_sample[: batch.count].astype(np.float64)
-                parts[name].append(np.stack([np.square(real).mean(axis=1), np.abs(real).max(axis=1)]))
-        done += batch.count
-        progress("samples", done, len(indices))
-    return {name: Sizes(*np.concatenate(part, axis=1)) for name, part in parts.items() if part}
-
-
-def _by_sample(value: Array, axis: int, count: int) -> Array | None:
-    """[..., count or a multiple of it at the axis, ...] -> [count, values]; None if the tensor has no such axis."""
-    known = np.issubdtype(value.dtype, np.floating) and value.size and axis < value.ndim
-    if not known or value.shape[axis] % count:
-        return None
-    return np.moveaxis(value, axis, 0).reshape(count, -1)
+# Batches are joined to shards as long as there are so many of these.
+_SHARDS = 8
 
 
 @dataclass(frozen=True)
@@ -118,68 +43,243 @@ class Run:
     config: RoundingConfig
     class_weights: Array
 
+    def weights(self, batch: Batch) -> Array:
+        """What the samples of a batch count; those that only fill up a fixed batch count nothing, float32 [fed]."""
+        weights = np.zeros(self.samples.fixed_batch or batch.count, np.float32)
+        weights[: batch.count] = self.samples.weights(batch.labels, self.class_weights)
+        return weights
+
     def held(self, number: int, count: int) -> int:
         """How many of the `count` samples of a batch are held back: the last ones."""
         before = number * (self.samples.fixed_batch or self.size)
         return int((before + count) * self.config.held_back) - int(before * self.config.held_back)
 
 
-def collect_moments(
-    model: Model, seen: Seen | None, layers: Sequence[Layer], run: Run, relay: Relay | None = None
-) -> Mapping[str, Moments]:
-    """Moments of the inputs of `layers` in the float `model`, by layer name.
+@dataclass(frozen=True)
+class Shard:
+    """Batches that belong together, by their numbers, and the samples of each."""
 
-    `seen` is what they see instead of the model's tensors, None if the same; then what the branch lacks that a layer's
-    output is added to counts, too. With `relay` both begin where the layers before have left them. Memory: the moments,
-    the tensors of one batch, and what the relay keeps.
+    numbers: tuple[int, ...]
+    chunks: tuple[Indices, ...]
 
-    Raises:
-        ModelError: an input, or its square, is not finite.
+
+def shards_of(run: Run, layers: Sequence[Layer]) -> list[Shard]:
+    """The batches of a run, so many together that products are taken over as many rows as a channel has weights.
+
+    As far as that leaves `_SHARDS`; how they are cut does not depend on who runs them.
     """
-    relay = relay or Relay.of(run.samples, run.indices, run.size)
-    branches = _branches(layers, dependents(model, relay.pending)) if seen is not None else {}
-    names = [*(use.activation for layer in layers for use in layer.uses), *branches.values()]
-    aimed = relay.aimed.stretch(model, names, relay.pending)
-    others = aimed
-    if seen is not None:
-        others = relay.changed.stretch(seen.model, [seen.name(name) for name in names], relay.pending)
-    passes, whole = relay.passes, aimed.needs_inputs or others.needs_inputs
-    sums = {layer.name: [MomentSums(centred=use.bias is not None) for use in layer.uses] for layer in layers}
-    squares = dict.fromkeys((layer.name for layer in layers), 0.0)
-    counts = {layer.name: np.zeros(layer.channels) for layer in layers if layer.kind == "table"}
-    for number, batch in enumerate(passes if whole else passes.without_inputs()):
-        values = _finite(aimed.run(number, batch.feeds))
-        found = values if others is aimed else _finite(others.run(number, batch.feeds))
-        # Samples that only fill up a fixed batch count nothing.
-        weights = np.zeros(run.samples.fixed_batch or batch.count, np.float32)
-        weights[: batch.count] = run.samples.weights(batch.labels, run.class_weights)
-        held = len(weights) - batch.count + run.held(number, batch.count)
+    chunks = run.samples.chunks(run.indices, run.size)
+    rows = [positions_of(layer, run) * len(chunks[0]) for layer in layers if has_rows(layer)]
+    wanted = [min(layer.weights_per_channel, WIDEST) for layer in layers if has_rows(layer)]
+    needed = max((math.ceil(n / count) for n, count in zip(wanted, rows, strict=True)), default=1)
+    step = max(min(needed, len(chunks) // _SHARDS), 1)
+    numbers = range(len(chunks))
+    return [Shard(tuple(numbers[i : i + step]), tuple(chunks[i : i + step])) for i in range(0, len(chunks), step)]
+
+
+@dataclass(frozen=True)
+class MomentWork:
+    """A float model, what layers see instead of its tensors, None if the same, and samples."""
+
+    model: Model
+    seen: Seen | None
+    run: Run
+
+    def start(self, place: Place) -> Nets:
+        """Both at their start."""
+        count = len(self.run.indices)
+        return Nets(self, Track(count, place), Track(count, place))
+
+
+@dataclass(frozen=True)
+class Nets:
+    """Both models on their way through the batches; constants of the second are replaced as layers are rounded."""
+
+    work: MomentWork
+    aimed: Track
+    changed: Track
+    constants: dict[str, Array] = field(default_factory=dict)
+
+    def changed_model(self) -> Seen:
+        """The second as it is now."""
+        seen = self.work.seen or Seen(self.work.model, {})
+        return Seen(seen.model.with_constants(self.constants), seen.names)
+
+
+@contextmanager
+def collecting(
+    engine: Engine, model: Model, seen: Seen | None, layers: Sequence[Layer], run: Run
+) -> Iterator[Collector]:
+    """What collects moments of the layers, some at a time."""
+    shards = shards_of(run, layers)
+    with engine.crew(MomentWork(model, seen, run), shards) as crew:
+        yield Collector(crew, run, shards, apart=seen is not None)
+
+
+def collect_moments(
+    model: Model, seen: Seen | None, layers: Sequence[Layer], run: Run, engine: Engine = IN_PROCESS
+) -> Mapping[str, Moments]:
+    """Moments of the inputs of `layers` in the float `model`, by layer name; see `Collector.collect`."""
+    with collecting(engine, model, seen, layers, run) as collector:
+        return collector.collect(layers)
+
+
+@dataclass
+class Collector:
+    """Collects moments of layers, which may be rounded one after another.
+
+    Attributes:
+        apart: whether what layers see is something else than the model's own tensors by now.
+    """
+
+    crew: Crew
+    run: Run
+    shards: Sequence[Shard]
+    apart: bool
+    _rounded: dict[str, Array] = field(default_factory=dict)
+
+    def rounded(self, constants: Mapping[str, Array]) -> None:
+        """From now on layers see what these constants give, in place of the model's own."""
+        self._rounded |= constants
+        self.apart = self.apart or bool(constants)
+
+    def collect(self, layers: Sequence[Layer], pending: frozenset[str] = frozenset()) -> Mapping[str, Moments]:
+        """Moments of the inputs of `layers`, by layer name.
+
+        Where layers see something else than the model's tensors, what the branch lacks that a layer's output is added
+        to counts, too. With `pending`, the constants of the layers that are still to come, both nets begin where the
+        layers before have left them. Memory: the moments, their sums over a shard, the tensors of one batch, and what
+        the relay keeps.
+
+        Raises:
+            ModelError: an input, or its square, is not finite.
+        """
+        task = CollectMoments(tuple(layers), dict(self._rounded), pending, apart=self.apart)
+        self._rounded.clear()
+        sums = {layer.name: [MomentSums(centred=use.bias is not None) for use in layer.uses] for layer in layers}
+        squares = dict.fromkeys((layer.name for layer in layers), 0.0)
+        counts = {layer.name: np.zeros(layer.channels) for layer in layers if layer.kind == "table"}
+        for found in self.crew.each(task):
+            for layer in layers:
+                mine = found[layer.name]
+                for i, counted in enumerate(mine.rows):
+                    sums[layer.name][i].add(counted)
+                for square in mine.squares:
+                    squares[layer.name] += square
+                for count in mine.counts:
+                    counts[layer.name] += count
+        moments = {
+            layer.name: looked_up(layer, counts[layer.name])
+            if layer.name in counts
+            else combine([total.moments() for total in sums.pop(layer.name)])
+            if has_rows(layer)
+            else white(layer, squares[layer.name] / len(layer.uses))
+            for layer in layers
+        }
         for layer in layers:
-            for use, total in zip(layer.uses, sums[layer.name], strict=True):
-                x, y = values[use.activation], found[seen.name(use.activation) if seen else use.activation]
-                if use.lookup is not None:
-                    counts[layer.name] += _counts(layer, use, x, weights)
-                elif has_rows(layer):
-                    branch = branches.get(layer.name)
-                    lost = values[branch] - found[seen.name(branch)] if seen and branch else None
-                    _add_rows(total, (layer, use, positions_of(layer, run), number), (x, y, lost), weights, held)
-                else:
-                    squares[layer.name] += float(np.square(y, dtype=np.float64).mean()) * batch.count / len(run.indices)
-    moments = {
-        layer.name: looked_up(layer, counts[layer.name])
-        if layer.name in counts
-        else combine([total.moments() for total in sums[layer.name]])
-        if has_rows(layer)
-        else white(layer, squares[layer.name] / len(layer.uses))
-        for layer in layers
-    }
-    for layer in layers:
-        if not all(np.isfinite(part).all() for part in moments[layer.name].matrices):
-            raise ModelError(
-                f"tensor {layer.uses[0].activation!r}, the input of layer {layer.name!r}, holds values too large to be "
-                f"squared in float32; use --rounding nearest --method uniform, or scale the samples"
-            )
-    return moments
+            if not all(np.isfinite(part).all() for part in moments[layer.name].matrices):
+                raise ModelError(
+                    f"tensor {layer.uses[0].activation!r}, the input of layer {layer.name!r}, holds values too large "
+                    f"to be squared in float32; use --rounding nearest --method uniform, or scale the samples"
+                )
+        return moments
+
+
+@dataclass
+class Found:
+    """What was found of a layer in some batches: sums over rows by use, and squares and lookups one after another."""
+
+    rows: list[Counted] = field(default_factory=list)
+    squares: list[float] = field(default_factory=list)
+    counts: list[Array] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CollectMoments:
+    """Sums over the rows of some layers, and the nets brought as far as these layers go.
+
+    Attributes:
+        constants: that were rounded since the last time.
+    """
+
+    layers: tuple[Layer, ...]
+    constants: Mapping[str, Array]
+    pending: frozenset[str]
+    apart: bool
+    leaves: ClassVar[bool] = True
+
+    def on(self, held: Nets) -> Callable[[Sequence[Shard]], Iterator[dict[str, Found]]]:
+        """What every shard adds."""
+        held.constants.update(self.constants)
+        model, seen = held.work.model, held.changed_model() if self.apart else None
+        branches = _branches(self.layers, dependents(model, self.pending)) if seen is not None else {}
+        names = [*(use.activation for layer in self.layers for use in layer.uses), *branches.values()]
+        aimed = held.aimed.stretch(model, names, self.pending)
+        others = aimed
+        if seen is not None:
+            others = held.changed.stretch(seen.model, [seen.name(name) for name in names], self.pending)
+        run = held.work.run
+
+        def values_of(shards: Sequence[Shard]) -> Iterator[tuple[int, Batch, Values, Values]]:
+            each = [pair for shard in shards for pair in zip(shard.numbers, shard.chunks, strict=True)]
+            reads = any(stretch.needs_inputs(number) for number, _ in each for stretch in (aimed, others))
+            chunks = [chunk for _, chunk in each]
+            batches = run.samples.of_chunks(chunks) if reads else run.samples.without_inputs(chunks)
+            for (number, chunk), batch in zip(each, batches, strict=True):
+                fed = run.samples.fixed_batch or len(chunk)
+                values = finite(aimed.run(number, batch.feeds, fed))
+                found = values if others is aimed else finite(others.run(number, batch.feeds, fed))
+                yield number, batch, values, found
+
+        def collect(shards: Sequence[Shard]) -> Iterator[dict[str, Found]]:
+            all_values = values_of(shards)
+            for shard in shards:
+                sums = {layer.name: _LayerSums(layer, run, branches.get(layer.name), seen) for layer in self.layers}
+                for number, batch, values, found in islice(all_values, len(shard.numbers)):
+                    weights = run.weights(batch)
+                    held_back = len(weights) - batch.count + run.held(number, batch.count)
+                    for one in sums.values():
+                        one.add((number, batch.count), (values, found), weights, held_back)
+                yield {name: one.found() for name, one in sums.items()}
+
+        return collect
+
+
+class _LayerSums:
+    """What is counted of a layer in the batches of a shard."""
+
+    def __init__(self, layer: Layer, run: Run, branch: str | None, seen: Seen | None) -> None:
+        self._layer, self._run, self._branch, self._seen = layer, run, branch, seen
+        self._rows = [RowSums() for _ in layer.uses]
+        self._found = Found()
+
+    def add(self, which: tuple[int, int], values: tuple[Values, Values], weights: Array, held: int) -> None:
+        """Count a batch, `which` by its number and of how many samples: values in the model, and as the layer sees it.
+
+        Samples weigh so much each; the last `held` are held back, or only fill up a fixed batch.
+        """
+        layer, (number, count), (aimed, seen) = self._layer, which, values
+        for use, rows in zip(layer.uses, self._rows, strict=True):
+            x, y = aimed[use.activation], seen[self._name(use.activation)]
+            if use.lookup is not None:
+                self._found.counts.append(_counts(layer, use, x, weights))
+            elif has_rows(layer):
+                branch = self._branch
+                lost = aimed[branch] - seen[self._name(branch)] if self._seen and branch else None
+                where = layer, use, positions_of(layer, self._run), number
+                _add_rows(rows, where, (x, y, lost), weights, held)
+            else:
+                square = float(np.square(y, dtype=np.float64).mean())
+                self._found.squares.append(square * count / len(self._run.indices))
+
+    def found(self) -> Found:
+        """Everything counted."""
+        if self._layer.kind != "table" and has_rows(self._layer):
+            self._found.rows = [rows.found() for rows in self._rows]
+        return self._found
+
+    def _name(self, tensor: str) -> str:
+        return self._seen.name(tensor) if self._seen else tensor
 
 
 def positions_of(layer: Layer, run: Run) -> int:
@@ -208,7 +308,7 @@ def _branches(layers: Sequence[Layer], pending: Collection[str]) -> dict[str, st
 
 
 def _add_rows(
-    total: MomentSums,
+    total: RowSums,
     where: tuple[Layer, Use, int, int],
     values: tuple[Array, Array, Array | None],
     weights: Array,
@@ -230,31 +330,3 @@ def _add_rows(
             if lost is not None:
                 means.append(mean_output(layer, use, lost, weights))
             total.add_means(means, float(weights.sum()))
-
-
-class _Tensors:
-    """Tensors of a model, graph inputs among them, for the real samples of each batch."""
-
-    def __init__(self, model: Model, names: Sequence[str]) -> None:
-        inputs = {spec.name for spec in model.inputs}
-        self._names = list(dict.fromkeys(names))
-        self._session = Session(model.with_graph(outputs=[n for n in self._names if n not in inputs] or model.outputs))
-
-    def run(self, feeds: Feeds) -> dict[str, Array]:
-        values = {**self._session.run(feeds), **feeds}
-        return _finite({name: values[name] for name in self._names})
-
-
-def _finite(values: dict[str, Array]) -> dict[str, Array]:
-    """The values as they are.
-
-    Raises:
-        ModelError: one is not finite.
-    """
-    for name, value in values.items():
-        if not np.isfinite(value).all():
-            raise ModelError(
-                f"tensor {name!r} holds NaN or infinity on the calibration samples; expected finite numbers; "
-                f"check that the samples are prepared as the model was trained"
-            )
-    return values

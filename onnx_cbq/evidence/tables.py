@@ -34,7 +34,7 @@ def make_tables(work: Workload, run: Run, config: RoundingConfig, progress: Prog
     tables: dict[str, Table] = {}
 
     def make(chunk: Sequence[Layer]) -> Mapping[str, Table]:
-        moments = collect_moments(work.model, None, chunk, run)
+        moments = collect_moments(work.model, None, chunk, run, work.engine)
         made: dict[str, Table] = {}
         for layer in chunk:
             rows = layer.rows(work.model.weight(layer.weight))
@@ -60,7 +60,7 @@ def table_parts(work: Workload, run: Run, layers: Sequence[Layer]) -> list[objec
 def chunks_of_moments(work: Workload, run: Run) -> Iterator[Mapping[str, Moments]]:
     """The moments of the float model by layer, as many layers at once as `MOMENT_BYTES` allow."""
     for chunk in _chunks(work.layers):
-        yield collect_moments(work.model, None, chunk, run)
+        yield collect_moments(work.model, None, chunk, run, work.engine)
 
 
 def _chunks(layers: Layers) -> Iterator[Sequence[Layer]]:

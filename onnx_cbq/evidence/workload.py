@@ -13,6 +13,7 @@ from onnx_cbq.calibration.labels import is_one_hot
 from onnx_cbq.calibration.samples import CalibrationSet, Samples
 from onnx_cbq.errors import CalibrationError, ConfigError
 from onnx_cbq.evidence.cache import NO_CACHE, Cache
+from onnx_cbq.execution import IN_PROCESS, Engine
 from onnx_cbq.gradient.further import NO_FURTHER, FurtherOutputs, find_further
 from onnx_cbq.graph.layers import find_layers
 from onnx_cbq.graph.leftover import float_weights
@@ -45,6 +46,7 @@ class Workload:
         further: the outputs that count beside the class scores.
         target: what the file is for, and `placement` the activations that are quantized for it.
         cache: where evidence is looked for, and kept.
+        engine: who runs models over samples.
     """
 
     source: Model
@@ -61,6 +63,7 @@ class Workload:
     target: Target = CPU
     placement: Placement = NO_ACTIVATIONS
     cache: Cache = NO_CACHE
+    engine: Engine = IN_PROCESS
 
     @property
     def left_float(self) -> float:

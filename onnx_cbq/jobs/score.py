@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from onnx_cbq.calibration.draw import Draw, draw
+from onnx_cbq.evidence.gradients import ScoringWork
 from onnx_cbq.evidence.scoring import score_channels
 from onnx_cbq.evidence.scoring_graph import scoring_graph
 from onnx_cbq.evidence.workload import DataSource, ModelSource, Workload, prepare
@@ -38,4 +39,5 @@ def _drawn(work: Workload, config: QuantizeConfig) -> Draw:
 
 def _scores(work: Workload, drawn: Draw, config: QuantizeConfig, progress: Progress) -> Scores:
     graph = scoring_graph(work.model, work.layers, work.logits, work.example, config.scoring, work.further.counted)
-    return score_channels(graph, work.layers, work.samples, drawn, Grouping.single(work.class_names), progress)
+    scored = ScoringWork(graph, work.layers, work.samples, Grouping.single(work.class_names))
+    return score_channels(scored, drawn, progress, work.engine)

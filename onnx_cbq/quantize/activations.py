@@ -59,13 +59,23 @@ class Histogram:
         # frexp: reach < 2^power, which is 4096 bins of width 2^(power - 12).
         reach = max(abs(low), abs(high))
         exponent = max(self.exponent, math.frexp(reach)[1] - _LOG2_HALF) if reach else self.exponent
-        counts = self.counts
-        for _ in range(exponent - self.exponent if counts.any() else 0):
-            counts = _merge_pairs(counts)
+        counts = self._widened(exponent)
         thin = flat[:: -(-len(flat) // LARGEST_COUNT)]
         bins = np.floor(thin * np.float32(2.0**-exponent)).astype(np.int32) + _HALF
         counts = counts + np.bincount(bins, minlength=2 * _HALF)
         return Histogram(counts, exponent, min(self.low, low), max(self.high, high))
+
+    def joined(self, other: Histogram) -> Histogram:
+        """What both counted: the same as if one of them had counted everything, in any order."""
+        exponent = max(self.exponent, other.exponent)
+        counts = self._widened(exponent) + other._widened(exponent)
+        return Histogram(counts, exponent, min(self.low, other.low), max(self.high, other.high))
+
+    def _widened(self, exponent: int) -> Array:
+        counts = self.counts
+        for _ in range(exponent - self.exponent if counts.any() else 0):
+            counts = _merge_pairs(counts)
+        return counts
 
     def centres(self, bins: Array) -> Array:
         """The values in the middle of bins, by their positions in `counts`."""

@@ -27,6 +27,7 @@ from itertools import pairwise
 import numpy as np
 
 from onnx_cbq.model import Array
+from onnx_cbq.quantize.products import product
 from onnx_cbq.records import Layer
 
 WIDEST = 4608
@@ -85,34 +86,30 @@ def part_slices(width: int) -> tuple[slice, ...]:
     return tuple(slice(start, stop) for start, stop in pairwise(edges))
 
 
-class MomentSums:
-    """Running sums over the rows of one use of a layer."""
+class RowSums:
+    """Sums over the rows of one use of a layer in some batches: what `MomentSums` takes in.
 
-    def __init__(self, *, centred: bool) -> None:
-        self._centred = centred
+    Rows wait until there are as many as weights: products of many rows are fast, and their sums are added up less
+    often.
+    """
+
+    def __init__(self) -> None:
         self._waiting: list[_Rows] = []
-        self._parts: list[_Sums] = []
-        self._held: _Sums | None = None
-        self._means: list[Array] = []
-        self._mean_weight = 0.0
+        self._products: list[_Product] = []
+        self._means: list[tuple[Sequence[Array], float]] = []
 
     def add_means(self, means: Sequence[Array], weight: float) -> None:
         """Count the means of all rows of x, of x~ and, where known, of s - s~ in samples that weigh so much.
 
         Each [groups, ...].
         """
-        if not self._means:
-            self._means = [np.zeros(mean.shape) for mean in means]
-        for total, part in zip(self._means, means, strict=True):
-            np.add(total, weight * part, out=total)
-        self._mean_weight += weight
+        self._means.append((means, weight))
 
     def add(self, aimed: Array, seen: Array, weights: Array, held: int = 0, missing: Array | None = None) -> None:
         """Count some of the rows: x `aimed` and x~ `seen`, float32 [groups, rows, n], each with its weight [rows].
 
-        The last `held` of them are of samples held back. Rows wait until there are as many as weights: products of
-        many rows are fast, and their sums are added up less often. Cost: 2 n multiplications per value, or 4 n where
-        `seen` is not `aimed`. Memory: the rows that wait.
+        The last `held` of them are of samples held back. Cost: n multiplications per value, or 3 n where `seen` is not
+        `aimed`. Memory: the rows that wait.
         """
         if seen.shape[2] > WIDEST:
             missing = None
@@ -127,18 +124,62 @@ class MomentSums:
             if not len(rows.weights):
                 continue
             for number, columns in enumerate(part_slices(rows.seen.shape[2])):
-                found = _Sums.of(rows, columns)
-                if number == len(self._parts):
-                    self._parts.append(found.nothing())
-                self._parts[number].add(found)
-                if held and number == 0:
-                    self._held = self._held or found.nothing()
-                    self._held.add(found)
+                self._products.append(_Product(number, held, _Sums.of(rows, columns)))
+
+    def found(self) -> Counted:
+        """Everything since the last time."""
+        if self._waiting:
+            self._count()
+        found = Counted(tuple(self._products), tuple(self._means))
+        self._products, self._means = [], []
+        return found
+
+
+@dataclass(frozen=True)
+class _Product:
+    """Sums over rows of one part, and whether these are held back."""
+
+    part: int
+    held: bool
+    sums: _Sums
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Sums over rows, one after another, and means of all rows with what they weigh."""
+
+    products: tuple[_Product, ...]
+    means: tuple[tuple[Sequence[Array], float], ...]
+
+
+class MomentSums:
+    """Running sums over the rows of one use of a layer, in float64."""
+
+    def __init__(self, *, centred: bool) -> None:
+        self._centred = centred
+        self._parts: list[_Sums] = []
+        self._held: _Sums | None = None
+        self._means: list[Array] = []
+        self._mean_weight = 0.0
+
+    def add(self, counted: Counted) -> None:
+        """Take in what was counted of the next batches."""
+        for means, weight in counted.means:
+            if not self._means:
+                self._means = [np.zeros(mean.shape) for mean in means]
+            for total, mean in zip(self._means, means, strict=True):
+                np.add(total, weight * mean, out=total)
+            self._mean_weight += weight
+        for found in counted.products:
+            if found.part == len(self._parts):
+                self._parts.append(found.sums.nothing())
+            self._parts[found.part].add(found.sums)
+            if found.held and found.part == 0:
+                self._held = self._held or found.sums.nothing()
+                self._held.add(found.sums)
 
     def moments(self) -> Moments:
         """The moments of everything counted."""
-        if self._waiting:
-            self._count()
         found = [part.moments(centred=self._centred) for part in self._parts]
         second = tuple(h for h, *_ in found)
         cross = second if all(c is h for h, c, _ in found) else tuple(c for _, c, _ in found)
@@ -212,14 +253,14 @@ class _Sums:
         """The sums over some of the columns."""
         weights, seen = rows.weights, rows.seen[:, :, columns]
         weighted = seen if (weights == 1).all() else seen * weights[:, None]
-        sum_of_seen, second = weights @ seen, weighted.swapaxes(1, 2) @ seen
+        sum_of_seen, second = weights @ seen, product(weighted, seen, symmetric=True)
         missing = rows.seen[:, :, :0] if rows.missing is None else rows.missing
-        sum_of_missing, lost = weights @ missing, missing.swapaxes(1, 2) @ weighted
+        sum_of_missing, lost = weights @ missing, product(missing, weighted)
         if rows.aimed is None:
             sum_of_aimed, cross = sum_of_seen, second
         else:
             aimed = rows.aimed[:, :, columns]
-            sum_of_aimed, cross = weights @ aimed, aimed.swapaxes(1, 2) @ weighted
+            sum_of_aimed, cross = weights @ aimed, product(aimed, weighted)
         sums = sum_of_seen, sum_of_aimed, sum_of_missing
         return _Sums(float(weights.sum()), len(weights), *sums, second, cross, lost)
 

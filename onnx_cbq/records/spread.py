@@ -34,6 +34,17 @@ class Spread:
         self._sum = self._sum + values.sum(axis=0)
         self._square = self._square + np.square(values).sum(axis=0)
 
+    def join(self, other: Spread) -> None:
+        """Take in what another has gathered."""
+        if other._first is None:
+            return
+        if self._first is None:
+            self._first = np.zeros_like(other._first) + other._first
+        moved = other._first - self._first
+        self._count = self._count + other._count
+        self._sum = self._sum + other._sum + other._count * moved
+        self._square = self._square + other._square + moved * (2 * other._sum + other._count * moved)
+
     @property
     def variance(self) -> float:
         """The mean variance; 0 before anything was gathered."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from onnx_cbq.calibration.draw import Draw
 from onnx_cbq.evidence.kept import kept_histograms
 from onnx_cbq.evidence.scoring import batch_size
-from onnx_cbq.evidence.statistics import collect_histograms
+from onnx_cbq.evidence.tensors import collect_histograms
 from onnx_cbq.evidence.workload import Workload
 from onnx_cbq.graph.responses import find_response
 from onnx_cbq.quantize.activations import RANGES, Histogram, choose_grid, join_grids
@@ -53,7 +53,7 @@ def see_activations(
     return work.cache.of(
         kept_histograms(tensors),
         lambda: [digests.model(work.model), tensors, digests.samples(work.samples, drawn.indices), size],
-        lambda: collect_histograms(work.model, tensors, work.samples, drawn, size, progress),
+        lambda: collect_histograms(work.model, tensors, work.samples, drawn, size, progress, work.engine),
     )
 
 

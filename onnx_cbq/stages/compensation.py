@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
 
 from onnx_cbq.evidence.cache import Kept
 from onnx_cbq.evidence.kept import checked
-from onnx_cbq.evidence.relay import Relay, constants_of
-from onnx_cbq.evidence.statistics import Run, collect_moments
+from onnx_cbq.evidence.relay import constants_of
+from onnx_cbq.evidence.statistics import Run, collecting
+from onnx_cbq.execution import IN_PROCESS, Engine
 from onnx_cbq.model import Array, Model
 from onnx_cbq.quantize.fit import fit
 from onnx_cbq.quantize.grid import Channels
@@ -44,39 +45,38 @@ def round_in_order(
     layers: Layers,
     fitting: Callable[[Layer, Problem], Channels],
     run: Run,
-    config: RoundingConfig,
     progress: Progress = silent,
+    engine: Engine = IN_PROCESS,
 ) -> Rounded:
     """Round every layer of `model` by `fitting`, with the moments that the already quantized layers leave it.
 
     `simulated` is the model with its activations on their grids, None if they stay float. Cost: a forward pass of both
-    models where what they keep fits (see `evidence.relay`), else up to one for each of `config.passes` groups of
+    models where what they keep fits (see `evidence.relay`), else up to one for each of `run.config.passes` groups of
     layers, and the solver's.
     """
-    start = simulated or Seen(model, {})
     weights: dict[str, LayerWeights] = {}
-    constants: dict[str, Array] = {}
     biases: dict[str, Array] = {}
     damped: list[str] = []
-    relay = Relay.of(run.samples, run.indices, run.size)
-    for group in _groups(layers, config.passes):
-        relay = replace(relay, pending=constants_of(layer for layer in layers if layer.name not in weights))
-        seen = Seen(start.model.with_constants(constants), start.names) if constants or simulated else None
-        moments = collect_moments(model, seen, group, run, relay)
-        for layer in group:
-            rows = layer.rows(model.weight(layer.weight))
-            problem = make_problem(rows, moments[layer.name], config, layer)
-            channels = fitting(layer, problem)
-            if problem.raised_damping is not None:
-                damped.append(f"{layer.name} ({problem.raised_damping:g})")
-            weights[layer.name] = as_weights(layer, channels)
-            constants[layer.weight] = layer.unrows(channels.values)
-            shifts = mean_shift(moments[layer.name], rows, channels.values, layer)
-            for use, shift in zip(layer.uses, shifts, strict=False):
-                if use.bias is not None:
-                    biases[use.bias] = np.asarray(model.weight(use.bias) + shift, np.float32)
-        constants |= biases
-        progress("rounding", len(weights), len(layers))
+    with collecting(engine, model, simulated, layers.layers, run) as collector:
+        for group in _groups(layers, run.config.passes):
+            pending = constants_of(layer for layer in layers if layer.name not in weights)
+            moments = collector.collect(group, pending)
+            constants: dict[str, Array] = {}
+            for layer in group:
+                rows = layer.rows(model.weight(layer.weight))
+                problem = make_problem(rows, moments[layer.name], run.config, layer)
+                channels = fitting(layer, problem)
+                if problem.raised_damping is not None:
+                    damped.append(f"{layer.name} ({problem.raised_damping:g})")
+                weights[layer.name] = as_weights(layer, channels)
+                constants[layer.weight] = layer.unrows(channels.values)
+                shifts = mean_shift(moments[layer.name], rows, channels.values, layer)
+                for use, shift in zip(layer.uses, shifts, strict=False):
+                    if use.bias is not None:
+                        biases[use.bias] = np.asarray(model.weight(use.bias) + shift, np.float32)
+                        constants[use.bias] = biases[use.bias]
+            collector.rounded(constants)
+            progress("rounding", len(weights), len(layers))
     notes = [f"damping had to be raised for: {', '.join(damped)}"] if damped else []
     return Rounded(weights, biases, tuple(notes))
 

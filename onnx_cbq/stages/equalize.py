@@ -24,8 +24,8 @@ from onnx_cbq.evidence.cache import Kept
 from onnx_cbq.evidence.kept import checked
 from onnx_cbq.evidence.measure import PlanMeasure
 from onnx_cbq.evidence.scoring import batch_size
-from onnx_cbq.evidence.statistics import collect_ranges
 from onnx_cbq.evidence.tables import run_of
+from onnx_cbq.evidence.tensors import collect_ranges
 from onnx_cbq.evidence.workload import Workload
 from onnx_cbq.graph.equalize import Pair, equalized, factors, find_pairs, scale_columns
 from onnx_cbq.graph.normalise import normalise
@@ -138,7 +138,7 @@ def _find(
     """
     (few, held, seen), (width, weights) = drawn, wanted
     axes = {pair.tensor: pair.channel_axis for pair in pairs}
-    found = collect_ranges(work.model, axes, work.samples, seen, batch_size(work.layers))
+    found = collect_ranges(work.model, axes, work.samples, seen, batch_size(work.layers), work.engine)
     ranges = {pair: found[pair.tensor] for pair in pairs}
     noise = {pair: _noise(work.model, pair, ranges[pair]) for pair in pairs}
     promising = sorted((pair for pair in pairs if noise[pair] < _LARGEST_NOISE), key=lambda pair: noise[pair])
@@ -202,8 +202,8 @@ class _Trials:
         self._trial = trial
         groups = Grouping.single(work.class_names)
         samples = (work.samples, held.indices, batch_size(work.layers))
-        outputs = work.logits, groups
-        self._measure = PlanMeasure(work.model, work.layers, samples, outputs, None, work.further.counted)
+        outputs = work.logits, groups, work.further.counted
+        self._measure = PlanMeasure(work.model, work.layers, samples, outputs, None, engine=work.engine)
 
     def losses(self, chosen: Chosen, weights: Array) -> Array:
         """What each held-back sample adds to the loss, a sample counting as its class does, [samples]."""
@@ -255,7 +255,7 @@ def _rounded(
         quickly = replace(settings.compensation, refits=0, sweeps=0, rows=_ROWS, passes=1)
         run = run_of(work, drawn, quickly, weights_of(work, settings.samples))
         layers, fitting = Layers(tuple(rest)), fitting_plan(quick, quickly)
-        constants |= round_in_order(work.model, None, layers, fitting, run, quickly).constants(layers)
+        constants |= round_in_order(work.model, None, layers, fitting, run, engine=work.engine).constants(layers)
     return constants
 
 

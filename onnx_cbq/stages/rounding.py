@@ -39,7 +39,8 @@ class Compensate:
         """Every layer by `fitting`, with the moments that the quantized layers in front leave it."""
         work, config = scene.work, scene.settings.compensation
         run = run_of(work, scene.drawn, config, scene.class_weights)
-        return round_in_order(work.model, scene.simulated, work.layers, fitting, run, config, scene.progress)
+        simulated, progress = scene.simulated, scene.progress
+        return round_in_order(work.model, simulated, work.layers, fitting, run, progress, work.engine)
 
     def measure(self, evidence: Evidence) -> PlanMeasure:
         """A measure of plans by the tables of every width."""

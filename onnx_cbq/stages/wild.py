@@ -10,7 +10,7 @@ import numpy as np
 from onnx_cbq.calibration.samples import Indices
 from onnx_cbq.evidence.cache import Kept
 from onnx_cbq.evidence.scoring import batch_size
-from onnx_cbq.evidence.statistics import Sizes, collect_sizes
+from onnx_cbq.evidence.tensors import Sizes, collect_sizes
 from onnx_cbq.evidence.workload import Workload
 from onnx_cbq.quantize.wild import wild
 from onnx_cbq.system.progress import Progress, silent
@@ -32,7 +32,7 @@ def without_wild(work: Workload, indices: Indices, progress: Progress = silent) 
     worst = work.cache.of(
         _KEPT,
         lambda: [digests.model(work.model), work.layers.products, digests.samples(work.samples, indices), size],
-        lambda: _worst(collect_sizes(work.model, work.layers, work.samples, indices, size, progress)),
+        lambda: _worst(collect_sizes(work.model, work.layers, work.samples, indices, size, progress, work.engine)),
     )
     if not worst:
         return work

@@ -12,6 +12,8 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 # Pieces that wait for each thread.
 _AHEAD = 2
+# What this process was told to use, if it shares the cores with others that work for the same run.
+_share: list[int] = []
 
 
 def cores() -> int:
@@ -21,11 +23,16 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def share(threads: int) -> None:
+    """Use so many threads from now on, and not one for each core."""
+    _share[:] = [threads]
+
+
 def in_threads(work: Callable[[_T], _R], pieces: Iterable[_T]) -> Iterator[_R]:
     """What `work` makes of each piece, in order; the last ones wait until the caller has taken the first."""
     waiting = iter(pieces)
     first = list(islice(waiting, 2))
-    count = cores()
+    count = _share[0] if _share else cores()
     if len(first) < 2 or count < 2:
         yield from map(work, first)
         yield from map(work, waiting)

@@ -13,7 +13,9 @@ from onnx_cbq import ConfigError, QuantizeConfig, quantize
 from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.calibration.draw import draw
 from onnx_cbq.evidence.clusters import by_confusion, find_groups, read_groups
-from onnx_cbq.evidence.measure import NearestRounder, PlanMeasure
+from onnx_cbq.evidence.gradients import ScoringWork
+from onnx_cbq.evidence.measure import PlanMeasure
+from onnx_cbq.evidence.rounders import NearestRounder
 from onnx_cbq.evidence.scoring import score_channels
 from onnx_cbq.evidence.scoring_graph import scoring_graph
 from onnx_cbq.evidence.settings import ScoringConfig
@@ -136,7 +138,7 @@ def test_files_that_hold_no_groups(tmp_path: Path, content: bytes | None) -> Non
 
 def measure(work: Workload, groups: Grouping) -> PlanMeasure:
     held = (work.samples, np.arange(len(Y)), 7)
-    return PlanMeasure(work.model, work.layers, held, (work.logits, groups), NearestRounder(work.model))
+    return PlanMeasure(work.model, work.layers, held, (work.logits, groups, ()), NearestRounder(work.model))
 
 
 @pytest.mark.parametrize("of_class", [OF_CLASS, np.arange(CLASSES), np.arange(CLASSES)[::-1]], ids=["3", "6", "turned"])
@@ -172,7 +174,7 @@ def test_scores_are_of_the_mean_logit_of_a_group() -> None:
     graph = scoring_graph(work.model, work.layers, work.logits, work.example, ScoringConfig())
     drawn = draw(work.samples, work.class_names, None, seed=0)
     groups = Grouping.of(NAMES, OF_CLASS)
-    found = score_channels(graph, work.layers, work.samples, drawn, groups).layers[0]
+    found = score_channels(ScoringWork(graph, work.layers, work.samples, groups), drawn).layers[0]
     for g in range(3):
         z = np.abs(X[OF_CLASS[Y] == g] @ WEIGHT).mean(axis=0)
         belongs = np.isin(OF_CLASS, g)

@@ -13,8 +13,9 @@ from torch import nn
 from onnx_cbq.calibration.draw import draw
 from onnx_cbq.calibration.samples import Batch, Samples
 from onnx_cbq.evidence import measure as module
-from onnx_cbq.evidence.measure import Measured, NearestRounder, PlanMeasure, Rounder, TableRounder, spread_out
-from onnx_cbq.evidence.relay import Track
+from onnx_cbq.evidence import relay as relays
+from onnx_cbq.evidence.measure import Measured, PlanMeasure, spread_out
+from onnx_cbq.evidence.rounders import NearestRounder, Rounder, TableRounder
 from onnx_cbq.evidence.tables import make_tables, run_of
 from onnx_cbq.evidence.workload import Workload, prepare
 from onnx_cbq.model import Array
@@ -54,7 +55,9 @@ def measure_of(
     work: Workload, rounder: Rounder | None, of_class: list[int] | None = None, size: int = 10
 ) -> PlanMeasure:
     groups = Grouping.of(work.class_names, np.array(of_class or range(CLASSES)))
-    return PlanMeasure(work.model, work.layers, (work.samples, everything(work), size), (work.logits, groups), rounder)
+    return PlanMeasure(
+        work.model, work.layers, (work.samples, everything(work), size), (work.logits, groups, ()), rounder
+    )
 
 
 def tables_of(work: Workload) -> TableRounder:
@@ -233,14 +236,14 @@ def test_a_change_of_one_layer_measures_as_the_whole_plan_does(
     base, other = random_plan(work, 1), random_plan(work, 2)
     layers = list(work.layers)[skipped:]
     wanted = [measure(Plan({**base.bits, layer.name: other.bits[layer.name]})) for layer in layers]
-    batches, reads = Samples.batches, []
+    of_chunks, reads = Samples.of_chunks, []
 
-    def read(samples: Samples, indices: Array, size: int) -> Iterator[Batch]:
+    def read(samples: Samples, chunks: list[Array]) -> Iterator[Batch]:
         reads.append(1)
-        return batches(samples, indices, size)
+        return of_chunks(samples, chunks)
 
-    monkeypatch.setattr(Samples, "batches", read)
-    monkeypatch.setattr(module, "Track", lambda count: Track(count, limit))
+    monkeypatch.setattr(Samples, "of_chunks", read)
+    monkeypatch.setattr(relays, "KEPT_BYTES", limit)
     changes = ((layer, measure.constants(other, [layer])) for layer in layers)
     for found, whole in zip(measure.alone(measure.constants(base), changes), wanted, strict=True):
         np.testing.assert_allclose(found.divergences, whole.divergences, rtol=1e-3, atol=1e-6)

@@ -13,14 +13,14 @@ import pytest
 from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.calibration.draw import draw
 from onnx_cbq.evidence import relay as relays
-from onnx_cbq.evidence.relay import Passes, Relay, Track, begin_at, final_ends
-from onnx_cbq.evidence.statistics import Run, collect_moments
+from onnx_cbq.evidence.relay import Passes, begin_at, final_ends
+from onnx_cbq.evidence.statistics import Run, collecting
 from onnx_cbq.evidence.tables import run_of
 from onnx_cbq.evidence.workload import Workload, prepare
+from onnx_cbq.execution import IN_PROCESS
 from onnx_cbq.graph.load import load
 from onnx_cbq.model import Array, Model
 from onnx_cbq.quantize.settings import RoundingConfig
-from onnx_cbq.records import Seen
 from onnx_cbq.runtime import Session
 from tests.conftest import random_set
 from tests.exports import make_net
@@ -82,19 +82,17 @@ def test_a_tensor_beside_one_that_is_known_is_computed_again() -> None:
 
 def moments_in_order(work: Workload, run: Run, limit: int) -> list[dict[str, Array]]:
     """Moments, about 0, of each layer once those in front are halved."""
-    passes = Passes(run.samples, run.indices, run.size)
-    relay = Relay(passes, Track(passes.count, limit), Track(passes.count, limit), frozenset())
-    constants: dict[str, Array] = {}
     found: list[dict[str, Array]] = []
-    for i, layer in enumerate(work.layers):
-        left = work.layers.layers[i:]
-        pending = frozenset(one.weight for one in left)
-        seen = Seen(work.model.with_constants(constants), {}) if constants else None
-        moments = collect_moments(work.model, seen, [layer], run, replace(relay, pending=pending))[layer.name]
-        x, y = moments.means[0] if moments.means else (np.zeros(1), np.zeros(1))
-        parts = {"second": (moments.second[0], y, y), "cross": (moments.cross[0], x, y)}
-        found.append({name: m + a[..., :, None] * b[..., None, :] for name, (m, a, b) in parts.items()})
-        constants[layer.weight] = work.model.weight(layer.weight) / 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(relays, "KEPT_BYTES", limit)
+        with collecting(IN_PROCESS, work.model, None, work.layers.layers, run) as collector:
+            for i, layer in enumerate(work.layers):
+                pending = frozenset(one.weight for one in work.layers.layers[i:])
+                moments = collector.collect([layer], pending)[layer.name]
+                x, y = moments.means[0] if moments.means else (np.zeros(1), np.zeros(1))
+                parts = {"second": (moments.second[0], y, y), "cross": (moments.cross[0], x, y)}
+                found.append({name: m + a[..., :, None] * b[..., None, :] for name, (m, a, b) in parts.items()})
+                collector.rounded({layer.weight: work.model.weight(layer.weight) / 2})
     return found
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from onnx_cbq.calibration.draw import draw
 from onnx_cbq.evidence import scoring
+from onnx_cbq.evidence.gradients import ScoringWork
 from onnx_cbq.evidence.scoring import fisher_squares, score_channels
 from onnx_cbq.evidence.scoring_graph import scoring_graph
 from onnx_cbq.evidence.settings import ScoringConfig
@@ -142,7 +143,7 @@ def scores_of(
     work = prepare(proto, random_set(shape, SAMPLES), logits)
     graph = scoring_graph(work.model, work.layers, work.logits, work.example, config or ScoringConfig())
     drawn = draw(work.samples, work.class_names, None, seed=0)
-    return score_channels(graph, work.layers, work.samples, drawn, Grouping.single(work.class_names))
+    return score_channels(ScoringWork(graph, work.layers, work.samples, Grouping.single(work.class_names)), drawn)
 
 
 def assert_close(found: Scores, expected: Expected) -> None:
@@ -258,7 +259,9 @@ def test_progress_counts_samples_and_the_record_names_what_was_seen() -> None:
     drawn = draw(work.samples, work.class_names, None, seed=0)
     seen: list[tuple[str, int, int]] = []
     groups = Grouping.single(work.class_names)
-    scores = score_channels(graph, work.layers, work.samples, drawn, groups, lambda *step: seen.append(step))
+    scores = score_channels(
+        ScoringWork(graph, work.layers, work.samples, groups), drawn, lambda *step: seen.append(step)
+    )
     assert scores.samples == (5, 5, 5, 4, 4)
     assert scores.class_names == ("0", "1", "2", "3", "4")
     assert seen == [("scoring", done, SAMPLES) for done in (5, 10, 15, 19, 23)]
@@ -321,7 +324,7 @@ def test_the_fisher_information_is_exact_over_all_signs(
     estimates = []
     for signs in itertools.product((-1.0, 1.0), repeat=len(groups.names)):
         monkeypatch.setattr(np.random, "default_rng", lambda _, signs=signs: GivenSigns(np.array(signs)))
-        estimates.append(fisher_squares(graph, work.layers, work.samples, drawn, groups, 0))
+        estimates.append(fisher_squares(ScoringWork(graph, work.layers, work.samples, groups), drawn, 0))
     monkeypatch.undo()
     expected = exact_fisher(NETS[name]().double().eval(), *samples_of(net), np.array(of_class))
     for index, layer in enumerate(work.layers):
@@ -337,7 +340,7 @@ def test_random_signs_are_drawn_by_the_seed() -> None:
     drawn = draw(work.samples, work.class_names, None, seed=0)
     groups = Grouping.single(work.class_names)
     one, same, other = (
-        fisher_squares(graph, work.layers, work.samples, drawn, groups, seed)[work.layers.layers[0].name]
+        fisher_squares(ScoringWork(graph, work.layers, work.samples, groups), drawn, seed)[work.layers.layers[0].name]
         for seed in (0, 0, 1)
     )
     np.testing.assert_array_equal(one, same)
@@ -359,8 +362,8 @@ def test_classes_without_samples_take_no_memory() -> None:
     graph = scoring_graph(work.model, work.layers, work.logits, work.example, ScoringConfig())
     drawn, groups = draw(work.samples, work.class_names, None, seed=0), Grouping.single(work.class_names)
     before = resident()
-    scores = score_channels(graph, work.layers, work.samples, drawn, groups)
-    squares = fisher_squares(graph, work.layers, work.samples, drawn, groups, seed=0)
+    scores = score_channels(ScoringWork(graph, work.layers, work.samples, groups), drawn)
+    squares = fisher_squares(ScoringWork(graph, work.layers, work.samples, groups), drawn, seed=0)
     taken = resident() - before
     stored = sum(layer.beta.nbytes * 3 for layer in scores.layers) + sum(found.nbytes for found in squares.values())
     assert stored == 8 * 4 * 2 * many * many

@@ -8,8 +8,9 @@ import pytest
 from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.calibration.draw import Draw
 from onnx_cbq.errors import ModelError
-from onnx_cbq.evidence.statistics import collect_histograms, collect_moments, collect_ranges
+from onnx_cbq.evidence.statistics import collect_moments
 from onnx_cbq.evidence.tables import run_of
+from onnx_cbq.evidence.tensors import collect_histograms, collect_ranges
 from onnx_cbq.evidence.workload import prepare
 from onnx_cbq.graph.load import load
 from onnx_cbq.model import Array

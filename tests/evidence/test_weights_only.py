@@ -8,6 +8,7 @@ import pytest
 
 from onnx_cbq import CalibrationSet, QuantizeConfig, quantize
 from onnx_cbq.calibration.draw import draw
+from onnx_cbq.evidence.gradients import ScoringWork
 from onnx_cbq.evidence.scoring import score_channels
 from onnx_cbq.evidence.scoring_graph import scoring_graph
 from onnx_cbq.evidence.settings import ScoringConfig
@@ -90,7 +91,9 @@ def test_every_row_is_scored(operator: str, gates: int) -> None:
     work = prepare(text_classifier(operator, gates), CalibrationSet.from_arrays(x, y))
     graph = scoring_graph(work.model, work.layers, work.logits, work.example, ScoringConfig())
     drawn = draw(work.samples, work.class_names, None, seed=0)
-    scores = score_channels(graph, work.layers, work.samples, drawn, Grouping.single(work.class_names)).by_layer
+    scores = score_channels(
+        ScoringWork(graph, work.layers, work.samples, Grouping.single(work.class_names)), drawn
+    ).by_layer
     for name in ("rnn.w", "rnn.r"):
         assert scores[name].beta.shape == (3, 2 * gates * HIDDEN)
         # The forget gate has nothing to forget at the first step only.

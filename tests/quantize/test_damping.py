@@ -10,9 +10,10 @@ import pytest
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.damping import choose_dampings
 from onnx_cbq.quantize.fit import fit
-from onnx_cbq.quantize.moments import Moments, MomentSums
+from onnx_cbq.quantize.moments import Moments
 from onnx_cbq.quantize.problem import make_problem
 from onnx_cbq.quantize.settings import RoundingConfig
+from tests.sums import Sums
 
 CONFIG = RoundingConfig()
 SIZE, NOISE = 40, 0.5
@@ -28,7 +29,7 @@ def rows_of(count: int, seed: int, noise: float) -> tuple[Array, Array]:
 
 
 def moments_of(x: Array, y: Array, held: int) -> Moments:
-    sums = MomentSums(centred=False)
+    sums = Sums(centred=False)
     sums.add(x, y, np.ones(x.shape[1], np.float32), held)
     return sums.moments()
 
@@ -72,7 +73,7 @@ def test_what_is_no_function_of_the_inputs_is_not_repaired(seed: int) -> None:
 def test_what_a_branch_lacks_on_these_samples_alone_is_not_repaired() -> None:
     """Noise of the other branch that has nothing to do with the layer's inputs; some of 60 rows seem to predict it."""
     x, _ = rows_of(60, 0, NOISE)
-    sums = MomentSums(centred=False)
+    sums = Sums(centred=False)
     noise = np.random.default_rng(5).standard_normal((1, 60, 24)).astype(np.float32)
     sums.add(x, x.copy(), np.ones(60, np.float32), 15, 3 * noise)
     moments, rows = sums.moments(), weights()

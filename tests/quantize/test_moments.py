@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from onnx_cbq.model import Array
 from onnx_cbq.quantize import moments
-from onnx_cbq.quantize.moments import Moments, MomentSums, combine, mean_shift, part_slices, white
+from onnx_cbq.quantize.moments import Moments, combine, mean_shift, part_slices, white
 from onnx_cbq.records import Layer, Use
+from tests.sums import Sums
 
 GROUPS, ROWS, SIZE = 2, 60, 7
 # Products of float32 values are summed in float32 within a batch.
@@ -27,7 +28,7 @@ def rows_of(seed: int, size: int = SIZE, rows: int = ROWS) -> Array:
 
 
 def streamed(aimed: Array, seen: Array, weights: Array, *, centred: bool, batches: int = 4) -> Moments:
-    sums = MomentSums(centred=centred)
+    sums = Sums(centred=centred)
     for part in np.array_split(np.arange(aimed.shape[1]), batches):
         x = aimed[:, part]
         sums.add(x, x if seen is aimed else seen[:, part], weights[part])
@@ -83,7 +84,7 @@ def test_the_last_rows_are_kept_by_themselves_too(monkeypatch: pytest.MonkeyPatc
     aimed = rows_of(0)
     seen = aimed if same else rows_of(1)
     weights = np.ones(ROWS, np.float32)
-    sums = MomentSums(centred=True)
+    sums = Sums(centred=True)
     for part, held in ((slice(0, 40), 10), (slice(40, ROWS), 0)):
         x = aimed[:, part]
         sums.add(x, x if same else seen[:, part], weights[part], held)
@@ -104,7 +105,7 @@ def test_no_branch_is_repaired_twice_or_by_chance(monkeypatch: pytest.MonkeyPatc
     """Each part would repair all of it: the sum of four parts was 3.5 times as far off as without any repair."""
     monkeypatch.setattr(moments, "WIDEST", widest)
     x, seen, missing = rows_of(0), rows_of(1), rows_of(2, 3)
-    sums = MomentSums(centred=True)
+    sums = Sums(centred=True)
     sums.add(x, seen, np.ones(ROWS, np.float32), held_back, missing)
     sums.add_means([each.mean(axis=1) for each in (x, seen, missing)], 1.0)
     found = sums.moments()
@@ -119,7 +120,7 @@ def test_what_another_branch_lacks_is_counted_with_the_rows(*, same: bool) -> No
     seen = x if same else rows_of(1)
     missing = rows_of(2, 3)
     weights = np.random.default_rng(2).uniform(0, 3, ROWS).astype(np.float32)
-    sums = MomentSums(centred=True)
+    sums = Sums(centred=True)
     for part, held in ((slice(0, 10), 0), (slice(10, 40), 10), (slice(40, ROWS), 0)):
         given = x[:, part]
         sums.add(given, given if same else seen[:, part], weights[part], held, missing[:, part])
@@ -160,7 +161,7 @@ def test_rows_of_weight_0_do_not_count() -> None:
 def test_arguments_are_not_written_to() -> None:
     aimed, seen = rows_of(0), rows_of(1)
     before = aimed.copy(), seen.copy()
-    sums = MomentSums(centred=True)
+    sums = Sums(centred=True)
     sums.add(aimed, seen, np.ones(ROWS, np.float32))
     first = sums.moments()
     kept = first.second[0].copy()

@@ -9,11 +9,12 @@ import pytest
 
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.fit import fit
-from onnx_cbq.quantize.moments import Moments, MomentSums, mean_shift
+from onnx_cbq.quantize.moments import Moments, mean_shift
 from onnx_cbq.quantize.problem import make_problem
 from onnx_cbq.quantize.settings import RoundingConfig
 from onnx_cbq.quantize.table import WIDTHS, Table, make_table
 from onnx_cbq.records.grids import fits_bits
+from tests.sums import Sums
 
 CONFIG = RoundingConfig()
 CHANNELS, SIZE, ROWS = 6, 10, 400
@@ -25,7 +26,7 @@ def case() -> tuple[Table, Array, Array, Moments]:
     random = np.random.default_rng(0)
     x = (random.standard_normal((1, ROWS, SIZE)) @ random.standard_normal((SIZE, SIZE)) + 2).astype(np.float32)
     rows = random.standard_normal((CHANNELS, SIZE)).astype(np.float32)
-    sums = MomentSums(centred=True)
+    sums = Sums(centred=True)
     sums.add(x, x, np.ones(ROWS, np.float32))
     moments = sums.moments()
     return make_table(rows, moments, CONFIG), rows, x[0], moments

@@ -10,8 +10,8 @@ import onnx
 import pytest
 
 from onnx_cbq.calibration.draw import draw
-from onnx_cbq.evidence.measure import NearestRounder, TableRounder
-from onnx_cbq.evidence.statistics import Run, collect_moments
+from onnx_cbq.evidence.rounders import NearestRounder, TableRounder
+from onnx_cbq.evidence.statistics import Collector, Run
 from onnx_cbq.evidence.tables import make_tables, run_of
 from onnx_cbq.evidence.workload import Workload, prepare
 from onnx_cbq.graph.placement import place_activations
@@ -22,7 +22,6 @@ from onnx_cbq.quantize.settings import RoundingConfig
 from onnx_cbq.records import Layers, Plan, Seen
 from onnx_cbq.records.grids import fits_bits
 from onnx_cbq.runtime import Session
-from onnx_cbq.stages import compensation as rounding
 from onnx_cbq.stages.compensation import Rounded, fitting_plan, round_in_order, round_to_nearest
 from onnx_cbq.storage.qdq import simulate_activations
 from tests.conftest import random_set
@@ -82,7 +81,7 @@ def test_in_order_beats_each_layer_alone_and_that_beats_the_nearest(exported: Ex
     plan = uniform(work, bits)
     in_order = error(
         work,
-        round_in_order(work.model, None, work.layers, fitting_plan(plan, CONFIG), run_over_all(work), CONFIG).constants(
+        round_in_order(work.model, None, work.layers, fitting_plan(plan, CONFIG), run_over_all(work)).constants(
             work.layers
         ),
     )
@@ -97,7 +96,7 @@ def test_codes_fit_the_plan_and_the_float_model_stays_as_it_was(exported: Export
     random = np.random.default_rng(0)
     plan = Plan({layer.name: random.integers(0, 9, layer.channels).astype(np.int8) for layer in work.layers})
     before = {layer.weight: work.model.weight(layer.weight).copy() for layer in work.layers}
-    found = round_in_order(work.model, None, work.layers, fitting_plan(plan, CONFIG), run_over_all(work), CONFIG)
+    found = round_in_order(work.model, None, work.layers, fitting_plan(plan, CONFIG), run_over_all(work))
     assert set(found.weights) == {layer.name for layer in work.layers}
     for layer in work.layers:
         weights = found.weights[layer.name]
@@ -116,7 +115,7 @@ def test_biases_take_up_the_mean_shift_of_every_output(exported: Exported, name:
     """At 2 bits outputs are far off; on the calibration samples their means are not, nor those of sums of branches."""
     work = workload(exported, name)
     plan = uniform(work, 2)
-    found = round_in_order(work.model, None, work.layers, fitting_plan(plan, CONFIG), run_over_all(work), CONFIG)
+    found = round_in_order(work.model, None, work.layers, fitting_plan(plan, CONFIG), run_over_all(work))
     uses = [use for layer in work.layers for use in layer.uses]
     outputs = [use.output if use.beside is None else work.model.consumers[use.output][0].output[0] for use in uses]
     exact = values(work.model, work, outputs)
@@ -150,7 +149,7 @@ def test_the_last_layer_of_a_block_repairs_what_the_other_branch_has_lost(export
 
     def errors(layers: Layers) -> Array:
         plan, run = fitting_plan(uniform(work, bits), CONFIG), run_over_all(work)
-        constants = round_in_order(work.model, None, layers, plan, run, CONFIG).constants(layers)
+        constants = round_in_order(work.model, None, layers, plan, run).constants(layers)
         found = values(work.model.with_constants(constants), work, sums)
         return np.array([np.square(found[name] - exact[name]).mean() for name in sums])
 
@@ -168,13 +167,13 @@ def test_deep_nets_share_passes(exported: Exported, monkeypatch: pytest.MonkeyPa
         runs += 1
         return collect(*arguments)
 
-    collect: Callable[..., object] = collect_moments
-    monkeypatch.setattr(rounding, "collect_moments", counted)
+    collect: Callable[..., object] = Collector.collect
+    monkeypatch.setattr(Collector, "collect", counted)
     errors = {}
     for passes in (1, 2, 3, 32):
         runs = 0
         config = replace(CONFIG, passes=passes)
-        found = round_in_order(work.model, None, work.layers, fitting_plan(plan, config), run, config)
+        found = round_in_order(work.model, None, work.layers, fitting_plan(plan, config), replace(run, config=config))
         errors[passes] = error(work, found.constants(work.layers))
         assert runs <= min(passes, len(work.layers))
         assert set(found.weights) == set(plan.bits)
@@ -196,9 +195,7 @@ def test_layers_learn_from_quantized_activations(exported: Exported) -> None:
     aware, unaware = (
         error(
             work,
-            round_in_order(work.model, seen, work.layers, fitting_plan(plan, CONFIG), run, CONFIG).constants(
-                work.layers
-            ),
+            round_in_order(work.model, seen, work.layers, fitting_plan(plan, CONFIG), run).constants(work.layers),
             simulated.model,
             tensor,
         )
@@ -217,7 +214,6 @@ def test_progress_and_damping_are_told(exported: Exported) -> None:
         work.layers,
         fitting_plan(plan, CONFIG),
         run_over_all(work),
-        CONFIG,
         lambda *step: steps.append(step),
     )
     assert steps[-1] == ("rounding", len(work.layers), len(work.layers))
@@ -245,7 +241,7 @@ def rounded(
     proto = make_model(nodes, {"x": ["N", *shape]}, ["y"], constants)
     work = prepare(proto, random_set(shape, SAMPLES))
     fitting = fitting_plan(uniform(work, bits), CONFIG)
-    return work, round_in_order(work.model, None, work.layers, fitting, run_over_all(work), CONFIG)
+    return work, round_in_order(work.model, None, work.layers, fitting, run_over_all(work))
 
 
 def test_a_weight_that_is_used_twice_fits_both_uses() -> None:

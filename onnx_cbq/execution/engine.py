@@ -1,0 +1,117 @@
+"""Work over shards, and who does it.
+
+A *work* is what a worker starts with: a model, samples. A *task* is done on every shard of it, and gives a piece for
+each. The pieces come back in the order of the shards, whoever made them, so whoever adds them up gets the same bytes
+from every engine. A worker keeps its shards, so a task may go on from what the last one left of them.
+
+    with engine.crew(work, shards) as crew:
+        for piece in crew.each(task): ...
+
+What is written of work, tasks and shards must not depend on how many workers there are: a shard is a batch of samples,
+or some batches that belong together.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, Self, TypeVar
+
+from onnx_cbq.model import Model
+from onnx_cbq.runtime import Session
+
+H = TypeVar("H")
+S = TypeVar("S")
+P = TypeVar("P")
+H_co = TypeVar("H_co", covariant=True)
+H_contra = TypeVar("H_contra", contravariant=True)
+S_contra = TypeVar("S_contra", contravariant=True)
+P_co = TypeVar("P_co", covariant=True)
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a worker has to run models with.
+
+    Attributes:
+        threads: that one operator is spread over, 0 for as many as there are cores.
+    """
+
+    threads: int = 0
+
+    def session(self, model: Model) -> Session:
+        """The model, ready to run here."""
+        return Session(model, threads=self.threads)
+
+
+class Work(Protocol[H_co]):
+    """What workers start with. It is sent to each of them once."""
+
+    def start(self, place: Place) -> H_co:
+        """What a worker holds while it has the work."""
+
+
+class Task(Protocol[H_contra, S_contra, P_co]):
+    """What is done on every shard.
+
+    Attributes:
+        leaves: whether it changes what workers hold of a shard. Then it is done again for whoever takes over a shard.
+    """
+
+    leaves: ClassVar[bool]
+
+    def on(self, held: H_contra) -> Callable[[Sequence[S_contra]], Iterator[P_co]]:
+        """Called once in a worker; what it returns gives a piece for each of some shards, in their order."""
+
+
+class Crew(ABC):
+    """Workers that have started a work, each with its shards."""
+
+    @abstractmethod
+    def each(self, task: Task[H, S, P]) -> Iterator[P]:
+        """The piece of every shard, in the order of the shards. Whoever has seen enough may stop asking.
+
+        Raises:
+            OnnxCbqError: what the task raises, or workers are lost again and again.
+        """
+
+    def close(self) -> None:  # noqa: B027, there may be nothing to do
+        """Let the workers forget the work."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Engine(Protocol):
+    """Who does the work."""
+
+    def crew(self, work: Work[H], shards: Sequence[S]) -> Crew:
+        """Workers for these shards."""
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """The engine of a run that asks for none: one process, with all its threads."""
+
+    place: Place = Place()
+
+    def crew(self, work: Work[H], shards: Sequence[S]) -> Crew:
+        """One worker for all shards."""
+        return _Alone(work.start(self.place), shards)
+
+
+@dataclass(frozen=True)
+class _Alone(Crew):
+    held: object
+    shards: Sequence[object]
+
+    def each(self, task: Task[H, S, P]) -> Iterator[P]:
+        """Pieces as they are asked for."""
+        return task.on(self.held)(self.shards)  # type: ignore[arg-type]  # the work and the shards that it was made for
+
+
+IN_PROCESS = InProcess()

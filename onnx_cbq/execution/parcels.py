@@ -1,0 +1,105 @@
+"""Objects on their way to a worker: large arrays lie in a file that all workers map, sources are opened anew.
+
+A parcel is a pickle, made here and read by a process that this one has started or was told to use: nothing of it is
+kept. Arrays that were mapped from a file are named by their place in it, where workers see the same files; so are those
+of at least `LARGE` bytes, once written to the spool. Without a spool the bytes of all arrays travel.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnx_cbq.calibration.card import Card
+from onnx_cbq.calibration.opening import reopened
+from onnx_cbq.calibration.sources import PlacedSource
+from onnx_cbq.model import Array
+from onnx_cbq.model.mapped import place_of
+from onnx_cbq.system.temporary import temporary_folder
+
+LARGE = 1 << 18
+
+
+@dataclass
+class Spool:
+    """A folder for large arrays, each of them written once."""
+
+    folder: Path
+    # By where they are in memory, and their bytes; what was written is held, so that nothing else comes to be there.
+    _places: dict[tuple[int, int], tuple[Array, Path]]
+
+    @staticmethod
+    @contextmanager
+    def open() -> Iterator[Spool]:
+        """A folder that is gone in the end."""
+        with temporary_folder() as folder:
+            yield Spool(folder, {})
+
+    def place(self, value: Array) -> tuple[Path, int]:
+        """Where a contiguous array lies: in which file, from which byte on."""
+        mapped = place_of(value)
+        if mapped is not None:
+            return mapped
+        key = value.__array_interface__["data"][0], value.nbytes
+        if key not in self._places:
+            path = self.folder / str(len(self._places))
+            path.write_bytes(value.reshape(-1).view(np.uint8).data)
+            self._places[key] = value, path
+        return self._places[key][1], 0
+
+
+def pack(value: object, spool: Spool | None = None) -> bytes:
+    """What `unpack` makes the same object of, in another process.
+
+    Raises:
+        TypeError: it holds what cannot be sent.
+    """
+    stream = io.BytesIO()
+    try:
+        _Pickler(stream, spool).dump(value)
+    except (pickle.PicklingError, AttributeError) as error:
+        raise TypeError(str(error)) from error
+    return stream.getvalue()
+
+
+def unpack(content: bytes) -> Any:
+    """The object of a parcel that this program has packed."""
+    return pickle.loads(content)  # noqa: S301, it was written by `pack` for this very process
+
+
+class _Pickler(pickle.Pickler):
+    def __init__(self, stream: io.BytesIO, spool: Spool | None) -> None:
+        super().__init__(stream, protocol=5)
+        self._spool = spool
+
+    def reducer_override(self, value: object) -> Any:
+        """How some objects are taken apart; all others as they say themselves."""
+        if isinstance(value, PlacedSource):
+            return reopened, (_everywhere(value.card), value.chosen(), value.labels)
+        if isinstance(value, np.ndarray) and self._spool is not None and _is_large(value):
+            path, start = self._spool.place(value)
+            return _mapped, (path, start, value.dtype, value.shape)
+        if isinstance(value, np.memmap):  # as an array, since a map of a file is no more than that elsewhere
+            return np.asarray(value).__reduce_ex__(5)
+        return NotImplemented
+
+
+def _is_large(value: Array) -> bool:
+    return value.nbytes >= LARGE and value.flags.c_contiguous and not value.dtype.hasobject
+
+
+def _everywhere(card: Card | None) -> Card:
+    """The card with a path that does not depend on the folder that a process is in."""
+    assert card is not None
+    return replace(card, source=card.source.absolute()) if isinstance(card.source, Path) else card
+
+
+def _mapped(path: Path, start: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    return np.memmap(path, dtype, "r", start, shape)
