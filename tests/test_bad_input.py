@@ -496,7 +496,7 @@ STAGES = (
     "evidence.pieces.PlanMeasure",
     "stages.activations.collect_histograms",
     "methods.rate_distortion.search_plan",
-    "stages.compensation.collect_moments",
+    "stages.compensation.collecting",
     "stages.solution.remove_channels",
     "stages.solution.emit_qdq",
     "verification.prove.check_file",

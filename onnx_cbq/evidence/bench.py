@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnx_cbq.calibration.samples import Batch, Indices, Samples
 from onnx_cbq.evidence.kept import Part
+from onnx_cbq.evidence.reading import Numbered, Reader
 from onnx_cbq.evidence.relay import Track, begin_at, constants_of
 from onnx_cbq.evidence.rounders import RoundedConstants
 from onnx_cbq.execution import Place
@@ -25,8 +25,6 @@ MOST_ELEMENTS, MOST_POSITIONS = 4096, 4096
 # What an answer that is no number loses, in nats: as unlikely as numbers go.
 BROKEN = -float(np.log(np.finfo(np.float64).tiny))
 
-Shard = tuple[int, Indices]
-
 
 @dataclass(frozen=True)
 class MeasureWork:
@@ -35,18 +33,17 @@ class MeasureWork:
     Attributes:
         rounded: how plans are rounded, if they are.
         count: of all samples.
-        keeps: whether the samples are kept in memory once they are read.
+        reader: reads the samples.
     """
 
     model: Model
-    samples: Samples
+    reader: Reader
     logits: Logits
     groups: Grouping
     names: tuple[str, ...]
     further: tuple[Further, ...]
     rounded: RoundedConstants | None
     count: int
-    keeps: bool
 
     def start(self, place: Place) -> Bench:
         """Nothing measured yet."""
@@ -86,19 +83,8 @@ class Bench:
     track: Track
     base: Mapping[str, Array] = field(default_factory=dict)
     references: dict[int, Reference] = field(default_factory=dict)
-    _read: dict[int, Batch] = field(default_factory=dict)
 
-    def batches(self, shards: Sequence[Shard], *, inputs: bool = True) -> Iterator[Batch]:
-        """The batches of some shards; without `inputs` they need none."""
-        missing = [chunk for number, chunk in shards if number not in self._read]
-        found = self.work.samples.of_chunks(missing) if inputs else self.work.samples.without_inputs(missing)
-        for number, _ in shards:
-            batch = self._read.get(number) or next(found)
-            if self.work.keeps and inputs:
-                self._read[number] = batch
-            yield batch
-
-    def answers(self, model: Model, names: Sequence[str], shards: Sequence[Shard]) -> Iterator[Answer]:
+    def answers(self, model: Model, names: Sequence[str], shards: Sequence[Numbered]) -> Iterator[Answer]:
         """What a model answers; `names` stand in it for those of the work. It begins at what the track has kept."""
         work, sessions = self.work, dict[tuple[str, ...], tuple[Session, bool]]()
 
@@ -116,7 +102,7 @@ class Bench:
         logits, scores = (given[name] for name in work.logits.tensors)
         reading = replace(work.logits.reading, keys=())
         reads = any(session_of(number)[1] for number, _ in shards)
-        for (number, _), batch in zip(shards, self.batches(shards, inputs=reads), strict=True):
+        for (number, _), batch in zip(shards, self.work.reader.batches(shards, inputs=reads), strict=True):
             session, _ = session_of(number)
             feeds = {**batch.feeds, **self.track.kept(number)}
             values = {**feeds, **session.run({name: feeds[name] for name in session.inputs})}
@@ -133,7 +119,7 @@ class Bench:
         return self.work.logits.kind.log_shares(logits, self.work.groups)
 
     def parts(
-        self, model: Model, names: Sequence[str], variances: Sequence[float], shards: Sequence[Shard]
+        self, model: Model, names: Sequence[str], variances: Sequence[float], shards: Sequence[Numbered]
     ) -> Iterator[Part]:
         """How far the answers of a model are off; further outputs in units of what they vary."""
         kind, groups = self.work.logits.kind, self.work.groups
@@ -171,11 +157,11 @@ class Refer:
 
     leaves: ClassVar[bool] = True
 
-    def on(self, held: Bench) -> Callable[[Sequence[Shard]], Iterator[Answered]]:
+    def on(self, held: Bench) -> Callable[[Sequence[Numbered]], Iterator[Answered]]:
         """What it answers."""
         work = held.work
 
-        def run(shards: Sequence[Shard]) -> Iterator[Answered]:
+        def run(shards: Sequence[Numbered]) -> Iterator[Answered]:
             for (number, _), answer in zip(shards, held.answers(work.model, work.names, shards), strict=True):
                 reference = held.references[number] = Reference(held.log_shares(answer.logits), answer.further)
                 shares, counted = np.exp(reference.shares), work.logits.kind.counts(answer.labels).sum(axis=0)
@@ -200,7 +186,7 @@ class MeasureModel:
     other: tuple[Model, tuple[str, ...]] | None = None
     leaves: ClassVar[bool] = False
 
-    def on(self, held: Bench) -> Callable[[Sequence[Shard]], Iterator[Part]]:
+    def on(self, held: Bench) -> Callable[[Sequence[Numbered]], Iterator[Part]]:
         """How far it is off."""
         if self.other is not None:
             model, names = self.other
@@ -218,7 +204,7 @@ class Begin:
     base: Mapping[str, Array]
     leaves: ClassVar[bool] = True
 
-    def on(self, held: Bench) -> Callable[[Sequence[Shard]], Iterator[None]]:
+    def on(self, held: Bench) -> Callable[[Sequence[Numbered]], Iterator[None]]:
         """Nothing is found out."""
         held.base = self.base
         held.track = Track(held.work.count, held.place)
@@ -238,18 +224,18 @@ class MeasureAlone:
     constants: Mapping[str, Array]
     leaves: ClassVar[bool] = True
 
-    def on(self, held: Bench) -> Callable[[Sequence[Shard]], Iterator[Part]]:
+    def on(self, held: Bench) -> Callable[[Sequence[Numbered]], Iterator[Part]]:
         """How far it is off."""
         model = held.work.model.with_constants(held.base)
         changed = model.with_constants(self.constants)
         stretch, fits = held.track.stretch(model, (), constants_of(self.left)), True
 
-        def run(shards: Sequence[Shard]) -> Iterator[Part]:
+        def run(shards: Sequence[Numbered]) -> Iterator[Part]:
             nonlocal fits
             if fits:
                 reads = any(stretch.needs_inputs(number) for number, _ in shards)
-                for (number, _), batch in zip(shards, held.batches(shards, inputs=reads), strict=True):
-                    fed = held.work.samples.fixed_batch or batch.count
+                for (number, _), batch in zip(shards, held.work.reader.batches(shards, inputs=reads), strict=True):
+                    fed = held.work.reader.samples.fixed_batch or batch.count
                     fits = stretch.advance(number, batch.feeds, fed)
                     if not fits:
                         break

@@ -7,8 +7,10 @@ joins them until the number asked for is left.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from scipy.cluster.hierarchy import cut_tree, linkage
@@ -17,13 +19,15 @@ from scipy.special import softmax
 
 from onnx_cbq.calibration.draw import Draw
 from onnx_cbq.calibration.files import read_text
+from onnx_cbq.calibration.samples import Indices
 from onnx_cbq.errors import ConfigError
 from onnx_cbq.evidence.scoring import batch_size
+from onnx_cbq.evidence.tensors import Tensors, TensorWork
 from onnx_cbq.evidence.workload import Workload
+from onnx_cbq.graph.logits import Logits
 from onnx_cbq.model import Array
 from onnx_cbq.records import Grouping
 from onnx_cbq.records.names import class_indices, split_names
-from onnx_cbq.runtime import Session
 
 _LARGEST_FILE = 4 << 20
 
@@ -94,10 +98,28 @@ def _listed(names: Sequence[str], groups: tuple[tuple[str, ...], ...]) -> Groupi
 def _confusion(work: Workload, drawn: Draw) -> Array:
     """Mean probabilities by class, [classes, classes]."""
     logits = work.logits
-    session = Session(work.model.with_graph(outputs=[logits.tensor]))
     sums = np.zeros((logits.classes, logits.classes))
-    for batch in work.samples.batches(drawn.indices, batch_size(work.layers)):
-        shares = softmax(logits.phi.rows(session.run(batch.feeds)[logits.tensor])[: batch.count], axis=-1)
-        labels = batch.labels.reshape(shares.shape[:2])
-        np.add.at(sums, labels[labels >= 0], shares[labels >= 0])
+    chunks = work.samples.chunks(drawn.indices, batch_size(work.layers))
+    with work.engine.crew(TensorWork.of(work.model, [logits.tensor], work.samples), chunks) as crew:
+        for labels, shares in crew.each(_Shares(logits)):
+            np.add.at(sums, labels[labels >= 0], shares[labels >= 0])
     return np.asarray(sums / np.maximum(sums.sum(axis=1, keepdims=True), 1e-30))
+
+
+@dataclass(frozen=True)
+class _Shares:
+    """Labels [samples, positions], and probabilities [samples, positions, classes]."""
+
+    logits: Logits
+    leaves: ClassVar[bool] = False
+
+    def on(self, held: Tensors) -> Callable[[Sequence[Indices]], Iterator[tuple[Array, Array]]]:
+        """Of every batch."""
+
+        def run(chunks: Sequence[Indices]) -> Iterator[tuple[Array, Array]]:
+            for batch, values in held.batches(chunks):
+                rows = self.logits.phi.rows(values[self.logits.tensor])[: batch.count]
+                shares = softmax(rows, axis=-1)
+                yield batch.labels.reshape(shares.shape[:2]), shares
+
+        return run

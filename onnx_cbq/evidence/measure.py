@@ -11,6 +11,7 @@ import numpy as np
 from onnx_cbq.calibration.samples import Indices, Samples
 from onnx_cbq.evidence.bench import Answered, Begin, MeasureAlone, MeasureModel, MeasureWork, Refer
 from onnx_cbq.evidence.kept import NO_MEMORY, Measurement, Memory, Part
+from onnx_cbq.evidence.reading import Reader
 from onnx_cbq.evidence.rounders import RoundedConstants, Rounder
 from onnx_cbq.execution import IN_PROCESS, Engine
 from onnx_cbq.gradient.further import Further
@@ -19,8 +20,6 @@ from onnx_cbq.model import Array, Model
 from onnx_cbq.records import Grouping, Layer, Layers, Plan, Seen
 from onnx_cbq.records.spread import Spread
 
-# Samples that plans are measured on stay in memory up to this size, and are read again for every plan beyond it.
-HELD_BYTES = 128 << 20
 # Probabilities that differ by less are the same.
 _SAME_SHARE = 1e-6
 _BY_CLASS, _BY_SAMPLE = ("answers", "hits"), ("divergences", "further")
@@ -94,14 +93,13 @@ class PlanMeasure:
         self._rounded = None if rounder is None else RoundedConstants(model, layers, rounder)
         work = MeasureWork(
             model.with_graph(outputs=names),
-            samples,
+            Reader.of(samples, indices),
             logits,
             groups,
             names,
             tuple(further),
             self._rounded,
             len(indices),
-            _can_be_kept(samples, indices),
         )
         chunks = samples.chunks(spread_out(indices, samples.fixed_batch or size), size)
         self._crew = engine.crew(work, list(enumerate(chunks)))
@@ -196,12 +194,6 @@ class PlanMeasure:
         counted = self._counted * (len(divergences) / self._count)
         answers, hits = (sum(getattr(one, name) for one in taken) for name in _BY_CLASS)
         return Measured(answers, hits, counted, divergences, further)
-
-
-def _can_be_kept(samples: Samples, indices: Indices) -> bool:
-    """Whether the inputs of all samples fit `HELD_BYTES`."""
-    one = sum(value.nbytes for value in samples.read(indices[:1]).values())
-    return 0 < one * len(indices) <= HELD_BYTES
 
 
 def spread_out(indices: Indices, size: int) -> Indices:

@@ -7,15 +7,13 @@ for all layers together, where running it from the start for each takes half a p
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 
 from onnx import ModelProto, helper
 
-from onnx_cbq.calibration.samples import Batch, Indices, Samples
 from onnx_cbq.execution import Place
 from onnx_cbq.model import Array, Model
 from onnx_cbq.records import Layer
@@ -24,43 +22,6 @@ from onnx_cbq.runtime import Feeds, Session
 # What is kept of one net, in bytes; beyond it a stretch begins where the last one did.
 KEPT_BYTES = 512 << 20
 HERE = Place()
-
-
-class Passes:
-    """The same batches again and again, read anew only for those who need their inputs.
-
-    Args:
-        samples, indices, size: which, and how many at a time.
-        limit: inputs that take at most so many bytes altogether are kept.
-
-    Memory: the labels, and up to `limit`.
-    """
-
-    def __init__(self, samples: Samples, indices: Indices, size: int, limit: int = 0) -> None:
-        self._samples, self._indices, self._size = samples, indices, size
-        one = sum(value.nbytes for value in samples.read(indices[:1]).values()) if limit else 0
-        self._keeps_inputs = 0 < one * len(indices) <= limit
-        self._known: list[Batch] = []
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Batches with their inputs."""
-        if self._keeps_inputs and self._known:
-            yield from self._known
-            return
-        known = []
-        for batch in self._samples.batches(self._indices, self._size):
-            known.append(batch if self._keeps_inputs else replace(batch, feeds={}))
-            yield batch
-        self._known = known
-
-    def without_inputs(self) -> Iterator[Batch]:
-        """Batches of labels alone, where they are known from a pass before."""
-        yield from self._known or self
-
-    @property
-    def count(self) -> int:
-        """The number of batches."""
-        return math.ceil(len(self._indices) / (self._samples.fixed_batch or self._size))
 
 
 class Track:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Protocol, Self, TypeVar
 
 from onnx_cbq.model import Model
@@ -31,6 +32,20 @@ P_co = TypeVar("P_co", covariant=True)
 
 
 @dataclass(frozen=True)
+class ModelFile:
+    """A file to run as it is.
+
+    Attributes:
+        float_weights: as `runtime.Session` has it.
+        content: what lies there, where the file itself cannot be seen.
+    """
+
+    path: Path
+    float_weights: bool = False
+    content: bytes | None = None
+
+
+@dataclass(frozen=True)
 class Place:
     """What a worker has to run models with.
 
@@ -40,9 +55,12 @@ class Place:
 
     threads: int = 0
 
-    def session(self, model: Model) -> Session:
+    def session(self, model: Model | ModelFile) -> Session:
         """The model, ready to run here."""
-        return Session(model, threads=self.threads)
+        if isinstance(model, Model):
+            return Session(model, threads=self.threads)
+        source = model.path if model.content is None else model.content
+        return Session(source, float_weights=model.float_weights, threads=self.threads)
 
 
 class Work(Protocol[H_co]):

@@ -20,6 +20,7 @@ import numpy as np
 from onnx_cbq.calibration.card import Card
 from onnx_cbq.calibration.opening import reopened
 from onnx_cbq.calibration.sources import PlacedSource
+from onnx_cbq.execution.engine import ModelFile
 from onnx_cbq.model import Array
 from onnx_cbq.model.mapped import place_of
 from onnx_cbq.system.temporary import temporary_folder
@@ -86,6 +87,8 @@ class _Pickler(pickle.Pickler):
         if isinstance(value, np.ndarray) and self._spool is not None and _is_large(value):
             path, start = self._spool.place(value)
             return _mapped, (path, start, value.dtype, value.shape)
+        if isinstance(value, ModelFile) and self._spool is None and value.content is None:
+            return ModelFile, (value.path, value.float_weights, value.path.read_bytes())
         if isinstance(value, np.memmap):  # as an array, since a map of a file is no more than that elsewhere
             return np.asarray(value).__reduce_ex__(5)
         return NotImplemented

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
+from weakref import finalize
 
 import numpy as np
 
 from onnx_cbq.calibration.draw import Draw, draw
-from onnx_cbq.evidence.measure import HELD_BYTES
-from onnx_cbq.evidence.relay import Passes
+from onnx_cbq.evidence.reading import Numbered, Reader
 from onnx_cbq.evidence.scoring import batch_size
+from onnx_cbq.execution import Place
+from onnx_cbq.graph.logits import Logits
 from onnx_cbq.model import Array, Model
-from onnx_cbq.runtime import Session
+from onnx_cbq.records import Grouping
 from onnx_cbq.stages.scene import Scene
 from onnx_cbq.stages.solution import Solution, emit_solution
 
@@ -40,9 +44,11 @@ class LimitCheck:
     def __init__(self, scene: Scene) -> None:
         self._work = work = scene.work
         chosen, self.samples, self.notes = limit_samples(scene)
-        self._passes = Passes(work.samples, chosen.indices, batch_size(work.layers), HELD_BYTES)
-        self._counted = scene.class_weights
-        self._groups, self._logits = scene.evidence.groups, work.logits
+        self._counted, self._logits = scene.class_weights, work.logits
+        hits = HitWork(Reader.of(work.samples, chosen.indices), work.logits, scene.evidence.groups)
+        chunks = work.samples.chunks(chosen.indices, batch_size(work.layers))
+        self._crew = work.engine.crew(hits, list(enumerate(chunks)))
+        finalize(self, self._crew.close)
         self._reference, self._counts, self._same_answer = self._hits(work.model)
 
     def __call__(self, scene: Scene, solution: Solution) -> Losses:
@@ -65,19 +71,52 @@ class LimitCheck:
 
     def _hits(self, model: Model) -> tuple[Array, Array, bool]:
         """Right answers of each class, up to groups of classes, how many there are, and whether all are the same."""
-        output, kind = self._logits.output, self._logits.kind
-        session = Session(model.with_graph(outputs=[output]))
-        hits, counts = np.zeros((2, kind.classes))
+        hits, counts = np.zeros((2, self._logits.kind.classes))
         first: Array | None = None
         same = True
-        for batch in self._passes:
-            scores = self._logits.reading.rows(session.run(batch.feeds)[output])[: batch.count]
-            given, right = kind.hits(scores, batch.labels, self._groups)
+        for given, right, answer, alike in self._crew.each(CountHits(model.with_graph(outputs=[self._logits.output]))):
             hits, counts = hits + right, counts + given
-            answers = kind.predictions(scores)
-            first = answers[:1] if first is None else first
-            same &= bool((answers == first).all())
+            first = answer if first is None else first
+            same &= alike and bool((answer == first).all())
         return hits, counts, same
+
+
+@dataclass(frozen=True)
+class HitWork:
+    """How class scores are read and told apart, and samples."""
+
+    reader: Reader
+    logits: Logits
+    groups: Grouping
+
+    def start(self, place: Place) -> tuple[HitWork, Place]:
+        """No model yet."""
+        return self, place
+
+
+@dataclass(frozen=True)
+class CountHits:
+    """A model's answers and right ones of each class, the first answer, and whether all are the same."""
+
+    model: Model
+    leaves: ClassVar[bool] = False
+
+    def on(
+        self, held: tuple[HitWork, Place]
+    ) -> Callable[[Sequence[Numbered]], Iterator[tuple[Array, Array, Array, bool]]]:
+        """Of every batch."""
+        work, place = held
+        session, kind = place.session(self.model), work.logits.kind
+
+        def run(shards: Sequence[Numbered]) -> Iterator[tuple[Array, Array, Array, bool]]:
+            for batch in work.reader.batches(shards):
+                values = session.run(batch.feeds)[work.logits.output]
+                scores = work.logits.reading.rows(values)[: batch.count]
+                answers = kind.predictions(scores)
+                alike = bool((answers == answers[:1]).all())
+                yield (*kind.hits(scores, batch.labels, work.groups), answers[:1], alike)
+
+        return run
 
 
 def limit_samples(scene: Scene) -> tuple[Draw, str, tuple[str, ...]]:

@@ -17,6 +17,7 @@ from onnx_cbq.calibration.samples import Samples
 from onnx_cbq.calibration.thumbnails import thumbnail
 from onnx_cbq.errors import CalibrationError, ConfigError, ModelError
 from onnx_cbq.evidence.workload import DataSource, as_set, left_out, scores_notes, without_samples
+from onnx_cbq.execution import IN_PROCESS, Engine
 from onnx_cbq.jobs.compare_result import Compared, CompareResult, Disagreement, Timing
 from onnx_cbq.jobs.versions import all_versions
 from onnx_cbq.model import Array
@@ -35,7 +36,11 @@ _SECONDS = 0.5
 
 
 def compare(
-    models: Sequence[str | Path], data: DataSource, logits: str | None = None, progress: Progress = silent
+    models: Sequence[str | Path],
+    data: DataSource,
+    logits: str | None = None,
+    progress: Progress = silent,
+    engine: Engine = IN_PROCESS,
 ) -> CompareResult:
     """Hold classifiers against the first of them on all samples of a card.
 
@@ -45,6 +50,7 @@ def compare(
         data: path of a calibration card, or a `CalibrationSet`; every model gets the samples in the form it takes.
         logits: name of the output with the class scores, of those that have it.
         progress: called as the run goes on.
+        engine: who runs the models over the samples.
 
     Cost: a pass of each model over the samples, and some seconds for latencies and memory.
 
@@ -58,7 +64,7 @@ def compare(
     found, samples = contenders[0].logits, contenders[0].samples
     names = samples.check_labels(found.classes)
     indices = everything(samples, names)
-    answers = contest(contenders, indices, progress)
+    answers = contest(contenders, indices, progress, engine)
     timings = _timings(entries, contenders, progress)
     memory = [
         entry.memory(_first(one.samples, one.samples.fixed_batch or 1))
@@ -92,7 +98,7 @@ def _contenders(entries: Sequence[Entry], data: CalibrationSet, logits: str | No
         except (CalibrationError, ModelError) as error:
             raise type(error)(f"{entry.label}: {error}") from error
         samples = forms.setdefault((entry.model.inputs, found.kind, found.names, found.squashed), samples)
-        contenders.append(Contender(entry.open(), found, samples))
+        contenders.append(Contender(entry, found, samples))
         first = contenders[0]
         pair = [one.samples.check_labels(one.logits.classes) for one in (first, contenders[-1])]
         if len(pair[0]) == len(pair[1]) and pair[0] != pair[1]:
@@ -132,9 +138,7 @@ def _timings(entries: Sequence[Entry], contenders: Sequence[Contender], progress
     """Latencies at one sample and at several, with all threads and with one, the models taking turns."""
     found: list[list[Timing]] = [[] for _ in entries]
     for threads in (0, 1):
-        sessions = [
-            entry.open(threads) if threads else one.session for entry, one in zip(entries, contenders, strict=True)
-        ]
+        sessions = [entry.open(threads) for entry in entries]
         for size in (1, LATENCY_BATCH):
             # A model that takes a fixed number has been timed with that.
             timed = [i for i, one in enumerate(contenders) if size == 1 or one.samples.fixed_batch is None]

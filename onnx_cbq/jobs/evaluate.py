@@ -14,6 +14,7 @@ from onnx_cbq.evidence.workload import (
     size_of,
     without_samples,
 )
+from onnx_cbq.execution import IN_PROCESS, Engine
 from onnx_cbq.graph.load import load
 from onnx_cbq.jobs.result import EvaluationResult
 from onnx_cbq.jobs.versions import all_versions
@@ -27,6 +28,7 @@ def evaluate(
     reference: ModelSource | None = None,
     logits: str | None = None,
     progress: Progress = silent,
+    engine: Engine = IN_PROCESS,
 ) -> EvaluationResult:
     """Accuracy, size and latency of a model on all samples of a card, beside those of a reference.
 
@@ -40,7 +42,7 @@ def evaluate(
     names = samples.check_labels(found.classes)
     models = [loaded] if reference is None else [load(reference), loaded]
     sizes = [size_of(model)] if reference is None else [size_of(reference), size_of(model)]
-    comparison = compare(models, sizes, found, samples, everything(samples, names), progress)
+    comparison = compare(models, sizes, (found, samples, everything(samples, names)), progress=progress, engine=engine)
     return EvaluationResult(
         model=comparison.evaluations[-1],
         reference=comparison.evaluations[0] if reference is not None else None,

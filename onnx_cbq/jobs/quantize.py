@@ -17,6 +17,7 @@ from onnx_cbq.errors import OnnxCbqError
 from onnx_cbq.evidence import class_scores
 from onnx_cbq.evidence.cache import Cache
 from onnx_cbq.evidence.workload import DataSource, ModelSource, Workload, aimed_at, check_moved_labels, prepare
+from onnx_cbq.execution import ModelFile
 from onnx_cbq.goals.goal import solve
 from onnx_cbq.jobs.choice import Choice
 from onnx_cbq.jobs.data_free import DataFreeConfig, DataFreeResult, quantize_data_free
@@ -225,6 +226,7 @@ def _curve_point(scene: Scene, choice: Choice, bits: float) -> CurvePoint:
         path = folder / "quantized.onnx"
         size = write_model(write_solution(scene, choice.method.label, solution), path)
         indices = everything(work.samples, work.class_names)
-        found = compare([path], [size], work.logits, work.samples, indices, scene.progress)
+        asked = work.logits, work.samples, indices
+        found = compare([ModelFile(path)], [size], asked, progress=scene.progress, engine=work.engine)
     average = solution.plan.average_bits(work.layers)
     return CurvePoint(bits, average, math.ceil(average * work.layers.size / 8), found.evaluations[0])

@@ -26,7 +26,8 @@ from onnx_cbq.storage import Dump
 from onnx_cbq.storage.files import write_text
 from onnx_cbq.targets.lint import Violation
 from onnx_cbq.targets.target import Target
-from onnx_cbq.verification.comparison import Fidelity, OutputDistance
+from onnx_cbq.verification.comparison import Fidelity
+from onnx_cbq.verification.counts import OutputDistance
 from onnx_cbq.verification.prove import Sizes
 
 # What is always asked for, and says nothing of a limit.

@@ -33,7 +33,7 @@ from onnx_cbq.system.progress import Clock, Progress, silent
 from onnx_cbq.training import check_torch
 from onnx_cbq.training.records import Course
 from onnx_cbq.training.settings import StepConfig
-from onnx_cbq.verification.comparison import batch_size
+from onnx_cbq.verification.counts import batch_size
 
 _FEWEST = 2
 # What a folder of steps may hold, so that it can be replaced.

@@ -21,7 +21,7 @@ from onnx_cbq.report.verdict import verdict_lines
 from onnx_cbq.storage.archive import Archive
 from onnx_cbq.storage.metadata import StoredPlan
 from onnx_cbq.targets.reading import Product
-from onnx_cbq.verification.comparison import OutputDistance
+from onnx_cbq.verification.counts import OutputDistance
 
 _LISTED_FLOAT = 10
 

@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import reduce
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from onnx_cbq.calibration.samples import Batch, Indices, Samples
 from onnx_cbq.errors import CalibrationError
 from onnx_cbq.evidence.trials import judged
+from onnx_cbq.execution import IN_PROCESS, Engine, Place
 from onnx_cbq.graph.logits import Logits
 from onnx_cbq.model import Array
 from onnx_cbq.records import Evaluation, Grouping
 from onnx_cbq.runtime import Runnable
 from onnx_cbq.system.progress import Progress, silent
-from onnx_cbq.verification.comparison import Infinities, Tally, answers_of, batch_size
+from onnx_cbq.verification.counts import Infinities, Tally, answers_of, batch_size
 
 _TINY = float(np.finfo(np.float64).tiny)
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A model that runs, how its class scores are read, and the samples as it takes them.
+    """A model that can be run, how its class scores are read, and the samples as it takes them.
 
     Models that take them alike have the same `Samples`, which are read once.
     """
 
-    session: Runnable
+    model: Openable
     logits: Logits
     samples: Samples
 
@@ -66,7 +68,16 @@ class Answers:
         return [int(i) for i in found[np.argsort(-self.divergence[found], kind="stable")][:count]]
 
 
-def contest(contenders: Sequence[Contender], indices: Indices, progress: Progress = silent) -> list[Answers]:
+class Openable(Protocol):
+    """What is opened where it is run; it can be sent there."""
+
+    def open(self, threads: int = 0) -> Runnable:
+        """Ready to run, an operator spread over so many threads; 0 for as many as there are cores."""
+
+
+def contest(
+    contenders: Sequence[Contender], indices: Indices, progress: Progress = silent, engine: Engine = IN_PROCESS
+) -> list[Answers]:
     """Run all models on the samples `indices`, a batch at a time.
 
     Cost: a pass of each, and reading the samples once for each form that models take. Memory: a batch, and 40 bytes per
@@ -75,22 +86,67 @@ def contest(contenders: Sequence[Contender], indices: Indices, progress: Progres
     Raises:
         OnnxCbqError: a model cannot be run, gives no finite scores, or has other classes than the first.
     """
-    first = contenders[0]
     _check_classes(contenders)
     forms = {id(one.samples): one.samples for one in contenders}
     places = [list(forms).index(id(one.samples)) for one in contenders]
     fitted = _aligned(list(forms.values()))
     size = batch_size(fitted[0])
-    groups = Grouping.single(("",) * first.logits.classes)
-    scorers = [_Scorer(one, groups) for one in contenders]
+    cut = [samples.chunks(indices, size) for samples in fitted]
+    entries = tuple((one.model, one.logits) for one in contenders)
+    parts: list[list[_Scored]] = [[] for _ in contenders]
     done = 0
-    for batches in zip(*(samples.batches(indices, size) for samples in fitted), strict=True):
-        reference = scorers[0].add(batches[0], None)
-        for scorer, place in zip(scorers[1:], places[1:], strict=True):
-            scorer.add(batches[place], reference)
-        done += batches[0].count
-        progress("evaluation", done, len(indices))
-    return [scorer.answers() for scorer in scorers]
+    with engine.crew(ContestWork(entries, tuple(fitted), tuple(places)), list(zip(*cut, strict=True))) as crew:
+        for found, chunk in zip(crew.each(_Score()), cut[0], strict=True):
+            for mine, one in zip(parts, found, strict=True):
+                mine.append(one)
+            done += len(chunk)
+            progress("evaluation", done, len(indices))
+    return [_answers(mine) for mine in parts]
+
+
+@dataclass(frozen=True)
+class ContestWork:
+    """Models with how their class scores are read, samples in each form, and in which form a model takes them."""
+
+    entries: tuple[tuple[Openable, Logits], ...]
+    samples: tuple[Samples, ...]
+    places: tuple[int, ...]
+
+    def start(self, place: Place) -> _Ring:
+        """All models, ready to run."""
+        return _Ring(self, [entry.open(place.threads) for entry, _ in self.entries])
+
+
+@dataclass(frozen=True)
+class _Ring:
+    work: ContestWork
+    sessions: Sequence[Runnable]
+
+
+@dataclass(frozen=True)
+class _Score:
+    leaves: ClassVar[bool] = False
+
+    def on(self, held: _Ring) -> Callable[[Sequence[Sequence[Indices]]], Iterator[list[_Scored]]]:
+        """What each model answers to a batch."""
+        work = held.work
+        groups = Grouping.single(("",) * work.entries[0][1].classes)
+
+        def run(shards: Sequence[Sequence[Indices]]) -> Iterator[list[_Scored]]:
+            each = (
+                samples.of_chunks(chunks)
+                for samples, chunks in zip(work.samples, zip(*shards, strict=True), strict=True)
+            )
+            for batches in zip(*each, strict=True):
+                reference: _Reference | None = None
+                found = []
+                for (_, logits), session, place in zip(work.entries, held.sessions, work.places, strict=True):
+                    scored, mine = _scored(session, logits, groups, batches[place], reference)
+                    reference = reference or mine
+                    found.append(scored)
+                yield found
+
+        return run
 
 
 def _check_classes(contenders: Sequence[Contender]) -> None:
@@ -122,36 +178,37 @@ class _Reference:
     shares: Array
 
 
-class _Scorer:
-    """Takes in what one model answers."""
+@dataclass(frozen=True)
+class _Scored:
+    """What a model answers to a batch: counts, and by sample what `Answers` has."""
 
-    def __init__(self, contender: Contender, groups: Grouping) -> None:
-        self._contender, self._groups = contender, groups
-        self._tally = Tally(contender.logits.kind)
-        self._infinities = Infinities(contender.logits)
-        self._parts: list[tuple[Array, ...]] = []
+    tally: Tally
+    columns: tuple[Array, ...]
 
-    def add(self, batch: Batch, reference: _Reference | None) -> _Reference:
-        """Count a batch; the first model is its own reference."""
-        logits = self._contender.logits
-        values: Mapping[str, Any] = answers_of(self._contender.session, batch, logits, ())
-        scores = self._infinities.take(values[logits.output])
-        kind, raw = logits.kind, as_logits(scores, logits)
-        mine = _Reference(scores, kind.predictions(scores), kind.log_shares(raw, self._groups))
-        first = reference or mine
-        self._tally.add(scores, batch.labels, first.scores)
-        outcome = judged(kind, raw, scores, batch.labels)
-        counts = np.maximum(kind.counts(batch.labels).sum(axis=1), 1e-9)
-        divergence = kind.divergences(first.shares, mine.shares, batch.labels).sum(axis=1) / counts
-        truth = batch.labels.reshape(mine.predictions.shape)
-        differs = ((mine.predictions != first.predictions) & (truth >= 0)).sum(axis=1)
-        self._parts.append((outcome.right, outcome.predicted, outcome.confidence, divergence, differs))
-        return mine
 
-    def answers(self) -> Answers:
-        """Everything counted."""
-        columns = (np.concatenate(parts) for parts in zip(*self._parts, strict=True))
-        return Answers(self._tally.evaluation(0, 0.0), self._tally.agreement, *columns)
+def _scored(
+    session: Runnable, logits: Logits, groups: Grouping, batch: Batch, reference: _Reference | None
+) -> tuple[_Scored, _Reference]:
+    """What a model answers to a batch; the first model is its own reference."""
+    values: Mapping[str, Any] = answers_of(session, batch, logits, ())
+    scores = Infinities(logits).take(values[logits.output])
+    kind, raw = logits.kind, as_logits(scores, logits)
+    mine = _Reference(scores, kind.predictions(scores), kind.log_shares(raw, groups))
+    first = reference or mine
+    outcome = judged(kind, raw, scores, batch.labels)
+    counts = np.maximum(kind.counts(batch.labels).sum(axis=1), 1e-9)
+    divergence = kind.divergences(first.shares, mine.shares, batch.labels).sum(axis=1) / counts
+    truth = batch.labels.reshape(mine.predictions.shape)
+    differs = ((mine.predictions != first.predictions) & (truth >= 0)).sum(axis=1)
+    columns = outcome.right, outcome.predicted, outcome.confidence, divergence, differs
+    return _Scored(Tally.of(kind, scores, batch.labels, first.scores), columns), mine
+
+
+def _answers(parts: Sequence[_Scored]) -> Answers:
+    """Those to all batches."""
+    tally = reduce(Tally.joined, (part.tally for part in parts))
+    columns = (np.concatenate(column) for column in zip(*(part.columns for part in parts), strict=True))
+    return Answers(tally.evaluation(0, 0.0), tally.agreement, *columns)
 
 
 def as_logits(scores: Array, logits: Logits) -> Array:

@@ -23,8 +23,8 @@ from onnx_cbq.records.answers import Kind
 from onnx_cbq.runtime import Session
 from onnx_cbq.system.progress import Progress, silent
 from onnx_cbq.targets.reading import Grid
-from onnx_cbq.verification.comparison import LARGEST_BATCH
 from onnx_cbq.verification.contest import as_logits
+from onnx_cbq.verification.counts import LARGEST_BATCH
 from onnx_cbq.verification.cutting import cut, input_of, offset_of, with_offsets
 from onnx_cbq.verification.noise import Noise, divided, limits, multiplied, rounded
 from onnx_cbq.verification.pairing import Pair, Pairs, renamed

@@ -13,6 +13,7 @@ from onnx_cbq.calibration.draw import Draw, everything
 from onnx_cbq.errors import VerificationError
 from onnx_cbq.evidence import Evidence
 from onnx_cbq.evidence.workload import Workload
+from onnx_cbq.execution import ModelFile
 from onnx_cbq.graph.load import load
 from onnx_cbq.methods import Method
 from onnx_cbq.model import Model
@@ -130,15 +131,14 @@ def prove(scene: Scene, solution: Solution, output: Model, *, run_check: bool = 
         dump = storage.dump(output, path)
         coded = None if dump.code_bytes is None else 8 * dump.code_bytes / work.layers.size
         sizes = Sizes(ideal, size, compressed_size(path), dump.archive_bytes, coded)
-        plain = Session(path, float_weights=True)
+        plain = ModelFile(path, float_weights=True)
         comparison = compare(
-            [work.source, path if run_check else plain],
+            [work.source, ModelFile(path) if run_check else plain],
             [work.source_bytes, size],
-            work.logits,
-            work.samples,
-            everything(work.samples, work.class_names),
-            scene.progress,
+            (work.logits, work.samples, everything(work.samples, work.class_names)),
             plain if run_check else None,
+            scene.progress,
+            work.engine,
         )
         unlike = () if comparison.fidelity is None else _unlike(comparison.fidelity, path, work)
     notes = (*_notes(scene, comparison, sizes, run_check=run_check), *_slower_there(slow, work.target), *unlike)

@@ -12,7 +12,7 @@ from torch import nn
 
 from onnx_cbq.calibration.draw import draw
 from onnx_cbq.calibration.samples import Batch, Samples
-from onnx_cbq.evidence import measure as module
+from onnx_cbq.evidence import reading
 from onnx_cbq.evidence import relay as relays
 from onnx_cbq.evidence.measure import Measured, PlanMeasure, spread_out
 from onnx_cbq.evidence.rounders import NearestRounder, Rounder, TableRounder
@@ -231,7 +231,7 @@ def test_a_change_of_one_layer_measures_as_the_whole_plan_does(
     work: Workload, monkeypatch: pytest.MonkeyPatch, limit: int, skipped: int
 ) -> None:
     """Batches that begin at a layer give what the whole net gives; the samples are read once where everything fits."""
-    monkeypatch.setattr(module, "HELD_BYTES", 0)
+    monkeypatch.setattr(reading, "HELD_BYTES", 0)
     measure = measure_of(work, NearestRounder(work.model))
     base, other = random_plan(work, 1), random_plan(work, 2)
     layers = list(work.layers)[skipped:]

@@ -10,10 +10,9 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.calibration.draw import draw
 from onnx_cbq.evidence import relay as relays
-from onnx_cbq.evidence.relay import Passes, begin_at, final_ends
+from onnx_cbq.evidence.relay import begin_at, final_ends
 from onnx_cbq.evidence.statistics import Run, collecting
 from onnx_cbq.evidence.tables import run_of
 from onnx_cbq.evidence.workload import Workload, prepare
@@ -129,19 +128,3 @@ def test_every_node_runs_once_per_batch_where_all_fits(exported: Exported, monke
     monkeypatch.setattr(relays, "begin_at", counted)
     moments_in_order(work, run, 1 << 30)
     assert set(ran.values()) == {2}, "once in the float net, once in the other"
-
-
-def test_later_passes_read_no_samples_that_nobody_needs() -> None:
-    """Decoding images again for each layer took longer than the net."""
-    x = np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32)
-    model = load(make_model([node("Relu", "x")], {"x": ["N", 4]}, ["y"]))
-    samples = CalibrationSet.from_arrays(x, np.arange(9) % 3).for_model(model.inputs)
-    passes = Passes(samples, np.arange(9), 4)
-    assert passes.count == 3
-    first = list(passes.without_inputs())
-    assert [len(batch.feeds["x"]) for batch in first] == [4, 4, 1], "nothing is known yet"
-    later = list(passes.without_inputs())
-    assert [batch.feeds for batch in later] == [{}, {}, {}]
-    assert [(batch.labels.tolist(), batch.count) for batch in later] == [
-        (batch.labels.tolist(), batch.count) for batch in passes
-    ]

@@ -13,8 +13,9 @@ from onnx_cbq.model import Array, Model
 from onnx_cbq.records import Evaluation
 from onnx_cbq.records.answers import Kind
 from onnx_cbq.runtime import median_latency
-from onnx_cbq.verification import comparison
-from onnx_cbq.verification.comparison import Comparison, batch_size, compare
+from onnx_cbq.verification import comparison, counts
+from onnx_cbq.verification.comparison import Comparison, compare
+from onnx_cbq.verification.counts import batch_size
 from tests.graphs import make_model, node
 
 
@@ -36,7 +37,7 @@ def scores_model(offset: float = 0.0) -> Model:
 def compared(models: list[Model], x: Array, y: Array, sizes: list[int] | None = None) -> Comparison:
     samples = CalibrationSet.from_arrays(x, y).for_model(models[0].inputs)
     count = len(y)
-    return compare(models, sizes or [1] * len(models), Logits("y", "y", Kind(CLASSES)), samples, np.arange(count))
+    return compare(models, sizes or [1] * len(models), (Logits("y", "y", Kind(CLASSES)), samples, np.arange(count)))
 
 
 def assert_evaluation(found: Evaluation, scores: Array, y: Array) -> None:
@@ -56,7 +57,7 @@ def assert_evaluation(found: Evaluation, scores: Array, y: Array) -> None:
 @pytest.mark.parametrize("batch_bytes", [1, 1000, 1 << 20])
 def test_accuracies_are_those_of_numpy(batch_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """At any batch size; one class has no samples, and one no hits."""
-    monkeypatch.setattr(comparison, "BATCH_BYTES", batch_bytes)
+    monkeypatch.setattr(counts, "BATCH_BYTES", batch_bytes)
     random = np.random.default_rng(0)
     y = random.integers(0, CLASSES - 1, 70)
     x = random.standard_normal((70, CLASSES)).astype(np.float32)
@@ -77,7 +78,7 @@ def test_accuracies_are_those_of_numpy(batch_bytes: int, monkeypatch: pytest.Mon
 def test_with_ten_classes_or_fewer_there_is_no_top_5() -> None:
     model = load(make_model([node("Identity", "x")], {"x": ["N", 10]}, ["y"]))
     samples = CalibrationSet.from_arrays(np.eye(10, dtype=np.float32), np.arange(10)).for_model(model.inputs)
-    found = compare([model], [1], Logits("y", "y", Kind(10)), samples, np.arange(10)).evaluations[0]
+    found = compare([model], [1], (Logits("y", "y", Kind(10)), samples, np.arange(10))).evaluations[0]
     assert (found.top1, found.top5) == (100.0, None)
 
 
