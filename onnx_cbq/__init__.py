@@ -24,8 +24,10 @@ if TYPE_CHECKING:
         OutputError,
         UnsupportedOperatorError,
         VerificationError,
+        WorkerError,
     )
     from onnx_cbq.evidence.settings import ScoringConfig
+    from onnx_cbq.execution.settings import ExecutionConfig
     from onnx_cbq.jobs.compare import compare
     from onnx_cbq.jobs.compare_result import Compared, CompareResult, Disagreement
     from onnx_cbq.jobs.data_free import DataFreeConfig, DataFreeResult
@@ -64,6 +66,7 @@ __all__ = [
     "Disagreement",
     "Evaluation",
     "EvaluationResult",
+    "ExecutionConfig",
     "LayerDebug",
     "LayerScores",
     "ModelError",
@@ -83,6 +86,7 @@ __all__ = [
     "Steps",
     "UnsupportedOperatorError",
     "VerificationError",
+    "WorkerError",
     "archive",
     "check",
     "compare",
@@ -113,6 +117,7 @@ _WHERE = {
     "Disagreement": "onnx_cbq.jobs.compare_result",
     "Evaluation": "onnx_cbq.records",
     "EvaluationResult": "onnx_cbq.jobs.result",
+    "ExecutionConfig": "onnx_cbq.execution.settings",
     "LayerDebug": "onnx_cbq.jobs.debug_result",
     "LayerScores": "onnx_cbq.records",
     "ModelError": "onnx_cbq.errors",
@@ -132,6 +137,7 @@ _WHERE = {
     "Steps": "onnx_cbq.jobs.step",
     "UnsupportedOperatorError": "onnx_cbq.errors",
     "VerificationError": "onnx_cbq.errors",
+    "WorkerError": "onnx_cbq.errors",
     "archive": "onnx_cbq.storage.archive",
     "check": "onnx_cbq.jobs.inspect",
     "compare": "onnx_cbq.jobs.compare",

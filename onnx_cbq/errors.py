@@ -7,6 +7,7 @@ OnnxCbqError              exit code 1
 │   └── UnsupportedOperatorError   no gradient rule, or no function in torch, for an operator
 ├── ArchiveError          an archive cannot be restored
 ├── CalibrationError      a card, its source or a sample is wrong
+├── WorkerError           workers cannot be reached, or do not fit
 ├── OutputError           a result cannot be written
 ├── StoppedError          exit code 130: Ctrl-C or SIGTERM
 └── VerificationError     exit code 3: the result failed its own check

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
+import json
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -16,12 +15,14 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from onnx_cbq.errors import ModelError
+from onnx_cbq.errors import ConfigError, ModelError
 from onnx_cbq.model import Array, Model
 from onnx_cbq.model.captures import nodes_within
 from onnx_cbq.model.mapped import HUGE, LARGE, place_of, release
+from onnx_cbq.settings import check, either
 from onnx_cbq.system.allowance import FACTOR, allowed
 from onnx_cbq.system.temporary import temporary_folder
+from onnx_cbq.system.timing import Median, median_seconds
 
 Feeds = Mapping[str, Array]
 Optimization = Literal["all", "extended", "basic", "off"]
@@ -33,6 +34,13 @@ _LEVELS = {
     "off": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
 _FATAL_ONLY = 4
+CPU = "cpu"
+_ENDING = "ExecutionProvider"
+# How providers name one of their devices; and what makes them compute in float32 as the CPU does.
+_DEVICES = {"openvino": "device_type"}
+_EXACT = {"cuda": {"use_tf32": "0"}, "tensorrt": {"trt_fp16_enable": "0"}, "openvino": {"precision": "FP32"}}
+# Of a model that is given to another provider than the CPU's in one piece.
+_LARGEST_PIECE = 2_000_000_000
 # Of a run on a few samples, and how many bytes of weights and of samples give it a second more.
 _LOOPS = ("Loop", "Scan")
 _TRIAL_SECONDS, _WEIGHTS_PER_SECOND, _SAMPLES_PER_SECOND = 6, 16 << 20, 4 << 20
@@ -59,7 +67,8 @@ class Session:
 
     `model` is a `Model` record (its weights are handed over without being copied or serialised), the path of a file, or
     its content. With `float_weights`, weights stored as integers become float once, and not on every run. `threads`
-    are those that one operator is spread over, 0 for as many as there are cores.
+    are those that one operator is spread over, 0 for as many as there are cores. `provider` is what runs it, see
+    `find_provider`; what it does not know runs on the CPU.
     """
 
     def __init__(
@@ -69,6 +78,7 @@ class Session:
         *,
         float_weights: bool = False,
         threads: int = 0,
+        provider: str = CPU,
     ) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -81,12 +91,15 @@ class Session:
         # It would quantize float weights between quantized activations, by a grid of its own, where we look at ours.
         left_out = ["WeightBiasQuantization"] if isinstance(model, Model) else []
         self._weights: dict[str, Any] = {}
-        if isinstance(model, Model):
+        if isinstance(model, Model) and provider != CPU and _bytes_of(model) < _LARGEST_PIECE:
+            # Some providers compile the model, and do not find weights that lie beside it.
+            self._session = _start(bytes(model.to_proto().SerializeToString()), options, left_out, provider)
+        elif isinstance(model, Model):
             with ExitStack() as files:
                 content = _handed_over(model, options, self._weights, files, folds=optimization != "off")
-                self._session = _start(content, options, left_out)
+                self._session = _start(content, options, left_out, provider)
         else:
-            self._session = _start(str(model) if isinstance(model, Path) else model, options, left_out)
+            self._session = _start(str(model) if isinstance(model, Path) else model, options, left_out, provider)
         self.inputs: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
         self.outputs: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
         first = [i.shape[0] for i in self._session.get_inputs() if i.shape]
@@ -145,41 +158,9 @@ def trial_seconds(model: Model, feeds: Feeds) -> float | None:
     return allowed(_TRIAL_SECONDS + weights // _WEIGHTS_PER_SECOND + samples // _SAMPLES_PER_SECOND)
 
 
-class Median(float):
-    """A median that knows its standard error: half of what the ranks n/2 -+ sqrt(n)/2 of n values lie apart.
-
-    The number of values below the true median is binomial, of deviation sqrt(n)/2.
-    """
-
-    error: float
-
-    @staticmethod
-    def of(values: Sequence[float]) -> Median:
-        """Of at least one value."""
-        ordered, n = np.sort(values), len(values)
-        low, high = (int(np.clip(round(n / 2 + side * math.sqrt(n) / 2), 0, n - 1)) for side in (-1, 1))
-        found = Median(np.median(ordered))
-        found.error = float(ordered[high] - ordered[low]) / 2
-        return found
-
-
 def median_latency(sessions: Sequence[Runnable], feeds: Feeds, seconds: float = 1.0) -> list[Median]:
     """Median seconds per run of each session on the same feeds; see `median_seconds`."""
     return median_seconds([partial(session.run, feeds) for session in sessions], seconds)
-
-
-def median_seconds(runs: Sequence[Callable[[], object]], seconds: float = 1.0) -> list[Median]:
-    """Median seconds of each of some runs, which take turns so that a drifting clock hits all alike."""
-    times: list[list[float]] = [[] for _ in runs]
-    for run in runs:
-        run()
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[0]) < 5:
-        for run, spent in zip(runs, times, strict=True):
-            start = time.perf_counter()
-            run()
-            spent.append(time.perf_counter() - start)
-    return [Median.of(spent) for spent in times]
 
 
 def optimized(model: Path | bytes, optimization: Optimization = "all") -> onnx.ModelProto:
@@ -244,14 +225,62 @@ def versions() -> dict[str, str]:
     return {"onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__, "numpy": np.__version__}
 
 
-def _start(source: bytes | str, options: Any, left_out: Sequence[str] = ()) -> Any:
+def find_provider(name: str) -> tuple[str, dict[str, str]]:
+    """What onnxruntime calls a provider, and its options: `name` is "cpu", "cuda", "openvino:GPU" and the like.
+
+    Raises:
+        ConfigError: the installed onnxruntime does not have it.
+    """
+    kind, _, device = name.lower().partition(":")
+    known = {one.removesuffix(_ENDING).lower(): one for one in onnxruntime.get_available_providers()}
+    check(kind in known, "--provider", f"{either(tuple(known))}, which the installed onnxruntime has", name)
+    options = dict(_EXACT.get(kind, {}))
+    if device:
+        options[_DEVICES.get(kind, "device_id")] = device.upper() if kind in _DEVICES else device
+    return known[kind], options
+
+
+def placed(model: Model, feeds: Feeds, provider: str) -> Counter[tuple[str, str]]:
+    """How many nodes of the graph that a provider is given run where: (operator, provider's name) -> nodes.
+
+    Cost: a run that is written down node by node. What a provider compiles into one counts as one.
+    """
+    with temporary_folder() as folder:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _FATAL_ONLY
+        options.enable_profiling, options.profile_file_prefix = True, str(folder / "profile")
+        session = _start(bytes(model.to_proto().SerializeToString()), options, (), provider)
+        session.run(None, dict(feeds))
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    found: dict[str, tuple[str, str]] = {}
+    for event in events:
+        arguments = event.get("args", {})
+        if "provider" in arguments and event["name"].endswith("_kernel_time"):
+            found[event["name"]] = arguments["op_name"], arguments["provider"].removesuffix(_ENDING).lower()
+    return Counter(found.values())
+
+
+def _bytes_of(model: Model) -> int:
+    return sum(value.nbytes for value in model.weights.values())
+
+
+def _start(source: bytes | str, options: Any, left_out: Sequence[str] = (), provider: str = CPU) -> Any:
     """A session without the optimizations `left_out`."""
+    name, settings = find_provider(provider)
+    wanted = [(name, settings), "CPUExecutionProvider"] if provider != CPU else [name]
     try:
         # Its fallback would print to stdout, and try again with the same provider.
-        settings = {"enable_fallback": 0, "disabled_optimizers": list(left_out)}
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"], **settings)
+        session = onnxruntime.InferenceSession(
+            source, options, providers=wanted, enable_fallback=0, disabled_optimizers=list(left_out)
+        )
     except Exception as error:
         raise ModelError(f"onnxruntime cannot load the model: {_first_line(error)}") from error
+    if session.get_providers()[0] != name:
+        raise ConfigError(
+            f"--provider {provider}: onnxruntime has it, but it does not start here: a driver or a library of it is "
+            f"missing; install these, or leave out --provider"
+        )
+    return session
 
 
 def _handed_over(model: Model, options: Any, alive: dict[str, Any], files: ExitStack, *, folds: bool) -> bytes:

@@ -31,7 +31,8 @@ STORING = "Storage"
 TRAINING = "Training"
 SAMPLES = "Samples"
 OUTPUT = "Output"
-PANELS = (FIRST, REACH, CHOOSE, CLASSES, ACTIVATIONS, STORING, TRAINING, SAMPLES, OUTPUT)
+MACHINES = "Where it runs"
+PANELS = (FIRST, REACH, CHOOSE, CLASSES, ACTIVATIONS, STORING, TRAINING, SAMPLES, MACHINES, OUTPUT)
 
 _KEY = "option"
 _NUMBERS: Mapping[Any, type] = {int: numbers.Integral, float: numbers.Real}

@@ -12,7 +12,20 @@ from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.cli.console import show
 from onnx_cbq.cli.outputs import Inputs, check_outputs
 from onnx_cbq.cli.progress import progress_bars
-from onnx_cbq.cli.shared import AllClasses, CardPath, JsonPath, Logits, Quiet, ReportPath, SkipUnreadable, SourcePath
+from onnx_cbq.cli.shared import (
+    AllClasses,
+    CardPath,
+    DaskAddress,
+    JsonPath,
+    Logits,
+    Quiet,
+    ReportPath,
+    SkipUnreadable,
+    SourcePath,
+    Threads,
+    Workers,
+    execution,
+)
 from onnx_cbq.jobs import compare as job
 from onnx_cbq.report.comparison import comparison_table
 from onnx_cbq.storage.files import write_text
@@ -32,6 +45,9 @@ def compare(
     source: SourcePath = None,
     logits: Logits = None,
     skip_unreadable: SkipUnreadable = None,
+    workers: Workers = None,
+    threads: Threads = None,
+    dask: DaskAddress = None,
     all_classes: AllClasses = None,
     json: JsonPath = None,
     report: ReportPath = None,
@@ -42,9 +58,10 @@ def compare(
     check_outputs(
         json, report, inputs=Inputs(tuple(path for path in models if not path.is_dir()), data, source, tuple(files))
     )
+    runs = execution(workers, threads, dask)
     card = CalibrationSet.from_card(data, source, skip_unreadable=bool(skip_unreadable))
     with progress_bars(quiet=bool(quiet)) as progress:
-        result = job.compare(models, card, logits, progress)
+        result = job.compare(models, card, logits, progress, runs)
     if json:
         write_text(json, result.to_json())
     if report:

@@ -21,12 +21,17 @@ from onnx_cbq.cli.shared import (
     AllClasses,
     CacheFolder,
     ConfigPath,
+    DaskAddress,
     JsonPath,
     ModelPath,
+    Provider,
     Quiet,
     ReportPath,
     SkipUnreadable,
     SourcePath,
+    Threads,
+    Workers,
+    execution,
 )
 from onnx_cbq.jobs import quantize as job
 from onnx_cbq.jobs.choice import make_goal, make_method, make_storage
@@ -109,6 +114,10 @@ FIXED: Mapping[str, Any] = {
     "source": SourcePath,
     "skip_unreadable": SkipUnreadable,
     "cache": CacheFolder,
+    "workers": Workers,
+    "threads": Threads,
+    "dask": DaskAddress,
+    "provider": Provider,
     "config": ConfigPath,
     "json": JsonPath,
     "report": ReportPath,
@@ -126,7 +135,14 @@ FIXED: Mapping[str, Any] = {
 }
 # Tables with the settings of a method.
 _METHODS = ("search", "cbq", "differentiable")
-_PATHS = {"model", "data", "output", "source", "json", "report", "cache"}
+# Those that mean nothing without samples.
+_FOR_SAMPLES = FIXED.keys() - {"model", "output", "json", "quiet", "config", "data_free"}
+# What fixed options are, where they are no switches.
+_KINDS: Mapping[str, tuple[type, str]] = {
+    **dict.fromkeys(("model", "data", "output", "source", "json", "report", "cache"), (str, "a path")),
+    **dict.fromkeys(("workers", "threads"), (int, "a whole number")),
+    **dict.fromkeys(("dask", "provider"), (str, "a text")),
+}
 
 
 @dataclass(frozen=True)
@@ -200,9 +216,10 @@ def quantize(flags: Sequence[Flag], given: Mapping[str, Any]) -> None:
         ),
         inputs=Inputs((model,), card_path, source, (run.groups, run.path("config"))),
     )
+    runs = execution(*(run.fixed.get(name) for name in ("workers", "threads", "dask", "provider")))
     card = CalibrationSet.from_card(card_path, source, skip_unreadable=run.says("skip_unreadable"))
     with progress_bars(quiet=run.says("quiet"), route=route_of(config, card)) as progress:
-        result = job.quantize(model, card, config, progress, state, run.path("cache"))
+        result = job.quantize(model, card, config, progress, state, run.path("cache"), runs)
         result.save(destination)
         if run.says("report_full"):
             result = job.measure_layers(result, model, destination, card, progress)
@@ -227,8 +244,8 @@ def _told(flags: Sequence[Flag], given: Mapping[str, Any]) -> _Run:
     tables = {name: as_table(name, stored.pop(name), where) for name in TABLES if name in stored}
     there = {names[name]: stored.pop(name) for name in list(stored) if name in names}
     for name, value in there.items():
-        wanted = str if name in _PATHS else bool
-        check(isinstance(value, wanted), f"{where}: {name}", "a path" if wanted is str else "true or false", value)
+        kind, expected = _KINDS.get(name, (bool, "true or false"))
+        check(type(value) is kind, f"{where}: {name}", expected, value)
     groups = _groups(given.get("clusters") or stored.get("clusters"))
     return _Run({**there, **fixed}, given_values(flags, given, stored), tables, groups)
 
@@ -273,19 +290,7 @@ def _refuse_ignored(flags: Sequence[Flag], run: _Run) -> None:
     if data_free:
         mine = {flag.name for flag in flags if any(owner.option == DATA_FREE for _, owner in flag.settings)}
         others = {f"--{name}" for name in values.keys() - mine - _WITHOUT_DATA}
-        switches = (
-            "data",
-            "source",
-            "refine",
-            "resume",
-            "curve",
-            "skip_unreadable",
-            "all_classes",
-            "report",
-            "report_full",
-            "cache",
-        )
-        others |= {f"--{name.replace('_', '-')}" for name in switches if run.fixed.get(name) not in (None, False)}
+        others |= {f"--{name.replace('_', '-')}" for name in _FOR_SAMPLES if run.fixed.get(name) not in (None, False)}
         others |= {f"[{name}]" for name in run.tables}
         if others:
             reason = "--data-free uses no samples and leaves activations float"

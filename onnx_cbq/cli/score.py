@@ -12,7 +12,19 @@ from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.cli.console import show
 from onnx_cbq.cli.outputs import Inputs, check_outputs
 from onnx_cbq.cli.progress import progress_bars
-from onnx_cbq.cli.shared import CardPath, Logits, ModelPath, Quiet, SkipUnreadable, SourcePath
+from onnx_cbq.cli.shared import (
+    CardPath,
+    DaskAddress,
+    Logits,
+    ModelPath,
+    Provider,
+    Quiet,
+    SkipUnreadable,
+    SourcePath,
+    Threads,
+    Workers,
+    execution,
+)
 from onnx_cbq.jobs import score as job
 from onnx_cbq.jobs.settings import QuantizeConfig
 from onnx_cbq.report import text as report
@@ -49,14 +61,19 @@ def score(
     seed: Seed = QuantizeConfig.seed,
     logits: Logits = None,
     skip_unreadable: SkipUnreadable = None,
+    workers: Workers = None,
+    threads: Threads = None,
+    dask: DaskAddress = None,
+    provider: Provider = None,
     quiet: Quiet = None,
 ) -> None:
     """Score every channel of MODEL by how many classes need it."""
     check_outputs(output, inputs=Inputs((model,), data, source))
     config = QuantizeConfig(samples="auto" if samples is None else samples or None, seed=seed, logits=logits)
+    runs = execution(workers, threads, dask, provider)
     card = CalibrationSet.from_card(data, source, skip_unreadable=bool(skip_unreadable))
     with progress_bars(quiet=bool(quiet)) as progress:
-        layers, scores = job.score(model, card, config, progress)
+        layers, scores = job.score(model, card, config, progress, runs)
     if output:
         write_arrays(output, scores.arrays())
     if not quiet:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from onnx_cbq.evidence.fingerprint import Digests, UnknownKindError, environment, fingerprint
+from onnx_cbq.runtime import CPU
 from onnx_cbq.system.store import DamagedEntryError, Entry, Store
 
 _LOG = logging.getLogger("onnx_cbq")
@@ -45,10 +46,13 @@ class Kept(Generic[_T]):
 class Cache:
     """The pieces of one run, in a folder that others may use as well; None keeps nothing.
 
+    `provider` is what they are computed by: another one gives other digits.
+
     It never ends a run: a piece that cannot be read is computed, a folder that cannot be written is left alone.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, provider: str = CPU) -> None:
+        self._provider = provider
         self.digests = Digests()
         self._store = None if folder is None else Store(folder)
         self._writes = folder is not None
@@ -116,7 +120,7 @@ class Cache:
     def _key(self, kept: Kept[_T], parts: Parts) -> str | None:
         """None where something is a part, of whoever extends us, that nothing is known of."""
         try:
-            return fingerprint(kept.name, kept.version, environment(), parts())
+            return fingerprint(kept.name, kept.version, environment(), self._provider, parts())
         except UnknownKindError as error:
             self._note(f"not kept in the cache: {kept.name}; {error}")
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,12 +27,16 @@ from onnx_cbq.graph.randomness import check_repeatable
 from onnx_cbq.graph.shapes import EXAMPLE_BATCH, Example, Shapes
 from onnx_cbq.model import Model
 from onnx_cbq.records import Layer, Layers, WeightRules
+from onnx_cbq.runtime import CPU as CPU_PROVIDER
+from onnx_cbq.runtime import placed
 from onnx_cbq.settings import MOST_BITS, check
 from onnx_cbq.targets.fit import check_model
 from onnx_cbq.targets.onnxruntime import CPU
 from onnx_cbq.targets.target import Target
 
 ModelSource = str | Path | ModelProto
+# Operators that a note names.
+_NAMED = 8
 DataSource = str | Path | CalibrationSet
 
 
@@ -146,6 +151,21 @@ def prepare(
             f"at least two classes"
         )
     return Workload(source, size, normalised.model, shapes, layers, found, samples, example, names, notes, further)
+
+
+def run_by(work: Workload, engine: Engine) -> Workload:
+    """`work` run by an engine, with a note of what its provider leaves to the CPU."""
+    work, provider = replace(work, engine=engine), engine.place.provider
+    if provider == CPU_PROVIDER:
+        return work
+    nodes = placed(work.model, work.example.feeds, provider)
+    left = Counter({operator: count for (operator, where), count in nodes.items() if where == CPU_PROVIDER})
+    listed = ", ".join(f"{operator} ({count})" for operator, count in left.most_common(_NAMED))
+    more = ", ..." if len(left) > _NAMED else ""
+    note = f"--provider {provider}: it runs all nodes of the float model"
+    if left:
+        note = f"--provider {provider}: {left.total()} of {nodes.total()} nodes run on the CPU: {listed}{more}"
+    return replace(work, notes=(*work.notes, note))
 
 
 def judge(model: Model, shapes: Shapes, samples: Samples, logits: str | None) -> tuple[Logits, Samples]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol, Self, TypeVar
 
 from onnx_cbq.model import Model
-from onnx_cbq.runtime import Session
+from onnx_cbq.runtime import CPU, Session
 
 H = TypeVar("H")
 S = TypeVar("S")
@@ -51,14 +51,16 @@ class Place:
 
     Attributes:
         threads: that one operator is spread over, 0 for as many as there are cores.
+        provider: what runs the float model, as `runtime.find_provider` takes it.
     """
 
     threads: int = 0
+    provider: str = CPU
 
     def session(self, model: Model | ModelFile) -> Session:
-        """The model, ready to run here."""
+        """The model, ready to run here; a file on the CPU, as it is meant to run."""
         if isinstance(model, Model):
-            return Session(model, threads=self.threads)
+            return Session(model, threads=self.threads, provider=self.provider)
         source = model.path if model.content is None else model.content
         return Session(source, float_weights=model.float_weights, threads=self.threads)
 
@@ -106,6 +108,10 @@ class Crew(ABC):
 
 class Engine(Protocol):
     """Who does the work."""
+
+    @property
+    def place(self) -> Place:
+        """What each worker has to run models with."""
 
     def crew(self, work: Work[H], shards: Sequence[S]) -> Crew:
         """Workers for these shards."""

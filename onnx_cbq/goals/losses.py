@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 from weakref import finalize
 
@@ -16,6 +16,7 @@ from onnx_cbq.execution import Place
 from onnx_cbq.graph.logits import Logits
 from onnx_cbq.model import Array, Model
 from onnx_cbq.records import Grouping
+from onnx_cbq.runtime import CPU
 from onnx_cbq.stages.scene import Scene
 from onnx_cbq.stages.solution import Solution, emit_solution
 
@@ -106,7 +107,7 @@ class CountHits:
     ) -> Callable[[Sequence[Numbered]], Iterator[tuple[Array, Array, Array, bool]]]:
         """Of every batch."""
         work, place = held
-        session, kind = place.session(self.model), work.logits.kind
+        session, kind = replace(place, provider=CPU).session(self.model), work.logits.kind
 
         def run(shards: Sequence[Numbered]) -> Iterator[tuple[Array, Array, Array, bool]]:
             for batch in work.reader.batches(shards):

@@ -17,14 +17,14 @@ from onnx_cbq.calibration.samples import Samples
 from onnx_cbq.calibration.thumbnails import thumbnail
 from onnx_cbq.errors import CalibrationError, ConfigError, ModelError
 from onnx_cbq.evidence.workload import DataSource, as_set, left_out, scores_notes, without_samples
-from onnx_cbq.execution import IN_PROCESS, Engine
+from onnx_cbq.execution.settings import ALONE, ExecutionConfig
 from onnx_cbq.jobs.compare_result import Compared, CompareResult, Disagreement, Timing
 from onnx_cbq.jobs.versions import all_versions
 from onnx_cbq.model import Array
-from onnx_cbq.runtime import median_seconds
 from onnx_cbq.search.racing import chance_of_difference
 from onnx_cbq.system.processor import processor_kind
 from onnx_cbq.system.progress import Progress, silent
+from onnx_cbq.system.timing import median_seconds
 from onnx_cbq.verification.contest import Answers, Contender, contest
 from onnx_cbq.verification.entries import Entry, find_entries
 
@@ -40,7 +40,7 @@ def compare(
     data: DataSource,
     logits: str | None = None,
     progress: Progress = silent,
-    engine: Engine = IN_PROCESS,
+    execution: ExecutionConfig = ALONE,
 ) -> CompareResult:
     """Hold classifiers against the first of them on all samples of a card.
 
@@ -50,7 +50,7 @@ def compare(
         data: path of a calibration card, or a `CalibrationSet`; every model gets the samples in the form it takes.
         logits: name of the output with the class scores, of those that have it.
         progress: called as the run goes on.
-        engine: who runs the models over the samples.
+        execution: who runs the models over the samples.
 
     Cost: a pass of each model over the samples, and some seconds for latencies and memory.
 
@@ -64,7 +64,8 @@ def compare(
     found, samples = contenders[0].logits, contenders[0].samples
     names = samples.check_labels(found.classes)
     indices = everything(samples, names)
-    answers = contest(contenders, indices, progress, engine)
+    with execution.open() as engine:
+        answers = contest(contenders, indices, progress, engine)
     timings = _timings(entries, contenders, progress)
     memory = [
         entry.memory(_first(one.samples, one.samples.fixed_batch or 1))

@@ -14,7 +14,7 @@ from onnx_cbq.evidence.workload import (
     size_of,
     without_samples,
 )
-from onnx_cbq.execution import IN_PROCESS, Engine
+from onnx_cbq.execution.settings import ALONE, ExecutionConfig
 from onnx_cbq.graph.load import load
 from onnx_cbq.jobs.result import EvaluationResult
 from onnx_cbq.jobs.versions import all_versions
@@ -28,9 +28,11 @@ def evaluate(
     reference: ModelSource | None = None,
     logits: str | None = None,
     progress: Progress = silent,
-    engine: Engine = IN_PROCESS,
+    execution: ExecutionConfig = ALONE,
 ) -> EvaluationResult:
     """Accuracy, size and latency of a model on all samples of a card, beside those of a reference.
+
+    `execution` says who runs them over the samples.
 
     Raises:
         OnnxCbqError: a model or the samples cannot be used.
@@ -42,7 +44,9 @@ def evaluate(
     names = samples.check_labels(found.classes)
     models = [loaded] if reference is None else [load(reference), loaded]
     sizes = [size_of(model)] if reference is None else [size_of(reference), size_of(model)]
-    comparison = compare(models, sizes, (found, samples, everything(samples, names)), progress=progress, engine=engine)
+    asked = found, samples, everything(samples, names)
+    with execution.open() as engine:
+        comparison = compare(models, sizes, asked, progress=progress, engine=engine)
     return EvaluationResult(
         model=comparison.evaluations[-1],
         reference=comparison.evaluations[0] if reference is not None else None,

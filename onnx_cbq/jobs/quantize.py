@@ -16,8 +16,17 @@ from onnx_cbq.calibration.samples import Indices
 from onnx_cbq.errors import OnnxCbqError
 from onnx_cbq.evidence import class_scores
 from onnx_cbq.evidence.cache import Cache
-from onnx_cbq.evidence.workload import DataSource, ModelSource, Workload, aimed_at, check_moved_labels, prepare
-from onnx_cbq.execution import ModelFile
+from onnx_cbq.evidence.workload import (
+    DataSource,
+    ModelSource,
+    Workload,
+    aimed_at,
+    check_moved_labels,
+    prepare,
+    run_by,
+)
+from onnx_cbq.execution import Engine, ModelFile
+from onnx_cbq.execution.settings import ALONE, ExecutionConfig
 from onnx_cbq.goals.goal import solve
 from onnx_cbq.jobs.choice import Choice
 from onnx_cbq.jobs.data_free import DataFreeConfig, DataFreeResult, quantize_data_free
@@ -53,6 +62,7 @@ def quantize(
     progress: Progress = silent,
     state: State | None = None,
     cache: str | Path | None = None,
+    execution: ExecutionConfig = ALONE,
 ) -> Result:
     """Quantize a classifier to the average bits that `config` asks for, and prove what it costs.
 
@@ -64,11 +74,22 @@ def quantize(
         state: with `config.refine`, a file that keeps the state of the training until it is over.
         cache: a folder where evidence is looked for and kept, so that another run with other settings, or one that was
             ended, need not compute it again; None keeps nothing. The result is the same, bit for bit.
+        execution: who runs the model over the samples: worker processes, a Dask cluster, another provider.
 
     Raises:
         OnnxCbqError: model or samples cannot be used, or the result failed its check; the message says what to do.
     """
-    config = config or QuantizeConfig()
+    with execution.open() as engine:
+        return _quantize((model, data), config or QuantizeConfig(), (progress, state, cache), engine)
+
+
+def _quantize(
+    given: tuple[ModelSource, DataSource],
+    config: QuantizeConfig,
+    around: tuple[Progress, State | None, str | Path | None],
+    engine: Engine,
+) -> Result:
+    (model, data), (progress, state, cache) = given, around
     choice, clock, refinement = config.choice, Clock(), _refinement(config, state)
     lessons = [part.learning for part in (choice.method, refinement) if part is not None and part.learning is not None]
     if lessons:
@@ -76,7 +97,8 @@ def quantize(
     with clock.stage("load"):
         work = prepare(model, data, config.logits, config.ignore_outputs, keep_quantized=config.keep_quantized)
         work = aimed_at(work, choice.target, choice.scene.activations.bits)
-        work = replace(work, cache=Cache(None if cache is None else Path(cache)))
+        work = replace(work, cache=Cache(None if cache is None else Path(cache), engine.place.provider))
+        work = run_by(work, engine)
         _check_lessons(work, lessons)
     with clock.stage("trial"):
         attempt(work, choice.method, choice.scene, run_check=choice.run_check)

@@ -8,7 +8,8 @@ from onnx_cbq.calibration.draw import Draw, draw
 from onnx_cbq.evidence.gradients import ScoringWork
 from onnx_cbq.evidence.scoring import score_channels
 from onnx_cbq.evidence.scoring_graph import scoring_graph
-from onnx_cbq.evidence.workload import DataSource, ModelSource, Workload, prepare
+from onnx_cbq.evidence.workload import DataSource, ModelSource, Workload, prepare, run_by
+from onnx_cbq.execution.settings import ALONE, ExecutionConfig
 from onnx_cbq.jobs.settings import QuantizeConfig
 from onnx_cbq.records import Grouping, Layers, Scores
 from onnx_cbq.stages.wild import without_wild
@@ -20,17 +21,22 @@ def score(
     data: DataSource,
     config: QuantizeConfig | None = None,
     progress: Progress = silent,
+    execution: ExecutionConfig = ALONE,
 ) -> tuple[Layers, Scores]:
     """Score every channel by how many classes need it; of `config` only samples, seed, logits and scoring matter.
+
+    `execution` says who runs the model over the samples.
 
     Raises:
         OnnxCbqError: model or samples cannot be used, or an operator has no gradient rule.
     """
     config = config or QuantizeConfig()
     work = prepare(model, data, config.logits)
-    work = without_wild(work, _drawn(work, config).indices, progress)
-    drawn = _drawn(work, config)
-    return work.layers, replace(_scores(work, drawn, config, progress), notes=(*work.notes, *drawn.notes))
+    with execution.open() as engine:
+        work = without_wild(run_by(work, engine), _drawn(work, config).indices, progress)
+        drawn = _drawn(work, config)
+        found = _scores(work, drawn, config, progress)
+    return work.layers, replace(found, notes=(*work.notes, *drawn.notes))
 
 
 def _drawn(work: Workload, config: QuantizeConfig) -> Draw:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -14,7 +14,7 @@ from onnx_cbq.execution import IN_PROCESS, Engine, ModelFile, Place
 from onnx_cbq.graph.logits import Logits
 from onnx_cbq.model import Array, Model
 from onnx_cbq.records import Evaluation
-from onnx_cbq.runtime import Session, median_latency
+from onnx_cbq.runtime import CPU, Session, median_latency
 from onnx_cbq.system.progress import Progress, silent
 from onnx_cbq.verification.counts import (
     Distances,
@@ -147,6 +147,8 @@ class CompareWork:
 
     def start(self, place: Place) -> _Sessions:
         """All of them, ready to run."""
+        # Files and the model that they are held against run as they will, whatever evidence was gathered on.
+        place = replace(place, provider=CPU)
         plain = None if self.plain is None else place.session(self.plain)
         return _Sessions(self, [place.session(model) for model in self.models], plain)
 

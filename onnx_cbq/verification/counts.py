@@ -16,7 +16,8 @@ from onnx_cbq.model import Array
 from onnx_cbq.records import Evaluation
 from onnx_cbq.records.answers import Kind
 from onnx_cbq.records.spread import Spread, squared_distances
-from onnx_cbq.runtime import Median, Runnable
+from onnx_cbq.runtime import Runnable
+from onnx_cbq.system.timing import Median
 
 LARGEST_BATCH = 100
 # Samples of one batch, so that their activations fit as well.

@@ -16,7 +16,7 @@ from onnx_cbq.errors import ModelError, OutputError
 from onnx_cbq.jobs import compare
 from onnx_cbq.jobs import quantize as job
 from onnx_cbq.jobs.result import Result
-from onnx_cbq.runtime import median_seconds
+from onnx_cbq.system.timing import median_seconds
 from tests.command import Command
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 from tests.pages.parsed import Element, parse

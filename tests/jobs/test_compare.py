@@ -19,8 +19,8 @@ from onnx_cbq.errors import CalibrationError, ConfigError, ModelError
 from onnx_cbq.jobs import compare as job
 from onnx_cbq.jobs.compare_result import Timing
 from onnx_cbq.model import Array
-from onnx_cbq.runtime import median_seconds
 from onnx_cbq.search.racing import chance_of_difference
+from onnx_cbq.system.timing import median_seconds
 from tests.command import Command
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 

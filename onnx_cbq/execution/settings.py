@@ -1,0 +1,60 @@
+"""Who works over the samples: settings, and the engine that they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from onnx_cbq.execution.engine import Engine, InProcess, Place
+from onnx_cbq.execution.processes import processes
+from onnx_cbq.runtime import CPU, find_provider
+from onnx_cbq.settings import check, check_kinds
+from onnx_cbq.system.workers import cores
+
+
+@dataclass(frozen=True)
+class ExecutionConfig:
+    """Who works over the samples. The result is the same, bit for bit, whoever does; the provider alone changes digits.
+
+    Attributes:
+        workers: processes on this machine; 0 for this process alone.
+        threads: that an operator is spread over in each; 0 for all cores, or for their share of them.
+        dask: address of the scheduler of a Dask cluster, or "local" to start one; None for none.
+        provider: what float passes run on: "cpu", "cuda", "openvino" or another one that the installed onnxruntime has,
+            with a device behind a colon if there are several. Files are checked and evaluated on the CPU all the same.
+    """
+
+    workers: int = 0
+    threads: int = 0
+    dask: str | None = None
+    provider: str = CPU
+
+    def __post_init__(self) -> None:
+        check_kinds(self)
+        check(self.workers >= 0, "--workers", "a number of at least 0", self.workers)
+        check(self.threads >= 0, "--threads", "a number of at least 0", self.threads)
+        find_provider(self.provider)
+
+    @contextmanager
+    def open(self) -> Iterator[Engine]:
+        """The engine; its workers end with the block.
+
+        Raises:
+            WorkerError: they cannot be reached, or do not fit.
+        """
+        share = self.threads or (max(cores() // self.workers, 1) if self.workers else 0)
+        place = Place(share, self.provider)
+        if self.dask is not None:
+            from onnx_cbq.execution.cluster import cluster  # noqa: PLC0415, an extra that few have
+
+            with cluster(self.dask, self.workers, place) as engine:
+                yield engine
+        elif self.workers:
+            with processes(self.workers, place) as engine:
+                yield engine
+        else:
+            yield InProcess(place)
+
+
+ALONE = ExecutionConfig()
