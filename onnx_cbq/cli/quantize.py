@@ -25,6 +25,7 @@ from onnx_cbq.cli.shared import (
     JsonPath,
     ModelPath,
     Provider,
+    NoCache,
     Quiet,
     ReportPath,
     SkipUnreadable,
@@ -32,6 +33,7 @@ from onnx_cbq.cli.shared import (
     Threads,
     Workers,
     execution,
+    cache_folder,
 )
 from onnx_cbq.jobs import quantize as job
 from onnx_cbq.jobs.choice import make_goal, make_method, make_storage
@@ -118,6 +120,7 @@ FIXED: Mapping[str, Any] = {
     "threads": Threads,
     "dask": DaskAddress,
     "provider": Provider,
+    "no_cache": NoCache,
     "config": ConfigPath,
     "json": JsonPath,
     "report": ReportPath,
@@ -205,6 +208,7 @@ def quantize(flags: Sequence[Flag], given: Mapping[str, Any]) -> None:
     goal = config.choice.goal
     if goal.finds_bits and "bits" in run.values:
         raise typer.BadParameter(f"{goal.option} finds the bits by itself; leave out --bits")
+    cache = cache_folder(run.path("cache"), without=run.says("no_cache"))
     state = State(destination.with_name(f"{destination.name}.training"), run.says("resume")) if config.refine else None
     check_outputs(
         *(
@@ -219,7 +223,7 @@ def quantize(flags: Sequence[Flag], given: Mapping[str, Any]) -> None:
     runs = execution(*(run.fixed.get(name) for name in ("workers", "threads", "dask", "provider")))
     card = CalibrationSet.from_card(card_path, source, skip_unreadable=run.says("skip_unreadable"))
     with progress_bars(quiet=run.says("quiet"), route=route_of(config, card)) as progress:
-        result = job.quantize(model, card, config, progress, state, run.path("cache"), runs)
+        result = job.quantize(model, card, config, progress, state, cache, runs)
         result.save(destination)
         if run.says("report_full"):
             result = job.measure_layers(result, model, destination, card, progress)
@@ -246,6 +250,8 @@ def _told(flags: Sequence[Flag], given: Mapping[str, Any]) -> _Run:
     for name, value in there.items():
         kind, expected = _KINDS.get(name, (bool, "true or false"))
         check(type(value) is kind, f"{where}: {name}", expected, value)
+    if "cache" in fixed or "no_cache" in fixed:
+        there = {name: value for name, value in there.items() if name not in ("cache", "no_cache")}
     groups = _groups(given.get("clusters") or stored.get("clusters"))
     return _Run({**there, **fixed}, given_values(flags, given, stored), tables, groups)
 

@@ -47,6 +47,7 @@ from onnx_cbq.storage.files import write_model
 from onnx_cbq.system.processor import processor_kind
 from onnx_cbq.system.progress import Clock, Progress, silent
 from onnx_cbq.system.temporary import temporary_folder
+from onnx_cbq.system.user_cache import largest_folder
 from onnx_cbq.verification.comparison import compare
 from onnx_cbq.verification.prove import Proof, attempt, prove
 
@@ -73,7 +74,8 @@ def quantize(
         progress: called as the long stages go on.
         state: with `config.refine`, a file that keeps the state of the training until it is over.
         cache: a folder where evidence is looked for and kept, so that another run with other settings, or one that was
-            ended, need not compute it again; None keeps nothing. The result is the same, bit for bit.
+            ended, need not compute it again; None keeps nothing. The result is the same, bit for bit. The environment
+            variable ONNX_CBQ_CACHE_SIZE limits its size.
         execution: who runs the model over the samples: worker processes, a Dask cluster, another provider.
 
     Raises:
@@ -97,8 +99,9 @@ def _quantize(
     with clock.stage("load"):
         work = prepare(model, data, config.logits, config.ignore_outputs, keep_quantized=config.keep_quantized)
         work = aimed_at(work, choice.target, choice.scene.activations.bits)
-        work = replace(work, cache=Cache(None if cache is None else Path(cache), engine.place.provider))
-        work = run_by(work, engine)
+        provider = engine.place.provider
+        kept = Cache(None, provider) if cache is None else Cache(Path(cache), provider, largest_folder())
+        work = run_by(replace(work, cache=kept), engine)
         _check_lessons(work, lessons)
     with clock.stage("trial"):
         attempt(work, choice.method, choice.scene, run_check=choice.run_check)
@@ -119,6 +122,7 @@ def _quantize(
         output = write_solution(scene, choice.method.label, solution)
     with clock.stage("verify"):
         proof = prove(scene, solution, output, run_check=choice.run_check)
+    work.cache.tidy()
     return replace(_result(scene, config, solution, proof, curve, seen), name=_name(model))
 
 
