@@ -38,14 +38,13 @@ from onnx_cbq.cli.shared import (
 from onnx_cbq.jobs import quantize as job
 from onnx_cbq.jobs.choice import make_goal, make_method, make_storage
 from onnx_cbq.jobs.data_free import DataFreeConfig
-from onnx_cbq.jobs.refine import State
 from onnx_cbq.jobs.settings import CURVE, QuantizeConfig
 from onnx_cbq.jobs.written_settings import TABLES, as_table
 from onnx_cbq.methods import Entropy, SharedValues
 from onnx_cbq.report import text
 from onnx_cbq.report.plot import TradeOff
 from onnx_cbq.search.rate_distortion import RateDistortionConfig
-from onnx_cbq.settings import CHOOSE, FIRST, OUTPUT, TRAINING, check
+from onnx_cbq.settings import CHOOSE, FIRST, OUTPUT, check
 from onnx_cbq.storage.files import weights_beside, write_text
 from onnx_cbq.training.settings import RefineConfig
 
@@ -84,15 +83,6 @@ FIXED: Mapping[str, Any] = {
             help="Train weights, scales and biases once the bits are chosen; needs torch (default: no).",
             show_default=False,
             rich_help_panel=FIRST,
-        ),
-    ],
-    "resume": Annotated[
-        bool | None,
-        typer.Option(
-            "--resume",
-            help="--refine: go on where a killed run ended (default: no).",
-            show_default=False,
-            rich_help_panel=TRAINING,
         ),
     ],
     "data_free": Annotated[
@@ -209,26 +199,22 @@ def quantize(flags: Sequence[Flag], given: Mapping[str, Any]) -> None:
     if goal.finds_bits and "bits" in run.values:
         raise typer.BadParameter(f"{goal.option} finds the bits by itself; leave out --bits")
     cache = cache_folder(run.path("cache"), without=run.says("no_cache"))
-    state = State(destination.with_name(f"{destination.name}.training"), run.says("resume")) if config.refine else None
     check_outputs(
         *(
             destination,
             run.path("json"),
             run.path("report"),
             weights_beside(destination),
-            state.path if state else None,
         ),
         inputs=Inputs((model,), card_path, source, (run.groups, run.path("config"))),
     )
     runs = execution(*(run.fixed.get(name) for name in ("workers", "threads", "dask", "provider")))
     card = CalibrationSet.from_card(card_path, source, skip_unreadable=run.says("skip_unreadable"))
     with progress_bars(quiet=run.says("quiet"), route=route_of(config, card)) as progress:
-        result = job.quantize(model, card, config, progress, state, cache, runs)
+        result = job.quantize(model, card, config, progress, cache, runs)
         result.save(destination)
         if run.says("report_full"):
             result = job.measure_layers(result, model, destination, card, progress)
-    if state is not None:
-        state.remove()
     if (page := run.path("report")) is not None:
         result.report(page)
     _tell(run, result.to_json(), lambda: text.result_table(result, destination, all_classes=run.says("all_classes")))
@@ -318,8 +304,6 @@ def _refuse_ignored(flags: Sequence[Flag], run: _Run) -> None:
         raise typer.BadParameter(f"only for {REFINE}; leave out [refinement]")
     if run.says("report_full") and run.path("report") is None:
         raise typer.BadParameter(f"only for --report; leave out {FULL}")
-    if run.says("resume") and not run.says("refine"):
-        raise typer.BadParameter(f"only for {REFINE}; leave out --resume")
 
 
 def _quantize_data_free(flags: Sequence[Flag], run: _Run, model: Path, target: Path) -> None:

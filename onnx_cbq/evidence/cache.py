@@ -112,6 +112,20 @@ class Cache:
         done = self._writes and self._write(key, kept.name, kept.pack(value))
         _LOG.info("%s %s: computed%s", kept.name, key[:_SHOWN], ", and kept in the cache" if done else "")
 
+    def hold(self, kept: Kept[_T], parts: Parts, value: _T) -> None:
+        """Keep how far something came, in place of what was held before; nothing is said of it."""
+        key = None if self._store is None or not self._writes else self._key(kept, parts)
+        if key is not None:
+            self._write(key, kept.name, kept.pack(value))
+
+    def drop(self, kept: Kept[_T], parts: Parts) -> None:
+        """Remove what was held: it is over."""
+        key = None if self._store is None or not self._writes else self._key(kept, parts)
+        if key is not None:
+            assert self._store is not None
+            with self._writing():
+                self._store.path(key).unlink(missing_ok=True)
+
     def tidy(self) -> None:
         """Make the folder small enough: the run is over."""
         if self._room is not None and self._writes:
@@ -165,8 +179,8 @@ class Cache:
             return None
 
     def _note(self, text: str) -> None:
-        _LOG.warning("%s", text)
         if text not in self._notes:
+            _LOG.warning("%s", text)
             self._notes.append(text)
 
 
