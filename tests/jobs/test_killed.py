@@ -16,8 +16,6 @@ import pytest
 
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 
-pytest.importorskip("torch")
-
 START = f"""
 import logging, sys
 from pathlib import Path
@@ -31,6 +29,10 @@ QUANTIZE = """
 quantize(model, card, config, cache=folder).save(output)
 """
 JOBS = {
+    "plain": """
+config = QuantizeConfig(bits=3, samples=100)
+"""
+    + QUANTIZE,
     "refine": """
 refine = RefineConfig(updates=60, batch=32, check_every=5, bfloat16=False, augment=("shift",), weight_rate=0.03)
 config = QuantizeConfig(bits=2, method="uniform", rounding="nearest", samples=100, activation_bits=4, refine=refine)
@@ -52,6 +54,7 @@ for name, content in make_steps(model, card, config, cache=folder).files.items()
 MADE, TAKEN = "computed, and kept in the cache", "from the cache"
 # What is computed once, and what is held as long as it is not.
 FINISHED = {
+    "plain": {"class scores", "sensitivity", "tables", "plans", "rounding"},
     "refine": {"refined weights"},
     "differentiable": {"learned widths"},
     "step": {"moved units", "trained subnets"},
@@ -101,9 +104,37 @@ def killed(command: list[str], folder: Path, more: int, delay: float) -> bool:
     return process.wait() == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("job", JOBS)
+def test_a_run_killed_at_random_moments_repeats_nothing_that_was_finished(tmp_path: Path) -> None:
+    """Killed again and again until it ends: while Python starts, inside onnxruntime, while an entry is written."""
+    folder, output, log = tmp_path / "cache", tmp_path / "out.onnx", tmp_path / "log"
+    command = [sys.executable, "-c", START + JOBS["plain"], str(folder), str(output), str(log)]
+    begun = time.monotonic()
+    subprocess.run(command, check=True)  # noqa: S603
+    seconds, whole, everything = time.monotonic() - begun, digest(output), logged(log, MADE)
+    assert {name for name, _ in everything} >= FINISHED["plain"]
+    remove(folder, output)
+    finished: set[tuple[str, str]] = set()
+    chance, kills = np.random.default_rng(1), 0
+    while not output.exists():
+        remove(log)
+        process = subprocess.Popen(command)  # noqa: S603
+        try:
+            # From some time on it has to end: a machine may be slower than it was at first.
+            process.wait(chance.uniform(0.2, 0.9) * seconds if kills < 4 else 300)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+        assert not logged(log, MADE) & finished
+        finished |= logged(log, MADE)
+    assert kills
+    assert digest(output) == whole
+    assert finished == everything
+
+
+@pytest.mark.parametrize("job", ["refine", "differentiable", "step"])
 def test_training_that_is_killed_anywhere_goes_on_to_the_same_bytes(tmp_path: Path, job: str) -> None:
     """Killed three times, each time some states later; then it ends, and has computed nothing that was finished."""
+    pytest.importorskip("torch")
     folder, output, log = tmp_path / "cache", tmp_path / "out.onnx", tmp_path / "log"
     command = [sys.executable, "-c", START + JOBS[job], str(folder), str(output), str(log)]
     subprocess.run(command, check=True)  # noqa: S603
