@@ -24,16 +24,16 @@ from onnx_cbq.cli.shared import (
     DaskAddress,
     JsonPath,
     ModelPath,
-    Provider,
     NoCache,
+    Provider,
     Quiet,
     ReportPath,
     SkipUnreadable,
     SourcePath,
     Threads,
     Workers,
-    execution,
     cache_folder,
+    execution,
 )
 from onnx_cbq.jobs import quantize as job
 from onnx_cbq.jobs.choice import make_goal, make_method, make_storage

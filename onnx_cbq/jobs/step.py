@@ -112,7 +112,7 @@ def make_steps(
     config, clock = config or StepConfig(), Clock()
     with clock.stage("load"):
         work = prepare(model, data, config.logits)
-        work = replace(work, cache=Cache() if cache is None else Cache(Path(cache), largest_folder()))
+        work = replace(work, cache=Cache() if cache is None else Cache(Path(cache), largest=largest_folder()))
         check_single_label(work)
         work.samples.check_images(config.augment)
         narrow = find_units(work.model, work.shapes, work.logits)
