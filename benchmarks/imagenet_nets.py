@@ -78,7 +78,18 @@ def quantize(model: Path, options: Sequence[str]) -> Found:
         written = ("--json", "report.json", "--quiet")
         target = "quantized.onnx"
         try:
-            asked = (*command, "quantize", model, *data, calibration, *options, "--output", target, *written)
+            asked = (
+                *command,
+                "quantize",
+                model,
+                *data,
+                calibration,
+                "--no-cache",
+                *options,
+                "--output",
+                target,
+                *written,
+            )
             spent = run_child(asked, scratch, UNLIMITED)
             made = json.loads((scratch / "report.json").read_text())
             run_child((*command, "evaluate", target, *data, others, "--reference", model, *written), scratch, UNLIMITED)

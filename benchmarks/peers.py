@@ -107,7 +107,7 @@ def commands(bench: Bench, row: Row, bits: int) -> list[tuple[str, list[str | Pa
     """
     if row.tool == OURS:
         fixed = ("--bits", str(bits), "--storage", "packed", "-o", MADE, "--quiet")
-        data = () if "--data-free" in row.ways else ("--data", bench.card, "--samples", "0")
+        data = () if "--data-free" in row.ways else ("--data", bench.card, "--samples", "0", "--no-cache")
         ours: list[str | Path] = [sys.executable, "-m", "onnx_cbq", "quantize", bench.model, *fixed, *data, *row.ways]
         return [("", ours)]
     peer = PEERS[row.tool]

@@ -9,6 +9,9 @@ from pathlib import Path
 
 # Tests run side by side, so each has one thread for torch and BLAS, which wait in circles for cores that are taken.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# No test reads or writes the cache of whoever runs it, in a process of its own neither.
+os.environ["ONNX_CBQ_CACHE"] = "off"
+os.environ.pop("ONNX_CBQ_CACHE_SIZE", None)
 
 import numpy as np
 import onnx

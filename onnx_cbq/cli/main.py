@@ -72,7 +72,7 @@ COMMANDS = (
         "Make MODEL a small file for storage and transfer, its weights coded close to their entropy.",
     ),
     Command("restore", "restore", "Make the ONNX file again that ARCHIVE was made from, bit for bit."),
-    Command("cache", "cache", "List what runs of quantize keep for the next ones, and make room."),
+    Command("cache", "cache", "List what runs keep for the next ones, and make room."),
     Command(
         "step",
         "step",

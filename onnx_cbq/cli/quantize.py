@@ -24,6 +24,7 @@ from onnx_cbq.cli.shared import (
     DaskAddress,
     JsonPath,
     ModelPath,
+    NoCache,
     Provider,
     Quiet,
     ReportPath,
@@ -31,19 +32,19 @@ from onnx_cbq.cli.shared import (
     SourcePath,
     Threads,
     Workers,
+    cache_folder,
     execution,
 )
 from onnx_cbq.jobs import quantize as job
 from onnx_cbq.jobs.choice import make_goal, make_method, make_storage
 from onnx_cbq.jobs.data_free import DataFreeConfig
-from onnx_cbq.jobs.refine import State
 from onnx_cbq.jobs.settings import CURVE, QuantizeConfig
 from onnx_cbq.jobs.written_settings import TABLES, as_table
 from onnx_cbq.methods import Entropy, SharedValues
 from onnx_cbq.report import text
 from onnx_cbq.report.plot import TradeOff
 from onnx_cbq.search.rate_distortion import RateDistortionConfig
-from onnx_cbq.settings import CHOOSE, FIRST, OUTPUT, TRAINING, check
+from onnx_cbq.settings import CHOOSE, FIRST, OUTPUT, check
 from onnx_cbq.storage.files import weights_beside, write_text
 from onnx_cbq.training.settings import RefineConfig
 
@@ -84,15 +85,6 @@ FIXED: Mapping[str, Any] = {
             rich_help_panel=FIRST,
         ),
     ],
-    "resume": Annotated[
-        bool | None,
-        typer.Option(
-            "--resume",
-            help="--refine: go on where a killed run ended (default: no).",
-            show_default=False,
-            rich_help_panel=TRAINING,
-        ),
-    ],
     "data_free": Annotated[
         bool | None,
         typer.Option(
@@ -118,6 +110,7 @@ FIXED: Mapping[str, Any] = {
     "threads": Threads,
     "dask": DaskAddress,
     "provider": Provider,
+    "no_cache": NoCache,
     "config": ConfigPath,
     "json": JsonPath,
     "report": ReportPath,
@@ -205,26 +198,23 @@ def quantize(flags: Sequence[Flag], given: Mapping[str, Any]) -> None:
     goal = config.choice.goal
     if goal.finds_bits and "bits" in run.values:
         raise typer.BadParameter(f"{goal.option} finds the bits by itself; leave out --bits")
-    state = State(destination.with_name(f"{destination.name}.training"), run.says("resume")) if config.refine else None
+    cache = cache_folder(run.path("cache"), without=run.says("no_cache"))
     check_outputs(
         *(
             destination,
             run.path("json"),
             run.path("report"),
             weights_beside(destination),
-            state.path if state else None,
         ),
         inputs=Inputs((model,), card_path, source, (run.groups, run.path("config"))),
     )
     runs = execution(*(run.fixed.get(name) for name in ("workers", "threads", "dask", "provider")))
     card = CalibrationSet.from_card(card_path, source, skip_unreadable=run.says("skip_unreadable"))
     with progress_bars(quiet=run.says("quiet"), route=route_of(config, card)) as progress:
-        result = job.quantize(model, card, config, progress, state, run.path("cache"), runs)
+        result = job.quantize(model, card, config, progress, cache, runs)
         result.save(destination)
         if run.says("report_full"):
             result = job.measure_layers(result, model, destination, card, progress)
-    if state is not None:
-        state.remove()
     if (page := run.path("report")) is not None:
         result.report(page)
     _tell(run, result.to_json(), lambda: text.result_table(result, destination, all_classes=run.says("all_classes")))
@@ -246,6 +236,8 @@ def _told(flags: Sequence[Flag], given: Mapping[str, Any]) -> _Run:
     for name, value in there.items():
         kind, expected = _KINDS.get(name, (bool, "true or false"))
         check(type(value) is kind, f"{where}: {name}", expected, value)
+    if "cache" in fixed or "no_cache" in fixed:
+        there = {name: value for name, value in there.items() if name not in ("cache", "no_cache")}
     groups = _groups(given.get("clusters") or stored.get("clusters"))
     return _Run({**there, **fixed}, given_values(flags, given, stored), tables, groups)
 
@@ -312,8 +304,6 @@ def _refuse_ignored(flags: Sequence[Flag], run: _Run) -> None:
         raise typer.BadParameter(f"only for {REFINE}; leave out [refinement]")
     if run.says("report_full") and run.path("report") is None:
         raise typer.BadParameter(f"only for --report; leave out {FULL}")
-    if run.says("resume") and not run.says("refine"):
-        raise typer.BadParameter(f"only for {REFINE}; leave out --resume")
 
 
 def _quantize_data_free(flags: Sequence[Flag], run: _Run, model: Path, target: Path) -> None:

@@ -10,6 +10,7 @@ import typer
 from onnx_cbq import targets
 from onnx_cbq.execution.settings import ExecutionConfig
 from onnx_cbq.settings import ACTIVATIONS, FIRST, MACHINES, OUTPUT, SAMPLES
+from onnx_cbq.system.user_cache import user_folder
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.", show_default=False)]
 CardPath = Annotated[
@@ -65,7 +66,16 @@ CacheFolder = Annotated[
     typer.Option(
         "--cache",
         metavar="DIR",
-        help="Folder of evidence that runs share and go on from; onnx-cbq cache lists it (default: none).",
+        help="Folder that runs share and go on from; onnx-cbq cache lists it (default: the user's cache folder).",
+        show_default=False,
+        rich_help_panel=OUTPUT,
+    ),
+]
+NoCache = Annotated[
+    bool | None,
+    typer.Option(
+        "--no-cache",
+        help="Keep nothing for other runs, and use nothing of theirs (default: a cache).",
         show_default=False,
         rich_help_panel=OUTPUT,
     ),
@@ -169,3 +179,14 @@ def execution(
     """What was asked for; the settings have the defaults."""
     given = {"workers": workers, "threads": threads, "dask": dask, "provider": provider}
     return ExecutionConfig(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+
+
+def cache_folder(named: Path | None, *, without: bool) -> Path | None:
+    """Where a run keeps what others may use; None for nowhere.
+
+    Raises:
+        BadParameter: a folder, and none, were asked for.
+    """
+    if named is not None and without:
+        raise typer.BadParameter("expected one of them, got both --cache and --no-cache")
+    return None if without else named or user_folder()

@@ -13,7 +13,17 @@ from onnx_cbq.cli.console import show
 from onnx_cbq.cli.options import Flag, Owner, command, fields_for, flags_of, given_values
 from onnx_cbq.cli.outputs import Folder, Inputs, check_outputs
 from onnx_cbq.cli.progress import progress_bars
-from onnx_cbq.cli.shared import CardPath, JsonPath, ModelPath, Quiet, SkipUnreadable, SourcePath
+from onnx_cbq.cli.shared import (
+    CacheFolder,
+    CardPath,
+    JsonPath,
+    ModelPath,
+    NoCache,
+    Quiet,
+    SkipUnreadable,
+    SourcePath,
+    cache_folder,
+)
 from onnx_cbq.jobs.step import STEP_FILES, make_steps
 from onnx_cbq.report import text as report
 from onnx_cbq.settings import FIRST
@@ -32,6 +42,8 @@ FIXED: Mapping[str, Any] = {
     ],
     "source": SourcePath,
     "skip_unreadable": SkipUnreadable,
+    "cache": CacheFolder,
+    "no_cache": NoCache,
     "json": JsonPath,
     "quiet": Quiet,
 }
@@ -48,9 +60,10 @@ def step(flags: Sequence[Flag], given: Mapping[str, Any]) -> None:
     config = StepConfig(**fields_for(StepConfig, flags, given_values(flags, given, {})))
     model, data, output, source, json = (given[name] for name in ("model", "data", "output", "source", "json"))
     check_outputs(json, inputs=Inputs((model,), data, source), folder=Folder(output, STEP_FILES))
+    cache = cache_folder(given["cache"], without=bool(given["no_cache"]))
     card = CalibrationSet.from_card(data, source, skip_unreadable=bool(given["skip_unreadable"]))
     with progress_bars(quiet=bool(given["quiet"])) as progress:
-        result = make_steps(model, card, config, progress)
+        result = make_steps(model, card, config, progress, cache)
     result.save(output)
     if json:
         write_text(json, result.to_json())

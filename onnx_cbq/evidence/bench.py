@@ -84,13 +84,15 @@ class Bench:
     base: Mapping[str, Array] = field(default_factory=dict)
     references: dict[int, Reference] = field(default_factory=dict)
 
-    def answers(self, model: Model, names: Sequence[str], shards: Sequence[Numbered]) -> Iterator[Answer]:
-        """What a model answers; `names` stand in it for those of the work. It begins at what the track has kept."""
+    def answers(
+        self, model: Model, names: Sequence[str], shards: Sequence[Numbered], track: Track | None = None
+    ) -> Iterator[Answer]:
+        """What a model answers; `names` stand in it for those of the work. With a track it begins at what that kept."""
         work, sessions = self.work, dict[tuple[str, ...], tuple[Session, bool]]()
 
         def session_of(number: int) -> tuple[Session, bool]:
             """A session, and whether it reads the samples."""
-            known = self.track.kept(number)
+            known = {} if track is None else track.kept(number)
             if tuple(known) not in sessions:
                 open_names = [name for name in names if name not in known]
                 session = self.place.session(begin_at(model, known, open_names) if known and open_names else model)
@@ -104,7 +106,7 @@ class Bench:
         reads = any(session_of(number)[1] for number, _ in shards)
         for (number, _), batch in zip(shards, self.work.reader.batches(shards, inputs=reads), strict=True):
             session, _ = session_of(number)
-            feeds = {**batch.feeds, **self.track.kept(number)}
+            feeds = {**batch.feeds, **({} if track is None else track.kept(number))}
             values = {**feeds, **session.run({name: feeds[name] for name in session.inputs})}
             count, labels = batch.count, batch.labels
             phi, answers = work.logits.phi.rows(values[logits])[:count], reading.rows(values[scores])[:count]
@@ -119,11 +121,16 @@ class Bench:
         return self.work.logits.kind.log_shares(logits, self.work.groups)
 
     def parts(
-        self, model: Model, names: Sequence[str], variances: Sequence[float], shards: Sequence[Numbered]
+        self,
+        model: Model,
+        names: Sequence[str],
+        variances: Sequence[float],
+        shards: Sequence[Numbered],
+        track: Track | None = None,
     ) -> Iterator[Part]:
         """How far the answers of a model are off; further outputs in units of what they vary."""
         kind, groups = self.work.logits.kind, self.work.groups
-        for (number, _), answer in zip(shards, self.answers(model, names, shards), strict=True):
+        for (number, _), answer in zip(shards, self.answers(model, names, shards, track), strict=True):
             reference, labels = self.references[number], answer.labels
             found = kind.divergences(reference.shares, self.log_shares(answer.logits), labels)
             given, right = kind.hits(answer.scores, labels, groups)
@@ -239,7 +246,7 @@ class MeasureAlone:
                     fits = stretch.advance(number, batch.feeds, fed)
                     if not fits:
                         break
-            yield from held.parts(changed, held.work.names, self.variances, shards)
+            yield from held.parts(changed, held.work.names, self.variances, shards, held.track)
 
         return run
 

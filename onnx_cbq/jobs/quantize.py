@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from onnx import ModelProto
@@ -32,7 +31,7 @@ from onnx_cbq.jobs.choice import Choice
 from onnx_cbq.jobs.data_free import DataFreeConfig, DataFreeResult, quantize_data_free
 from onnx_cbq.jobs.debug import debug
 from onnx_cbq.jobs.details import describe
-from onnx_cbq.jobs.refine import Refinement, State, check_training, refine
+from onnx_cbq.jobs.refine import Refinement, refine
 from onnx_cbq.jobs.result import CurvePoint, Result
 from onnx_cbq.jobs.settings import QuantizeConfig
 from onnx_cbq.jobs.versions import all_versions
@@ -47,6 +46,8 @@ from onnx_cbq.storage.files import write_model
 from onnx_cbq.system.processor import processor_kind
 from onnx_cbq.system.progress import Clock, Progress, silent
 from onnx_cbq.system.temporary import temporary_folder
+from onnx_cbq.system.user_cache import largest_folder
+from onnx_cbq.training import check_torch
 from onnx_cbq.verification.comparison import compare
 from onnx_cbq.verification.prove import Proof, attempt, prove
 
@@ -60,7 +61,6 @@ def quantize(
     data: DataSource,
     config: QuantizeConfig | None = None,
     progress: Progress = silent,
-    state: State | None = None,
     cache: str | Path | None = None,
     execution: ExecutionConfig = ALONE,
 ) -> Result:
@@ -71,34 +71,35 @@ def quantize(
         data: path of a calibration card, or a `CalibrationSet`.
         config: the settings; `QuantizeConfig()` if left out.
         progress: called as the long stages go on.
-        state: with `config.refine`, a file that keeps the state of the training until it is over.
         cache: a folder where evidence is looked for and kept, so that another run with other settings, or one that was
-            ended, need not compute it again; None keeps nothing. The result is the same, bit for bit.
+            ended, need not compute it again; None keeps nothing. The result is the same, bit for bit. The environment
+            variable ONNX_CBQ_CACHE_SIZE limits its size.
         execution: who runs the model over the samples: worker processes, a Dask cluster, another provider.
 
     Raises:
         OnnxCbqError: model or samples cannot be used, or the result failed its check; the message says what to do.
     """
     with execution.open() as engine:
-        return _quantize((model, data), config or QuantizeConfig(), (progress, state, cache), engine)
+        return _quantize((model, data), config or QuantizeConfig(), (progress, cache), engine)
 
 
 def _quantize(
     given: tuple[ModelSource, DataSource],
     config: QuantizeConfig,
-    around: tuple[Progress, State | None, str | Path | None],
+    around: tuple[Progress, str | Path | None],
     engine: Engine,
 ) -> Result:
-    (model, data), (progress, state, cache) = given, around
-    choice, clock, refinement = config.choice, Clock(), _refinement(config, state)
+    (model, data), (progress, cache) = given, around
+    choice, clock, refinement = config.choice, Clock(), _refinement(config)
     lessons = [part.learning for part in (choice.method, refinement) if part is not None and part.learning is not None]
     if lessons:
-        check_training(state)
+        check_torch()
     with clock.stage("load"):
         work = prepare(model, data, config.logits, config.ignore_outputs, keep_quantized=config.keep_quantized)
         work = aimed_at(work, choice.target, choice.scene.activations.bits)
-        work = replace(work, cache=Cache(None if cache is None else Path(cache), engine.place.provider))
-        work = run_by(work, engine)
+        provider = engine.place.provider
+        kept = Cache(None, provider) if cache is None else Cache(Path(cache), provider, largest_folder())
+        work = run_by(replace(work, cache=kept), engine)
         _check_lessons(work, lessons)
     with clock.stage("trial"):
         attempt(work, choice.method, choice.scene, run_check=choice.run_check)
@@ -119,6 +120,7 @@ def _quantize(
         output = write_solution(scene, choice.method.label, solution)
     with clock.stage("verify"):
         proof = prove(scene, solution, output, run_check=choice.run_check)
+    work.cache.tidy()
     return replace(_result(scene, config, solution, proof, curve, seen), name=_name(model))
 
 
@@ -199,10 +201,8 @@ def quantize_without_data(model: ModelSource, config: DataFreeConfig | None = No
     return quantize_data_free(model, config, all_versions())
 
 
-def _refinement(config: QuantizeConfig, state: State | None) -> Refinement | None:
-    if config.refine is None:
-        return None
-    return Refinement(config.refine, json.dumps(asdict(config), sort_keys=True, default=str), state)
+def _refinement(config: QuantizeConfig) -> Refinement | None:
+    return None if config.refine is None else Refinement(config.refine)
 
 
 def _check_lessons(work: Workload, lessons: Sequence[Learning]) -> None:

@@ -5,57 +5,14 @@ It is the third step of CBQ (Sun et al., DATE 2023, arXiv 2211.14928), and works
 
 from __future__ import annotations
 
-import hashlib
-import zipfile
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from onnx_cbq.calibration.draw import draw
-from onnx_cbq.errors import OutputError
 from onnx_cbq.methods import Learning, Method
 from onnx_cbq.stages.scene import Scene
 from onnx_cbq.stages.solution import Solution, make_solution
-from onnx_cbq.training import check_torch
-from onnx_cbq.training.records import STATE_HEADER, Course, Quantized, Rate, Task
+from onnx_cbq.training.records import Course, Quantized, Rate, Task
 from onnx_cbq.training.settings import RefineConfig
-
-
-@dataclass(frozen=True)
-class State:
-    """The file that a training keeps its state in, and whether to go on from it."""
-
-    path: Path
-    resume: bool
-
-    def is_ours(self) -> bool:
-        """Whether what is at the path is the state of a training, of this run or another."""
-        try:
-            with zipfile.ZipFile(self.path) as file:
-                return f"{STATE_HEADER}.npy" in file.namelist()
-        except (OSError, zipfile.BadZipFile):
-            return False
-
-    def remove(self) -> None:
-        """The result is safe: nobody needs to go on."""
-        self.path.unlink(missing_ok=True)
-
-
-def check_training(state: State | None) -> None:
-    """Find out before the work begins whether training is possible.
-
-    Raises:
-        ConfigError: torch is not installed.
-        OutputError: there is nothing to go on from, or something else in its place.
-    """
-    check_torch()
-    if state is None:
-        return
-    if state.resume and not state.path.is_file():
-        raise OutputError(f"{state.path}: no such file to go on from; leave out --resume to start anew")
-    if state.path.exists() and not state.is_ours():
-        raise OutputError(
-            f"{state.path}: is not the state of a training, whose place it has; move it away, or give another --output"
-        )
 
 
 @dataclass(frozen=True)
@@ -64,13 +21,9 @@ class Refinement:
 
     Attributes:
         config: the settings.
-        settings: stands for all settings of the run, on which the state on disk depends.
-        state: the file that the state is kept in; None for none.
     """
 
     config: RefineConfig
-    settings: str = ""
-    state: State | None = None
 
     @property
     def learning(self) -> Learning:
@@ -88,12 +41,12 @@ def refine(
 
     Raises:
         ConfigError: torch is not installed.
-        OnnxCbqError: an operator cannot be trained, or the state belongs to another run.
+        OnnxCbqError: an operator cannot be trained.
     """
     # Only here, so that everything else works without torch.
     from onnx_cbq.training.run import run_training  # noqa: PLC0415
 
-    config, work, seed, state = refinement.config, scene.work, scene.settings.samples.seed, refinement.state
+    config, work, seed = refinement.config, scene.work, scene.settings.samples.seed
     learned, held = draw(work.samples, work.class_names, None, seed).split(config.held_back)
     task = Task(
         work=work,
@@ -103,8 +56,6 @@ def refine(
         groups=scene.evidence.groups,
         seed=seed,
     )
-    if state is not None:
-        task = replace(task, state=state.path, key=_key(refinement, solution), resume=state.resume)
     start = quantized_by(scene, solution, method.coded_rate(scene, solution, room))
     found, course = run_training(task, start, config, scene.progress)
     if course.best_update:
@@ -122,15 +73,6 @@ def quantized_by(scene: Scene, solution: Solution, rate: Rate | None = None) -> 
             if scene.work.target.file.bias == "int32" and use.bias is not None and grid in scene.grids:
                 found[use.bias] = layer.name, grid
     return Quantized(solution.rounded, scene.grids, found, rate)
-
-
-def _key(refinement: Refinement, solution: Solution) -> str:
-    """A digest of everything that decides what training does."""
-    digest = hashlib.sha256(refinement.settings.encode())
-    for name, weights in solution.rounded.weights.items():
-        for part in (name.encode(), weights.codes.tobytes(), weights.scale.tobytes()):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def _note(course: Course, config: RefineConfig) -> str:

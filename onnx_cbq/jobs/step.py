@@ -13,6 +13,7 @@ import onnx
 
 from onnx_cbq.calibration.draw import Draw, draw, everything
 from onnx_cbq.errors import CalibrationError, ModelError, VerificationError
+from onnx_cbq.evidence.cache import Cache
 from onnx_cbq.evidence.workload import DataSource, ModelSource, Workload, check_single_label, further_notes, prepare
 from onnx_cbq.graph.normalise import TOLERANCE, relative_error
 from onnx_cbq.jobs.data_free import DataFreeConfig, quantize_data_free
@@ -30,6 +31,7 @@ from onnx_cbq.stepping.units import Units, find_units
 from onnx_cbq.stepping.widening import needed_width, widen
 from onnx_cbq.storage.files import write_folder
 from onnx_cbq.system.progress import Clock, Progress, silent
+from onnx_cbq.system.user_cache import largest_folder
 from onnx_cbq.training import check_torch
 from onnx_cbq.training.records import Course
 from onnx_cbq.training.settings import StepConfig
@@ -86,7 +88,11 @@ class Steps:
 
 
 def make_steps(
-    model: ModelSource, data: DataSource, config: StepConfig | None = None, progress: Progress = silent
+    model: ModelSource,
+    data: DataSource,
+    config: StepConfig | None = None,
+    progress: Progress = silent,
+    cache: str | Path | None = None,
 ) -> Steps:
     """Find nested subnets of a classifier, train them, and make a model of every step.
 
@@ -95,6 +101,7 @@ def make_steps(
         data: path of a calibration card, or a `CalibrationSet`; most samples are learned from, the rest are held back.
         config: the settings; `StepConfig()` if left out.
         progress: called as training goes on.
+        cache: a folder where the training is kept, so that one that is ended goes on, as in `quantize`; None for none.
 
     Raises:
         ConfigError: torch is not installed.
@@ -105,6 +112,7 @@ def make_steps(
     config, clock = config or StepConfig(), Clock()
     with clock.stage("load"):
         work = prepare(model, data, config.logits)
+        work = replace(work, cache=Cache() if cache is None else Cache(Path(cache), largest=largest_folder()))
         check_single_label(work)
         work.samples.check_images(config.augment)
         narrow = find_units(work.model, work.shapes, work.logits)
@@ -131,7 +139,9 @@ def make_steps(
         record = _record((work, _digest(model)), (units, narrow.macs), nested, steps, files)
         record = _measured(work, held, replace(record, bits=config.bits), list(files.values()))
         top1, latency = _original(work, held)
-    notes = (*_input_notes(work), *_width_notes(narrow, units), _course_note(course, config), *_order_notes(record))
+    work.cache.tidy()
+    learning = (*_width_notes(narrow, units), _course_note(course, config), *_order_notes(record))
+    notes = (*_input_notes(work), *learning, *work.cache.notes)
     return Steps(record, files, top1, latency, work.source_bytes, clock.seconds, notes, config)
 
 
@@ -168,7 +178,7 @@ def _train(
     from onnx_cbq.training.nesting import NestingTask, run_nesting  # noqa: PLC0415
 
     learned, held = (part.indices for part in parts)
-    task = NestingTask(units, original, limits, work.samples, learned, held, work.class_names)
+    task = NestingTask(units, original, limits, work.samples, learned, held, work.class_names, work.cache)
     return run_nesting(task, config, progress)
 
 

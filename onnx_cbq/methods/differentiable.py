@@ -5,7 +5,6 @@ The gradient comes from training, the descent and the rounding from search; here
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -16,16 +15,13 @@ from onnx_cbq.calibration.draw import draw
 from onnx_cbq.calibration.samples import Indices
 from onnx_cbq.evidence import width_tables
 from onnx_cbq.methods.channels import FreeChannels, kept_layers
+from onnx_cbq.methods.descent import Descending, Slope
 from onnx_cbq.methods.method import Learning, PlanMethod, Planned
 from onnx_cbq.model import Array
-from onnx_cbq.search.widths import Descent, DifferentiableConfig, LayerWidths, Moment, descend, round_widths
+from onnx_cbq.search.widths import Descent, DifferentiableConfig, LayerWidths, Moment, round_widths
 from onnx_cbq.settings import MOST_BITS
 from onnx_cbq.stages.scene import Scene
-from onnx_cbq.system.progress import Progress
 from onnx_cbq.training.records import Levels
-
-# The first updates are slower than the rest, and say nothing about when the time will be over.
-_UNTIMED_UPDATES = 20
 
 
 @dataclass(frozen=True)
@@ -81,7 +77,7 @@ class Differentiable(DifferentiableConfig, PlanMethod):
             UnsupportedOperatorError: an operator cannot be trained.
         """
         # Only here, so that every other method works without torch.
-        from onnx_cbq.training.widths import WidthLoss  # noqa: PLC0415
+        from onnx_cbq.training.widths import WidthLoss, width_parts  # noqa: PLC0415
 
         work, keep, weights = scene.work, scene.settings.keep, scene.class_weights
         free = FreeChannels(work.layers, kept_layers(work.layers, keep), bits)
@@ -89,32 +85,26 @@ class Differentiable(DifferentiableConfig, PlanMethod):
         unit = free.layer_of if self.granularity == "layer" else np.arange(len(free.sizes))
         sizes = np.bincount(unit, free.sizes)
         levels, learned, seed = _levels(scene), _learned(scene), scene.settings.samples.seed
-        loss_of = WidthLoss.of(work, levels, learned, (weights, scene.evidence.groups), self, seed)
+        counted = weights, scene.evidence.groups
 
-        def slope(widths: Array) -> tuple[float, Array]:
-            loss, gradients = loss_of(free.by_layer(widths[unit]))
-            each = free.sums(np.concatenate([gradients[layer.name] for layer in free.layers]))
-            return loss, np.bincount(unit, each)
+        def slope_from(updates: int) -> Slope:
+            loss_of = WidthLoss.of(work, levels, learned, counted, self, seed, updates)
 
-        found = descend(slope, sizes, free.budget, self, _Timer(self, scene.progress))
+            def slope(widths: Array) -> tuple[float, Array]:
+                loss, gradients = loss_of(free.by_layer(widths[unit]))
+                each = free.sums(np.concatenate([gradients[layer.name] for layer in free.layers]))
+                return loss, np.bincount(unit, each)
+
+            return slope
+
+        of_loss = width_parts(work, levels, learned, self)
+        descending = Descending(self, work.cache, lambda: [*of_loss(), *counted, seed, keep, bits], scene.progress)
+        found = descending.run(slope_from, sizes, free.budget)
         whole = round_widths(found.widths, sizes, free.budget)
         note = (
             f"--method differentiable: widths learned from {len(learned):,} samples of the card; evaluate with others"
         )
         return Planned(free.plan(whole[unit]), (note,), _report(free, found, unit, whole))
-
-
-class _Timer:
-    """How much of a descent is over: by updates, or by time where that would run out first; tells the progress."""
-
-    def __init__(self, config: DifferentiableConfig, progress: Progress) -> None:
-        self._config, self._progress, self._begun = config, progress, time.monotonic()
-
-    def __call__(self, updates: int) -> float:
-        self._progress("search", min(updates, self._config.updates), self._config.updates)
-        spent = (time.monotonic() - self._begun) / (60 * self._config.minutes)
-        by_updates = updates / self._config.updates
-        return max(by_updates, spent) if updates > _UNTIMED_UPDATES else by_updates
 
 
 def _levels(scene: Scene) -> dict[str, Levels]:

@@ -113,8 +113,9 @@ class Entropy(Method):
 
     def coded_rate(self, scene: Scene, solution: Solution, room: int) -> Rate:
         """What the codes take now, and `room` bytes more."""
-        spent = scene.settings.storage.coded_bits
-        return Rate(spent(list(solution.rounded.weights.values())) + 8 * room, spent)
+        storage = scene.settings.storage
+        spent = storage.coded_bits
+        return Rate(spent(list(solution.rounded.weights.values())) + 8 * room, spent, storage)
 
 
 def _round_at_rate(scene: Scene, spacings: SpacingEvidence, bits: float) -> tuple[Rounded, float]:

@@ -120,12 +120,33 @@ class LayerWidths:
     channels: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Standing:
+    """A descent on its way.
+
+    Attributes:
+        widths: [units], with the means of the gradient and of its square, `mean` and `square`.
+        shown: running mean of the loss; `price` is that of the last update.
+        trace: so far.
+    """
+
+    widths: Array
+    mean: Array
+    square: Array
+    shown: float = 0.0
+    price: float = 0.0
+    updates: int = 0
+    trace: tuple[Moment, ...] = ()
+
+
 def descend(
     slope: Callable[[Array], tuple[float, Array]],
     sizes: Array,
     budget: float,
     config: DifferentiableConfig,
     over: Callable[[int], float],
+    standing: Standing | None = None,
+    watch: Callable[[Standing], None] = lambda _: None,
 ) -> Descent:
     """Widths of low loss whose average is at most `budget`, from the same width for all.
 
@@ -135,13 +156,14 @@ def descend(
         budget: average bits per weight.
         config: rate, and how far above the budget to start.
         over: updates done -> how much of the descent is over, from 0 to 1; it ends at 1.
+        standing: where to go on from; None to begin.
+        watch: told after every update how the descent stands.
     """
     shares = sizes / sizes.sum()
     first = min(budget + config.headroom, float(MOST_BITS))
-    widths = np.full(len(sizes), first)
-    mean, square = np.zeros_like(widths), np.zeros_like(widths)
-    shown, price, updates = 0.0, 0.0, 0
-    trace: list[Moment] = []
+    now = standing or Standing(np.full(len(sizes), first), np.zeros(len(sizes)), np.zeros(len(sizes)))
+    widths, mean, square, shown, price, updates = now.widths, now.mean, now.square, now.shown, now.price, now.updates
+    trace = list(now.trace)
     while (done := over(updates)) < 1:
         if done >= len(trace) / _TRACED and updates:
             trace.append(Moment(updates, shown, price, float(shares @ widths)))
@@ -153,6 +175,7 @@ def descend(
         unbiased = mean / (1 - _MEAN_DECAY**updates), np.sqrt(square / (1 - _SQUARE_DECAY**updates))
         allowed = scheduled(done, first, budget, config.falling)
         widths, price = _update(widths, unbiased, shares, allowed, _rate(updates, done, config))
+        watch(Standing(widths, mean, square, shown, price, updates, tuple(trace)))
     trace.append(Moment(updates, shown, price, float(shares @ widths)))
     return Descent(widths, tuple(trace), first)
 

@@ -103,7 +103,7 @@ def kept_rounded(layers: Layers) -> Kept[Rounded]:
         biases = {str(name): arrays[f"bias/{i}"] for i, name in enumerate(entry.facts["biases"])}
         return Rounded(weights, biases, tuple(map(str, entry.facts["notes"])))
 
-    return Kept("rounding", 1, pack, unpack)
+    return Kept("rounding", 2, pack, unpack)
 
 
 def fitting_plan(plan: Plan, config: RoundingConfig) -> Callable[[Layer, Problem], Channels]:

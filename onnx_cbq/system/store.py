@@ -17,7 +17,8 @@ import os
 import re
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -42,6 +43,8 @@ _MOST_BYTES, _MOST_TIMES = 2 << 30, 20
 # Arrays of so many bytes are compressed, if that leaves at most this share of them.
 _LEAST_PACKED, _WORTH = 4096, 0.9
 _TYPE = re.compile(r"[<|][biufU][1-9]\d{0,8}")
+# Of a file.
+Piece = bytes | memoryview
 # An unfinished file so old is nobody's any more.
 _LEFT_SECONDS = 24 * 3600.0
 
@@ -131,27 +134,28 @@ class Store:
         Raises:
             OSError: the folder cannot be written, or is full.
         """
-        arrays = {
-            name: np.asarray(value, value.dtype.newbyteorder("<"), order="C") for name, value in entry.arrays.items()
-        }
-        stored = [_stored(value) for value in arrays.values()]
-        described = [
-            [name, value.dtype.str, list(value.shape), len(content)]
-            for (name, value), content in zip(arrays.items(), stored, strict=True)
-        ]
-        header = json.dumps({"key": key, "kind": kind, "facts": dict(entry.facts), "arrays": described}).encode()
-        pieces = [header, *stored]
-        checksum = hashlib.sha256()
-        for piece in pieces:
-            checksum.update(piece)
+        self.put(key, packed(key, kind, entry))
+
+    def put(self, key: str, pieces: Sequence[Piece]) -> None:
+        """Keep what `packed` made of an entry.
+
+        Raises:
+            OSError: the folder cannot be written, or is full.
+        """
         path = self.path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary_file(path) as temporary:
-            with temporary.open("wb") as file:
-                file.write(_START.pack(MAGIC, VERSION, len(header), checksum.digest()))
-                for piece in pieces:
-                    file.write(piece)
-            temporary.replace(path)
+        for tries_left in (1, 0):
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with temporary_file(path) as temporary:
+                    with temporary.open("wb") as file:
+                        for piece in pieces:
+                            file.write(piece)
+                    temporary.replace(path)
+            except FileNotFoundError:  # another process has just removed the folder, which was empty
+                if not tries_left:
+                    raise
+            else:
+                return
 
     def entries(self) -> Iterator[Listed]:
         """Every file that is ours, whatever else lies in the folder."""
@@ -171,27 +175,69 @@ class Store:
                 if kind is not None:
                     yield Listed(path, kind, found.st_size, max(now - found.st_mtime, 0.0))
 
-    def prune(self, oldest: float = math.inf, largest: float = math.inf) -> list[Listed]:
-        """Remove entries that were of no use for `oldest` seconds, then the oldest until `largest` bytes are left.
+    def taken(self) -> tuple[int, int]:
+        """How many files are named as ours, and their bytes; none of them is opened."""
+        count = total = 0
+        for folder in _scan(self.folder):
+            if not _FOLDER.fullmatch(folder.name) or folder.is_symlink():
+                continue
+            with suppress(OSError), os.scandir(folder) as found:
+                for file in found:
+                    if _NAME.fullmatch(file.name) or _LEFT.fullmatch(file.name):
+                        with suppress(FileNotFoundError):
+                            total += file.stat(follow_symlinks=False).st_size
+                            count += 1
+        return count, total
+
+    def prune(
+        self,
+        oldest: float = math.inf,
+        largest: float = math.inf,
+        most: float = math.inf,
+        spared: Set[str] = frozenset(),
+    ) -> list[Listed]:
+        """Remove entries that were of no use for `oldest` seconds, then the oldest until few and small ones are left.
+
+        Args:
+            oldest: seconds.
+            largest: bytes that may be left.
+            most: entries that may be left.
+            spared: keys of entries that stay, and count.
 
         Raises:
             OSError: one cannot be removed.
         """
-        found = sorted(self.entries(), key=lambda entry: entry.age)
-        removed, total = [], 0
+        found = sorted(self.entries(), key=lambda entry: (entry.path.stem not in spared, entry.age))
+        removed, total, count = [], 0, 0
         for entry in found:
             left = entry.kind == "unfinished"
             if left and entry.age < _LEFT_SECONDS and largest > 0:
                 continue
-            total += entry.bytes
-            if left or entry.age >= oldest or total > largest:
-                total -= entry.bytes
+            over = left or entry.age >= oldest or total + entry.bytes > largest or count + 1 > most
+            if over and entry.path.stem not in spared:
                 entry.path.unlink(missing_ok=True)
                 removed.append(entry)
+            else:
+                total, count = total + entry.bytes, count + 1
         for folder in {entry.path.parent for entry in removed}:
-            if not any(folder.iterdir()):
+            with suppress(OSError):  # it is not empty
                 folder.rmdir()
         return removed
+
+
+def packed(key: str, kind: str, entry: Entry) -> list[Piece]:
+    """The bytes of an entry's file, piece after piece."""
+    arrays = {name: np.asarray(value, value.dtype.newbyteorder("<"), order="C") for name, value in entry.arrays.items()}
+    stored = [_stored(value) for value in arrays.values()]
+    described = [
+        [name, value.dtype.str, list(value.shape), len(content)]
+        for (name, value), content in zip(arrays.items(), stored, strict=True)
+    ]
+    header = json.dumps({"key": key, "kind": kind, "facts": dict(entry.facts), "arrays": described}).encode()
+    checksum = hashlib.sha256()
+    for piece in (header, *stored):
+        checksum.update(piece)
+    return [_START.pack(MAGIC, VERSION, len(header), checksum.digest()), header, *stored]
 
 
 def _scan(folder: Path) -> list[Path]:
@@ -246,7 +292,7 @@ def _header(file: IO[bytes], key: str, size: int) -> tuple[bytes, dict[str, Any]
     return checksum, header, content
 
 
-def _stored(value: npt.NDArray[Any]) -> bytes | memoryview:
+def _stored(value: npt.NDArray[Any]) -> Piece:
     """The bytes of an array, or these compressed, where it pays. Scores are mostly zeros, and of few digits."""
     if not value.size:
         return b""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ from onnx_cbq.training.coded import REFRESH, Charge
 from onnx_cbq.training.records import Course, Held, Schedule
 from onnx_cbq.training.student import Pupil, Student, divergence, independent_divergences
 
+_LOG = logging.getLogger("onnx_cbq")
 # The first updates raise the learning rate from nothing.
 _WARM_UP = 20
 
@@ -133,7 +135,7 @@ def train(
     batches: tuple[Batches, Batches],
     objective: Goal[Net],
     schedule: Schedule,
-    checkpoint: Checkpoint | None = None,
+    checkpoint: Checkpoint[Course] | None = None,
     progress: Progress = silent,
 ) -> Course:
     """Train until the updates or the minutes are over; the student is left as it was best on the held-back samples.
@@ -144,20 +146,20 @@ def train(
         batches: to learn from, and held back.
         objective: what is lowered.
         schedule: how long, and in which order.
-        checkpoint: where the state is kept, and taken up from if it is there.
+        checkpoint: where the state is kept, and taken up from if it is there; a training that was over is found there.
         progress: told of every update.
 
     Cost per update: a pass forward of the float net for every view, one forward and one backward of the quantized net.
     """
+    if checkpoint is not None and (over := checkpoint.result(student)) is not None:
+        return over
     learned, held = batches
     answers = _expected(student, held)
-    start = evaluate(student, held, answers, objective)
-    rates = [group["lr"] * schedule.rise(start.loss) for group in optimizer.param_groups]
-    if objective.charge is not None:
-        objective.charge.start(start.loss)
-    course, best = Course(start, start), copy.deepcopy(student.state_dict())
-    if checkpoint is not None and checkpoint.resume:
-        course, best = checkpoint.load(student, optimizer)
+    known = None if checkpoint is None else checkpoint.load(student, optimizer)
+    course, best = known or _begin(student, evaluate(student, held, answers, objective), objective)
+    if known is not None:
+        _LOG.info("%s: goes on after %d updates", schedule.title, course.updates)
+    rates = [group["lr"] * schedule.rise(course.start.loss) for group in optimizer.param_groups]
     begun, shown = time.monotonic() - course.seconds, 0.0
     with stopping.going_on() as interruption:
         for batch in _until(course, schedule, learned.endless(schedule.seed, course.updates), begun):
@@ -180,7 +182,17 @@ def train(
         course.stopped = "Ctrl-C"
     best = _keep_better(student, evaluate(student, held, answers, objective), objective, course, best)
     student.load_state_dict(best)
+    # What was stopped is not over: another run may go on from the last state.
+    if checkpoint is not None and not interruption.came:
+        checkpoint.finish(best, course)
     return course
+
+
+def _begin(student: Net, start: Held, objective: Goal[Net]) -> tuple[Course, dict[str, Tensor]]:
+    """The course of a training that begins, and the best state so far."""
+    if objective.charge is not None:
+        objective.charge.start(start.loss)
+    return Course(start, start), copy.deepcopy(student.state_dict())
 
 
 def update(student: Net, optimizer: torch.optim.Optimizer, objective: Goal[Net], batch: TrainingBatch) -> float:

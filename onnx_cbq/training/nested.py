@@ -126,6 +126,14 @@ class NestedNet(Pupil):
             norm.damping = self._tensor(self._beta ** -assignment[units.of[output]].astype(np.float32))
         self._damping = {name: self._tensor(self._beta ** -value.astype(np.float32)) for name, value in owners.items()}
 
+    def get_extra_state(self) -> Tensor:
+        """The assignment, which is a part of the state."""
+        return torch.from_numpy(self.assignment.copy())
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the assignment of a state."""
+        self.assign(state.numpy(force=True).copy())
+
     @torch.no_grad()
     def settle(self, batches: Iterable[TrainingBatch]) -> None:
         """Take the statistics of the net as it is now."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +13,7 @@ import numpy as np
 import torch
 
 from onnx_cbq.calibration.samples import Indices, Samples
+from onnx_cbq.evidence.cache import NO_CACHE, Cache
 from onnx_cbq.model import Array, Model
 from onnx_cbq.records import Grouping
 from onnx_cbq.stepping.assignment import move_units
@@ -19,6 +22,7 @@ from onnx_cbq.stepping.units import Units
 from onnx_cbq.system import stopping
 from onnx_cbq.system.progress import Progress, silent
 from onnx_cbq.training.batches import Batches
+from onnx_cbq.training.checkpoint import Checkpoint
 from onnx_cbq.training.loop import train, update
 from onnx_cbq.training.nested import NestedNet, NestedObjective, importance
 from onnx_cbq.training.records import Course, Schedule
@@ -33,6 +37,11 @@ _LOOKS = 2
 _MOVING = 1 / 3
 
 
+# Of what moving and training give, in the last digit too.
+VERSION = 1
+_LOG = logging.getLogger("onnx_cbq")
+
+
 @dataclass(frozen=True)
 class NestingTask:
     """What nested subnets are made from.
@@ -43,6 +52,7 @@ class NestingTask:
         limits: multiplications that each subnet may have, rising.
         samples: `learned` are those to learn from, `held` those that decide what is kept.
         class_names: in the order of the labels.
+        cache: where the training is kept.
     """
 
     units: Units
@@ -52,6 +62,23 @@ class NestingTask:
     learned: Indices
     held: Indices
     class_names: Sequence[str]
+    cache: Cache = NO_CACHE
+
+
+@dataclass
+class Moves:
+    """How far the moving of units came.
+
+    Attributes:
+        rounds: done.
+        batches: drawn to learn from between them; `updates` were made.
+        seconds: spent, those before a resumption included.
+    """
+
+    rounds: int = 0
+    batches: int = 0
+    updates: int = 0
+    seconds: float = 0.0
 
 
 def run_nesting(task: NestingTask, config: StepConfig, progress: Progress = silent) -> tuple[Nested, Course]:
@@ -63,7 +90,6 @@ def run_nesting(task: NestingTask, config: StepConfig, progress: Progress = sile
         ConfigError: torch is not installed.
         OnnxCbqError: an operator cannot be trained, or a subnet cannot be made small enough.
     """
-    begun = time.monotonic()
     setup = Setup.of(config, config.seed)
     learned, held = (
         setup.batches(task.samples, indices, config, config.views) for indices in (task.learned, task.held)
@@ -72,12 +98,15 @@ def run_nesting(task: NestingTask, config: StepConfig, progress: Progress = sile
     net = NestedNet(task.units, task.original, len(config.macs), config.beta, first, bfloat16=setup.bfloat16)
     even = setup.tensor(np.ones(len(task.class_names)))
     objective = NestedObjective(config.alpha, config.beta, even, Grouping.single(task.class_names))
-    updates, stopped = _move_all(net, task, learned, objective, config, begun, progress)
-    net.settle(islice(learned.endless(config.seed + 4), _SETTLING))
-    minutes = 0 if stopped else max(config.minutes - (time.monotonic() - begun) / 60, 0)
-    schedule = Schedule(max(config.updates - updates, 0), minutes, config.check_every, config.seed + 1, "train")
-    course = train(net, _optimizer(net, config), (learned, held), objective, schedule, None, progress)
-    course.updates, course.seconds = course.updates + updates, time.monotonic() - begun
+    cache, parts = task.cache, functools.partial(_parts, task, config, setup)
+    moves, stopped = _move_all(
+        net, task, learned, objective, config, Checkpoint(cache, "moved units", VERSION, parts, Moves), progress
+    )
+    minutes = 0 if stopped else max(config.minutes - moves.seconds / 60, 0)
+    schedule = Schedule(max(config.updates - moves.updates, 0), minutes, config.check_every, config.seed + 1, "train")
+    kept = None if stopped else Checkpoint(cache, "trained subnets", VERSION, parts, Course)
+    course = train(net, _optimizer(net, config), (learned, held), objective, schedule, kept, progress)
+    course.updates, course.seconds = course.updates + moves.updates, course.seconds + moves.seconds
     if stopped:
         course.stopped = "Ctrl-C"
     return net.nested(), course
@@ -89,32 +118,59 @@ def _move_all(
     learned: Batches,
     objective: NestedObjective,
     config: StepConfig,
-    begun: float,
+    kept: Checkpoint[Moves],
     progress: Progress,
-) -> tuple[int, bool]:
-    """Move units until every subnet is within its limit, training in between.
+) -> tuple[Moves, bool]:
+    """Move units until every subnet is within its limit, training in between, and take the statistics of the net then.
 
-    Returns how many updates were trained, and whether Ctrl-C came.
+    Returns what was done, and whether Ctrl-C came.
     """
-    units, optimizer, updates = task.units, _optimizer(net, config), 0
+    over = kept.result(net)
+    if over is not None:
+        return over, False
+    units, optimizer = task.units, _optimizer(net, config)
+    known = kept.load(net, optimizer)
+    moves = Moves() if known is None else known[0]
+    if known is not None:
+        _LOG.info("move units: goes on after %d of %d rounds", moves.rounds, config.rounds)
+    begun = time.monotonic() - moves.seconds
     each = min(config.round_updates, int(_MOVING * config.updates / config.rounds))
     found: Array = np.zeros((len(config.macs), units.count))
     # Labels are those of images as they are.
-    seen, learning = replace(learned, augment=(), views=1).endless(config.seed + 2), learned.endless(config.seed + 3)
+    seen = replace(learned, augment=(), views=1).endless(config.seed + 2, _LOOKS * moves.rounds)
+    learning = learned.endless(config.seed + 3, moves.batches)
     with stopping.going_on() as interruption:
-        for number in range(1, config.rounds + 1):
+        while moves.rounds < config.rounds:
+            number = moves.rounds + 1
             found = importance(net, units, list(islice(seen, _LOOKS)), config.beta)
             net.assign(move_units(units, net.assignment, found, _limits(task, number / config.rounds)))
             until = begun + 60 * config.minutes * _MOVING * number / config.rounds
             for batch in islice(learning, each):
+                moves.batches += 1
                 if time.monotonic() >= until:
                     break
                 loss = update(net, optimizer, objective, batch)
-                updates += 1
-                progress(f"move units, loss {loss:.4f}", updates, config.rounds * each)
+                moves.updates += 1
+                progress(f"move units, loss {loss:.4f}", moves.updates, config.rounds * each)
+            moves.rounds, moves.seconds = number, time.monotonic() - begun
+            kept.save(net, optimizer, moves)
     if interruption.came:
         net.assign(move_units(units, net.assignment, found, task.limits))
-    return updates, interruption.came
+    net.settle(islice(learned.endless(config.seed + 4), _SETTLING))
+    moves.seconds = time.monotonic() - begun
+    if not interruption.came:
+        kept.finish(net.state_dict(), moves)
+    return moves, interruption.came
+
+
+def _parts(task: NestingTask, config: StepConfig, setup: Setup) -> list[object]:
+    """What moving and training depend on."""
+    digests, units = task.cache.digests, task.units
+    return [
+        *(digests.model(units.model), units.logits, digests.model(task.original), task.limits),
+        *(digests.samples(task.samples, indices) for indices in (task.learned, task.held)),
+        *(task.class_names, replace(config, logits=None, bits=None), setup.parts),
+    ]
 
 
 def _limits(task: NestingTask, share: float) -> list[float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -18,9 +17,6 @@ from onnx_cbq.quantize.table import WIDTHS, Table
 from onnx_cbq.records import FREE, ActivationGrid, Grouping, Layer, LayerWeights
 from onnx_cbq.stages.compensation import Rounded
 
-# What a file with the state of a training begins with.
-STATE_HEADER = "course"
-
 
 @dataclass(frozen=True)
 class Rate:
@@ -29,10 +25,12 @@ class Rate:
     Attributes:
         bits: at most so many.
         spent: what weights take, in bits.
+        storage: whose coder that is.
     """
 
     bits: int
     spent: Callable[[Sequence[LayerWeights]], int]
+    storage: object = None
 
 
 @dataclass(frozen=True)
@@ -63,9 +61,6 @@ class Task:
         class_weights: what a sample counts, by its class, [classes].
         groups: classes that are taken together.
         seed: decides the order of the samples.
-        state: the file that the state is kept in; None for none.
-        key: stands for everything that the state depends on.
-        resume: whether to go on from that file.
     """
 
     work: Workload
@@ -74,9 +69,6 @@ class Task:
     class_weights: Array
     groups: Grouping
     seed: int
-    state: Path | None = None
-    key: str = ""
-    resume: bool = False
 
 
 @dataclass(frozen=True)

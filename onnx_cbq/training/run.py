@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from onnx_cbq.system.progress import Progress, silent
@@ -13,6 +15,8 @@ from onnx_cbq.training.settings import RefineConfig
 from onnx_cbq.training.setup import Setup
 from onnx_cbq.training.student import Student
 
+# Of what training gives, in the last digit too.
+VERSION = 1
 # In nats: what about 2 bits a weight cost a net before it is trained.
 _USUAL_LOSS = 0.04
 
@@ -24,7 +28,7 @@ def run_training(
 
     Raises:
         ConfigError: torch is not installed.
-        OnnxCbqError: an operator cannot be trained, or the state on disk belongs to another run.
+        OnnxCbqError: an operator cannot be trained.
     """
     work = task.work
     setup = Setup.of(config, task.seed)
@@ -33,8 +37,19 @@ def run_training(
         setup.batches(work.samples, indices, config, config.views) for indices in (task.learned, task.held)
     )
     objective = Objective(config.alpha, setup.tensor(task.class_weights), task.groups, student.charge, work.logits.kind)
-    checkpoint = None if task.state is None else Checkpoint(task.state, task.key, task.resume)
+    checkpoint = Checkpoint(work.cache, "refined weights", VERSION, lambda: _parts(task, start, config, setup), Course)
     optimizer = torch.optim.Adam(student.groups((config.weight_rate, config.rate)), betas=(0.9, 0.999))
     schedule = Schedule(config.updates, config.minutes, config.check_every, task.seed, "refine", _USUAL_LOSS)
     course = train(student, optimizer, (learned, held), objective, schedule, checkpoint, progress)
     return (student.quantized() if course.best_update else start), course
+
+
+def _parts(task: Task, start: Quantized, config: RefineConfig, setup: Setup) -> list[object]:
+    """What a training depends on."""
+    work, digests, rate = task.work, task.work.cache.digests, start.rate
+    coded = None if rate is None else (rate.bits, rate.storage)
+    return [
+        *(digests.model(work.model), work.layers.layers, work.logits, work.further.counted),
+        *(digests.samples(work.samples, indices) for indices in (task.learned, task.held)),
+        *(task.class_weights, task.groups, task.seed, config, replace(start, rate=None), coded, setup.parts),
+    ]

@@ -50,6 +50,11 @@ class Setup:
             torch.manual_seed(seed)
         return Setup(device, config.bfloat16 and has_bfloat16(device))
 
+    @property
+    def parts(self) -> tuple[object, ...]:
+        """What the last digits of a training depend on here."""
+        return torch.__version__, str(self.device), self.bfloat16, torch.get_num_threads()
+
     def batches(self, samples: Samples, indices: Indices, config: Learns, views: int = 1) -> Batches:
         """Some samples, in batches."""
         return Batches(samples, indices, config.batch, config.augment, views, self.device)

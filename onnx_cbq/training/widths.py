@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from onnx_cbq.calibration.samples import Indices
+from onnx_cbq.evidence.cache import Parts
 from onnx_cbq.evidence.workload import Workload
 from onnx_cbq.model import Array, Model
 from onnx_cbq.records import Grouping, Layer, Layers
@@ -140,12 +141,23 @@ class WidthLoss:
         counted: tuple[Array, Grouping],
         config: DifferentiableConfig,
         seed: int,
+        first: int = 0,
     ) -> WidthLoss:
-        """For a model and samples to learn from; `counted` are the weights of the classes, and their groups."""
+        """For a model and samples to learn from.
+
+        Args:
+            work: model and samples.
+            levels: layer name -> its weight at every width.
+            learned: the samples.
+            counted: the weights of the classes, and their groups.
+            config: how the descent goes on.
+            seed: decides the order of the samples.
+            first: number of the first batch.
+        """
         setup = Setup.of(config)
         net = WidthNet(work.model, work.layers, levels, Lesson.of(work, learned), bfloat16=setup.bfloat16)
         objective = Objective(config.alpha, setup.tensor(counted[0]), counted[1], kind=work.logits.kind)
-        return WidthLoss(net, setup.batches(work.samples, learned, config).endless(seed), objective)
+        return WidthLoss(net, setup.batches(work.samples, learned, config).endless(seed, first), objective)
 
     def __call__(self, widths: Mapping[str, Array]) -> tuple[float, dict[str, Array]]:
         """Widths by layer, [channels] -> the loss, and its gradient by layer, float64 [channels]."""
@@ -157,3 +169,12 @@ class WidthLoss:
         gradients = torch.autograd.grad(loss, leaves)
         found = {name: g.cpu().numpy().astype(np.float64) for name, g in zip(at, gradients, strict=True)}
         return float(loss.detach()), found
+
+
+def width_parts(work: Workload, levels: Mapping[str, Levels], learned: Indices, config: DifferentiableConfig) -> Parts:
+    """What the losses of widths depend on, beside what samples count."""
+    digests = work.cache.digests
+    return lambda: [
+        *(digests.model(work.model), work.layers.layers, work.logits, work.further.counted, levels),
+        *(digests.samples(work.samples, learned), config, Setup.of(config).parts),
+    ]

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
 
-from onnx_cbq.cli.cache import read_size
 from onnx_cbq.system.store import Entry, Store
 from tests.command import Command
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
@@ -69,8 +67,22 @@ def test_room_is_made(command: Command, store: Store, given: tuple[str, ...], ke
 
 def test_a_folder_that_is_not_there_is_empty(command: Command, tmp_path: Path) -> None:
     done = command("cache", tmp_path / "none", "--clear")
-    assert (done.code, done.out) == (0, f"{tmp_path / 'none'}: 0 entries, 0 B\n")
+    assert (done.code, done.out) == (0, f"{tmp_path / 'none'}: no such folder; nothing is kept there yet\n")
     assert not (tmp_path / "none").exists()
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    refused = command("cache", tmp_path / "file", "--clear")
+    assert (refused.code, refused.err.count("\n")) == (1, 1)
+
+
+def test_the_folder_of_the_user_is_listed_where_none_is_named(
+    command: Command, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONNX_CBQ_CACHE", str(store.folder))
+    assert command("cache").out == command("cache", store.folder).out
+    monkeypatch.setenv("ONNX_CBQ_CACHE", "off")
+    off = command("cache", "--clear")
+    assert (off.code, off.err.count("\n")) == (1, 1)
+    assert left(store) == KEYS
 
 
 def test_what_contradicts_itself_is_refused(command: Command, store: Store) -> None:
@@ -92,25 +104,44 @@ def test_what_cannot_be_removed_is_an_error_of_one_line(
     assert "Permission denied" in done.err
 
 
-def test_sizes_are_read_as_people_write_them() -> None:
-    assert [read_size(text) for text in ("12", "1.5k", "2MB", "3 GB", "0")] == [12, 1500, 2e6, 3e9, 0]
-    for text in ("-1", "1e9", "2X", "", "G"):
-        with pytest.raises(typer.BadParameter):
-            read_size(text)
-
-
-def test_quantize_keeps_evidence_where_it_is_told_and_nowhere_else(command: Command, tmp_path: Path) -> None:
-    """A folder that nobody asked for would fill a disk in silence."""
-    folder, output = tmp_path / "here", tmp_path / "out.onnx"
+def test_quantize_keeps_evidence_where_it_is_told(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the user's folder, in one that is named, or nowhere; a file with settings says it too, and is overruled."""
+    mine, named, output = tmp_path / "user's", tmp_path / "named", tmp_path / "out.onnx"
+    settings = tmp_path / "settings.toml"
+    monkeypatch.setenv("ONNX_CBQ_CACHE", str(mine))
     given = ("quantize", DIGITS_MODEL, "--data", DIGITS_CARD, "-o", output, *QUICK)
+    assert command(*given, "--no-cache").code == 0
+    settings.write_text("no-cache = true\n", encoding="utf-8")
+    assert command(*given, "--config", settings).code == 0
+    settings.write_text(f"cache = {str(mine)!r}\n", encoding="utf-8")
+    assert command(*given, "--config", settings, "--no-cache").code == 0
+    monkeypatch.setenv("ONNX_CBQ_CACHE", "off")
     assert command(*given).code == 0
-    assert sorted(tmp_path.iterdir()) == [output]
-    assert command(*given, "--cache", folder).code == 0
-    assert list(Store(folder).entries())
-    assert sorted(tmp_path.iterdir()) == [folder, output]
+    monkeypatch.setenv("ONNX_CBQ_CACHE", str(mine))
+    assert sorted(tmp_path.iterdir()) == [output, settings]
+    assert command(*given, "--cache", named).code == 0
+    assert list(Store(named).entries())
+    assert not mine.exists()
+    assert command(*given).code == 0
+    assert {entry.path.name for entry in Store(mine).entries()} == {e.path.name for e in Store(named).entries()}
+
+
+def test_what_contradicts_the_cache_is_refused(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ("quantize", DIGITS_MODEL, "--data", DIGITS_CARD, *QUICK, "-o", tmp_path / "out.onnx")
+    assert command(*given, "--cache", tmp_path / "c", "--no-cache").code == 2
+    monkeypatch.setenv("ONNX_CBQ_CACHE_SIZE", "much")
+    refused = command(*given, "--cache", tmp_path / "c")
+    assert (refused.code, refused.err.count("\n")) == (1, 1)
+    assert "ONNX_CBQ_CACHE_SIZE: expected a size such as 500M or 2G, got much" in refused.err
+    assert command(*given, "--no-cache").code == 0
 
 
 def test_without_samples_there_is_nothing_to_keep(command: Command, tmp_path: Path) -> None:
     ignored = command("quantize", DIGITS_MODEL, "--data-free", "--cache", tmp_path / "c")
     assert ignored.code == 2
     assert "--cache" in ignored.err
+    assert command("quantize", DIGITS_MODEL, "--data-free", "--no-cache").code == 2

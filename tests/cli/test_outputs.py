@@ -86,15 +86,13 @@ def test_quantize_writes_over_nothing_it_reads(
         ("archive", "model.onnx", "--output", "weights.bin"),
         ("restore", "model.onnx", "--output", "model.onnx"),
         ("quantize", "model.onnx", "--data-free", "--output", "weights.bin"),
-        ("quantize", "q.onnx.training", "--data", "card.toml", "--refine", "--output", "q.onnx"),
         ("quantize", "model.onnx", "--data", "q.onnx.data", "--output", "q.onnx"),
     ],
     ids=lambda arguments: " ".join(arguments[:1] + arguments[-2:]),
 )
 def test_no_command_writes_over_what_it_reads(folder: Path, command: Command, arguments: tuple[str, ...]) -> None:
-    """Names that follow from the output's are outputs too: `.training`, `.data`."""
-    for copy in ("other.onnx", "q.onnx.training"):
-        shutil.copy(DIGITS_MODEL, copy)
+    """A name that follows from the output's is an output too: `.data`."""
+    shutil.copy(DIGITS_MODEL, "other.onnx")
     shutil.copy("card.toml", "q.onnx.data")
     before = content(folder)
     done = command(*arguments)
@@ -126,14 +124,6 @@ def test_step_replaces_no_model_in_its_folder(folder: Path, command: Command) ->
         done = command("step", *arguments, "--data", "card.toml", "--macs", "0.3,0.7", "--updates", 2)
         assert (done.code, expected in done.err) == (1, True), done
     assert content(folder) == before
-
-
-def test_what_is_not_the_state_of_a_training_stays(folder: Path, command: Command) -> None:
-    """It would be overwritten at the first check, and removed at the end."""
-    (folder / "q.onnx.training").write_text("my notes")
-    done = command("quantize", "model.onnx", "--data", "card.toml", "--refine", "--output", "q.onnx", *QUICK)
-    assert (done.code, "is not the state of a training" in done.err) == (1, True), done
-    assert (folder / "q.onnx.training").read_text() == "my notes"
 
 
 def test_an_older_result_is_replaced(folder: Path, command: Command) -> None:

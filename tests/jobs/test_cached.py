@@ -296,14 +296,14 @@ def test_a_folder_that_is_full_or_read_only_gives_one_note(
     """Guards against a run that ends, or that tries again for every plan."""
     tried: list[str] = []
 
-    def write(self: Store, key: str, kind: str, entry: Entry) -> None:
-        tried.append(kind)
+    def put(self: Store, key: str, pieces: Any) -> None:
+        tried.append(key)
         if len(tried) > 3:
             raise OSError(error, os.strerror(error))
-        whole(self, key, kind, entry)
+        whole(self, key, pieces)
 
-    whole = Store.write
-    monkeypatch.setattr(Store, "write", write)
+    whole = Store.put
+    monkeypatch.setattr(Store, "put", put)
     found = run(tmp_path / "cache")
     (note,) = (note for note in found.notes if "cannot be written" in note)
     assert os.strerror(error) in note
@@ -331,8 +331,26 @@ def test_settings_that_nothing_is_known_of_are_not_kept(monkeypatch: pytest.Monk
     assert sha(found, tmp_path) == sha(run(None), tmp_path)
 
 
+def test_a_folder_stays_below_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not fit is said once; another run's entries go, and the result stays."""
+    folder = tmp_path / "cache"
+    whole = sha(run(folder), tmp_path)
+    taken = Store(folder).taken()[1]
+    limit = int(1.5 * taken)
+    monkeypatch.setenv("ONNX_CBQ_CACHE_SIZE", str(limit))
+    assert not any("not kept" in note for note in run(folder, seed=1).notes)
+    assert 0.5 * limit < Store(folder).taken()[1] <= limit
+    monkeypatch.setenv("ONNX_CBQ_CACHE_SIZE", "30k")
+    found = run(folder)
+    (note,) = (note for note in found.notes if "not kept" in note)
+    assert "the cache or its disk is full (ONNX_CBQ_CACHE_SIZE): " in note
+    assert "tables" in note
+    assert Store(folder).taken()[1] <= 30_000
+    assert sha(found, tmp_path) == whole
+
+
 def test_a_library_writes_nowhere_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("ONNX_CBQ_CACHE", str(tmp_path / "home"))
     run(None)
     assert not (tmp_path / "home").exists()
 

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from onnx_cbq import QuantizeConfig, quantize
-from onnx_cbq.errors import ModelError
-from onnx_cbq.jobs.refine import Refinement, State, quantized_by, refine
+from onnx_cbq.jobs.refine import Refinement, quantized_by, refine
 from onnx_cbq.stages.solution import emit_solution
 from onnx_cbq.targets.lint import lint
 from onnx_cbq.training.lesson import Lesson
@@ -80,7 +79,7 @@ def test_channels_of_0_bits_are_still_removed() -> None:
     assert result.removal.removed
 
 
-def test_the_state_goes_when_the_file_is_there(command: Command, tmp_path: Path) -> None:
+def test_nothing_is_left_beside_the_file(command: Command, tmp_path: Path) -> None:
     arguments = ("quantize", DIGITS_MODEL, "--data", DIGITS_CARD, "--bits", 2, "--samples", 100)
     output = tmp_path / "q.onnx"
     done = command(*arguments, "--output", output, "--refine", "--refine-updates", 3, "--augment", "shift")
@@ -91,13 +90,14 @@ def test_the_state_goes_when_the_file_is_there(command: Command, tmp_path: Path)
     assert "samples held back and changed by shift" in " ".join(done.out.split())
 
 
-def test_there_must_be_a_state_to_go_on_from(command: Command, tmp_path: Path) -> None:
-    """Said before the work begins, not after it."""
-    done = command(
-        "quantize", DIGITS_MODEL, "--data", DIGITS_CARD, "--output", tmp_path / "q.onnx", "--refine", "--resume"
-    )
-    assert done.code == 1
-    assert "q.onnx.training: no such file to go on from; leave out --resume to start anew" in done.err
+def test_the_same_training_again_is_found(tmp_path: Path) -> None:
+    config = replace(COARSE, refine=replace(QUICK, updates=4))
+    plain, first, again = (quantize(DIGITS_MODEL, DIGITS_CARD, config, cache=c) for c in (None, tmp_path, tmp_path))
+    assert not any("from the cache" in note for note in first.notes)
+    assert any(note.startswith("from the cache: ") and "refined weights" in note for note in again.notes)
+    assert any(note.startswith("--refine: all 4 updates") for note in again.notes)
+    contents = {found.model.to_proto().SerializeToString() for found in (plain, first, again)}
+    assert len(contents) == 1
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,6 @@ def test_there_must_be_a_state_to_go_on_from(command: Command, tmp_path: Path) -
         ("--refine-updates", 9),
         ("--alpha", 0.5),
         ("--views", 2),
-        ("--resume",),
     ],
 )
 def test_an_option_of_the_training_needs_the_training(command: Command, option: tuple[object, ...]) -> None:
@@ -159,28 +158,3 @@ def test_without_torch_it_says_so_before_the_work_begins(tmp_path: Path) -> None
     refused_without_torch(
         "quantize", "missing.onnx", "--data", DIGITS_CARD, "--output", tmp_path / "q.onnx", "--refine"
     )
-
-
-def test_a_state_belongs_to_its_settings(tmp_path: Path) -> None:
-    """A state that another seed left is not gone on from."""
-    path, method = tmp_path / "state", COARSE.choice.method
-    scene, solution = make_solution()
-    first = Refinement(replace(QUICK, updates=4), "seed 0", State(path, resume=False))
-    refine(scene, method, solution, first)
-    assert path.exists()
-    again = replace(first, state=State(path, resume=True))
-    assert refine(scene, method, solution, again)[2]
-    with pytest.raises(ModelError, match="belongs to a run with another model"):
-        refine(scene, method, solution, replace(again, settings="seed 1"))
-
-
-def test_a_state_that_another_seed_left_is_refused_by_the_whole_run(tmp_path: Path) -> None:
-    """What stands for the settings must hold all of them: one that is missing would be mixed up with another."""
-    path = tmp_path / "state"
-    config = replace(COARSE, refine=replace(QUICK, updates=4))
-    quantize(DIGITS_MODEL, DIGITS_CARD, config, state=State(path, resume=False))
-    for changed in (replace(config, seed=1), replace(config, curve=(3.0,)), replace(config, class_weights=(("1", 2),))):
-        with pytest.raises(ModelError, match="belongs to a run with another model"):
-            quantize(DIGITS_MODEL, DIGITS_CARD, changed, state=State(path, resume=True))
-    resumed = quantize(DIGITS_MODEL, DIGITS_CARD, config, state=State(path, resume=True))
-    assert any(note.startswith("--refine: all 4 updates") for note in resumed.notes)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq
 
 from onnx_cbq.model import Array
-from onnx_cbq.search.widths import DifferentiableConfig, descend, round_widths, scheduled
+from onnx_cbq.search.widths import DifferentiableConfig, Standing, descend, round_widths, scheduled
 
 CONFIG = DifferentiableConfig(updates=600)
 Slope = Callable[[Array], tuple[float, Array]]
@@ -125,3 +125,18 @@ def test_whole_widths_are_rounded_from_the_same_fraction_on() -> None:
 def test_whole_widths_stay_as_they_are() -> None:
     widths = np.array([0.0, 8.0, 3.0, 1.0])
     np.testing.assert_array_equal(round_widths(widths, np.array([1.0, 1.0, 4.0, 2.0]), 22 / 8), widths)
+
+
+@pytest.mark.parametrize("at", [1, 7, 20, 59])
+def test_a_descent_goes_on_from_where_it_stood(at: int) -> None:
+    """To the last digit: means, price and trace come back too."""
+    random = np.random.default_rng(0)
+    sizes = random.choice([9.0, 72.0], 12)
+    config = replace(CONFIG, updates=60)
+    seen: list[Standing] = []
+    slope, over = noise(sizes * random.uniform(0, 1, 12)), by_updates(config)
+    whole = descend(slope, sizes, 2.0, config, over, watch=seen.append)
+    assert [one.updates for one in seen] == list(range(1, 61))
+    found = descend(slope, sizes, 2.0, config, over, standing=seen[at - 1])
+    np.testing.assert_array_equal(found.widths, whole.widths)
+    assert found.trace == whole.trace

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +15,15 @@ from torch.nn import functional
 
 from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.calibration.draw import draw
+from onnx_cbq.evidence.cache import Cache
 from onnx_cbq.model import Array
 from onnx_cbq.records import Grouping
 from onnx_cbq.runtime import Session
 from onnx_cbq.stepping.assignment import subnet_macs
 from onnx_cbq.stepping.masks import Nested, subnet_model
 from onnx_cbq.stepping.units import Units
-from onnx_cbq.training import nesting
+from onnx_cbq.system.store import Store
+from onnx_cbq.training import loop, nesting
 from onnx_cbq.training.batches import TrainingBatch
 from onnx_cbq.training.nested import NestedNet, NestedObjective, importance
 from onnx_cbq.training.nesting import NestingTask, run_nesting
@@ -251,3 +255,64 @@ def test_time_ends_moving_and_training(task: NestingTask, monkeypatch: pytest.Mo
     assert course.stopped == "time"
     assert course.updates < 40
     assert (subnet_macs(task.units, nested.assignment, STEPS) <= np.array(QUICK.macs) * task.units.macs).all()
+
+
+@pytest.mark.parametrize("updates", [1, 3, 9, 15])
+def test_a_killed_run_goes_on_to_the_same_subnets(
+    task: NestingTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int
+) -> None:
+    """While units move, and while all subnets learn; what was over before is not gone through again."""
+    config = replace(QUICK, updates=18, rounds=3, round_updates=2, augment=("flip",))
+    whole, course = run_nesting(task, config)
+    calls: list[int] = []
+    real = loop.update
+
+    def killed(*arguments: Any) -> float:
+        calls.append(1)
+        if len(calls) > updates:
+            raise SystemExit
+        return real(*arguments)
+
+    def counted(*arguments: Any) -> float:
+        calls.append(1)
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        for module in (nesting, loop):
+            patch.setattr(module, "update", killed)
+        with pytest.raises(SystemExit):
+            run_nesting(replace(task, cache=Cache(tmp_path)), config)
+    calls.clear()
+    for module in (nesting, loop):
+        monkeypatch.setattr(module, "update", counted)
+    found, resumed = run_nesting(replace(task, cache=Cache(tmp_path)), config)
+    # A round of moving is kept as a whole, as is every `check_every` of training.
+    since = 6 + (updates - 6) // 4 * 4 if updates >= 6 else updates // 2 * 2
+    assert len(calls) == 18 - since
+    again, _ = run_nesting(replace(task, cache=Cache(tmp_path)), config)
+    assert len(calls) == 18 - since
+    for one in (found, again):
+        np.testing.assert_array_equal(one.assignment, whole.assignment)
+        assert one.constants.keys() == whole.constants.keys()
+        for name, value in one.constants.items():
+            np.testing.assert_array_equal(value, whole.constants[name])
+        assert one.biases is not None
+        assert whole.biases is not None
+        np.testing.assert_array_equal(one.biases, whole.biases)
+    assert (resumed.updates, resumed.losses) == (course.updates, course.losses)
+    assert {entry.kind for entry in Store(tmp_path).entries()} == {"moved units", "trained subnets"}
+
+
+def test_units_that_ctrl_c_moved_are_not_kept(
+    task: NestingTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> float:
+        raise KeyboardInterrupt
+
+    whole, _ = run_nesting(task, QUICK)
+    with monkeypatch.context() as patch:
+        patch.setattr(nesting, "update", interrupted)
+        assert run_nesting(replace(task, cache=Cache(tmp_path)), QUICK)[1].stopped == "Ctrl-C"
+    found, course = run_nesting(replace(task, cache=Cache(tmp_path)), QUICK)
+    assert course.stopped == "updates"
+    np.testing.assert_array_equal(found.assignment, whole.assignment)
