@@ -84,29 +84,51 @@ class Bench:
     base: Mapping[str, Array] = field(default_factory=dict)
     references: dict[int, Reference] = field(default_factory=dict)
 
-    def answers(
-        self, model: Model, names: Sequence[str], shards: Sequence[Numbered], track: Track | None = None
-    ) -> Iterator[Answer]:
-        """What a model answers; `names` stand in it for those of the work. With a track it begins at what that kept."""
-        work, sessions = self.work, dict[tuple[str, ...], tuple[Session, bool]]()
+    def answering(self, model: Model, names: Sequence[str], track: Track | None = None) -> Answering:
+        """What asks a model; `names` stand in it for those of the work. With a track it begins at what that kept."""
+        return Answering(self, model, tuple(names), track)
 
-        def session_of(number: int) -> tuple[Session, bool]:
-            """A session, and whether it reads the samples."""
-            known = {} if track is None else track.kept(number)
-            if tuple(known) not in sessions:
-                open_names = [name for name in names if name not in known]
-                session = self.place.session(begin_at(model, known, open_names) if known and open_names else model)
-                inputs = {spec.name for spec in work.model.inputs} - known.keys()
-                sessions[tuple(known)] = session, not inputs.isdisjoint(session.inputs)
-            return sessions[tuple(known)]
+    def log_shares(self, logits: Array) -> Array:
+        """Of the groups."""
+        return self.work.logits.kind.log_shares(logits, self.work.groups)
 
-        given = dict(zip(work.names, names, strict=True))
+    def measuring(
+        self, answering: Answering, variances: Sequence[float]
+    ) -> Callable[[Sequence[Numbered]], Iterator[Part]]:
+        """How far the answers of a model are off; further outputs in units of what they vary."""
+        kind, groups = self.work.logits.kind, self.work.groups
+
+        def run(shards: Sequence[Numbered]) -> Iterator[Part]:
+            for (number, _), answer in zip(shards, answering.of(shards), strict=True):
+                reference, labels = self.references[number], answer.labels
+                found = kind.divergences(reference.shares, self.log_shares(answer.logits), labels)
+                given, right = kind.hits(answer.scores, labels, groups)
+                distances = _distances(reference.further, answer.further, variances, len(labels))
+                yield Part(given, right, np.where(np.isnan(found), BROKEN, found), distances)
+
+        return run
+
+
+@dataclass(frozen=True)
+class Answering:
+    """Asks a model for batches, from the samples on or from what a track has kept of them."""
+
+    bench: Bench
+    model: Model
+    names: tuple[str, ...]
+    track: Track | None
+    _sessions: dict[tuple[str, ...], tuple[Session, bool]] = field(default_factory=dict, repr=False)
+
+    def of(self, shards: Sequence[Numbered]) -> Iterator[Answer]:
+        """The answers to each batch."""
+        work = self.bench.work
+        given = dict(zip(work.names, self.names, strict=True))
         logits, scores = (given[name] for name in work.logits.tensors)
         reading = replace(work.logits.reading, keys=())
-        reads = any(session_of(number)[1] for number, _ in shards)
-        for (number, _), batch in zip(shards, self.work.reader.batches(shards, inputs=reads), strict=True):
-            session, _ = session_of(number)
-            feeds = {**batch.feeds, **({} if track is None else track.kept(number))}
+        reads = any(self._session(number)[1] for number, _ in shards)
+        for (number, _), batch in zip(shards, work.reader.batches(shards, inputs=reads), strict=True):
+            session, _ = self._session(number)
+            feeds = {**batch.feeds, **self._kept(number)}
             values = {**feeds, **session.run({name: feeds[name] for name in session.inputs})}
             count, labels = batch.count, batch.labels
             phi, answers = work.logits.phi.rows(values[logits])[:count], reading.rows(values[scores])[:count]
@@ -116,26 +138,19 @@ class Bench:
             further = (_some_elements(values[given[one.tensor]], one.batch_axis, count) for one in work.further)
             yield Answer(phi, answers, tuple(further), labels)
 
-    def log_shares(self, logits: Array) -> Array:
-        """Of the groups."""
-        return self.work.logits.kind.log_shares(logits, self.work.groups)
+    def _kept(self, number: int) -> dict[str, Array]:
+        return {} if self.track is None else self.track.kept(number)
 
-    def parts(
-        self,
-        model: Model,
-        names: Sequence[str],
-        variances: Sequence[float],
-        shards: Sequence[Numbered],
-        track: Track | None = None,
-    ) -> Iterator[Part]:
-        """How far the answers of a model are off; further outputs in units of what they vary."""
-        kind, groups = self.work.logits.kind, self.work.groups
-        for (number, _), answer in zip(shards, self.answers(model, names, shards, track), strict=True):
-            reference, labels = self.references[number], answer.labels
-            found = kind.divergences(reference.shares, self.log_shares(answer.logits), labels)
-            given, right = kind.hits(answer.scores, labels, groups)
-            distances = _distances(reference.further, answer.further, variances, len(labels))
-            yield Part(given, right, np.where(np.isnan(found), BROKEN, found), distances)
+    def _session(self, number: int) -> tuple[Session, bool]:
+        """A session for a batch, and whether it reads the samples."""
+        known = self._kept(number)
+        if tuple(known) not in self._sessions:
+            open_names = [name for name in self.names if name not in known]
+            part = begin_at(self.model, known, open_names) if known and open_names else self.model
+            session = self.bench.place.session(part)
+            inputs = {spec.name for spec in self.bench.work.model.inputs} - known.keys()
+            self._sessions[tuple(known)] = session, not inputs.isdisjoint(session.inputs)
+        return self._sessions[tuple(known)]
 
 
 @dataclass(frozen=True)
@@ -167,9 +182,10 @@ class Refer:
     def on(self, held: Bench) -> Callable[[Sequence[Numbered]], Iterator[Answered]]:
         """What it answers."""
         work = held.work
+        answering = held.answering(work.model, work.names)
 
         def run(shards: Sequence[Numbered]) -> Iterator[Answered]:
-            for (number, _), answer in zip(shards, held.answers(work.model, work.names, shards), strict=True):
+            for (number, _), answer in zip(shards, answering.of(shards), strict=True):
                 reference = held.references[number] = Reference(held.log_shares(answer.logits), answer.further)
                 shares, counted = np.exp(reference.shares), work.logits.kind.counts(answer.labels).sum(axis=0)
                 ends = shares.min(axis=0), shares.max(axis=0)
@@ -201,7 +217,7 @@ class MeasureModel:
             rounded = held.work.rounded
             constants = self.constants if self.plan is None or rounded is None else rounded.of(self.plan)
             model, names = held.work.model.with_constants(constants), held.work.names
-        return lambda shards: held.parts(model, names, self.variances, shards)
+        return held.measuring(held.answering(model, names), self.variances)
 
 
 @dataclass(frozen=True)
@@ -236,6 +252,7 @@ class MeasureAlone:
         model = held.work.model.with_constants(held.base)
         changed = model.with_constants(self.constants)
         stretch, fits = held.track.stretch(model, (), constants_of(self.left)), True
+        measured = held.measuring(held.answering(changed, held.work.names, held.track), self.variances)
 
         def run(shards: Sequence[Numbered]) -> Iterator[Part]:
             nonlocal fits
@@ -246,7 +263,7 @@ class MeasureAlone:
                     fits = stretch.advance(number, batch.feeds, fed)
                     if not fits:
                         break
-            yield from held.parts(changed, held.work.names, self.variances, shards, held.track)
+            yield from measured(shards)
 
         return run
 
