@@ -21,6 +21,7 @@ from typing import ClassVar, Protocol, Self, TypeVar
 
 from onnx_cbq.model import Model
 from onnx_cbq.runtime import CPU, Session
+from onnx_cbq.system.blas import one_thread
 
 H = TypeVar("H")
 S = TypeVar("S")
@@ -135,7 +136,19 @@ class _Alone(Crew):
 
     def each(self, task: Task[H, S, P]) -> Iterator[P]:
         """Pieces as they are asked for."""
-        return task.on(self.held)(self.shards)  # type: ignore[arg-type]  # the work and the shards that it was made for
+        # The work and the shards that the task was made for.
+        return in_one_thread(task.on(self.held)(self.shards))  # type: ignore[arg-type]
+
+
+def in_one_thread(pieces: Iterator[P]) -> Iterator[P]:
+    """The pieces, with numpy's products in one thread while they are made: the same digits in every engine."""
+    while True:
+        with one_thread():
+            try:
+                piece = next(pieces)
+            except StopIteration:
+                return
+        yield piece
 
 
 IN_PROCESS = InProcess()

@@ -8,7 +8,7 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
-from onnx_cbq.execution.engine import Place
+from onnx_cbq.execution.engine import Place, in_one_thread
 from onnx_cbq.execution.parcels import unpack
 from onnx_cbq.system.workers import share
 
@@ -38,7 +38,7 @@ def run(key: str, number: int, task: bytes, shards: Sequence[Any]) -> list[Any]:
     if number not in held.tasks:
         # Those before are over: what they hold, sessions for one, is let go.
         held.tasks = {number: unpack(task).on(held.held)}
-    return list(held.tasks[number](shards))
+    return list(in_one_thread(held.tasks[number](shards)))
 
 
 def stop(key: str) -> None:
@@ -48,5 +48,5 @@ def stop(key: str) -> None:
 
 def again(key: str, task: bytes, shards: Sequence[Any]) -> None:
     """Do a task for its traces alone."""
-    for _ in unpack(task).on(_works[key].held)(shards):
+    for _ in in_one_thread(unpack(task).on(_works[key].held)(shards)):
         pass

@@ -6,12 +6,10 @@ is cut into tiles of a fixed size, and each of them is computed by one thread.
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from onnx_cbq.model import Array
+from onnx_cbq.system.blas import one_thread
 from onnx_cbq.system.workers import in_threads
 
 # Columns of a tile, and groups that are taken together.
@@ -25,7 +23,7 @@ def product(left: Array, right: Array, *, symmetric: bool = False) -> Array:
     """
     groups, _, columns = left.shape
     found = np.empty((groups, columns, right.shape[2]), np.result_type(left, right))
-    with _libraries().limit(limits=1, user_api="blas"):
+    with one_thread():
         if groups > 1:
 
             def some(start: int) -> None:
@@ -47,8 +45,3 @@ def product(left: Array, right: Array, *, symmetric: bool = False) -> Array:
             stop = start + _TILE
             found[0, stop:, start:stop] = found[0, start:stop, stop:].T
     return found
-
-
-@cache
-def _libraries() -> ThreadpoolController:
-    return ThreadpoolController()
