@@ -14,12 +14,17 @@ CARDS = ROOT / "calibration"
 sys.path.insert(0, str(ROOT))
 
 
+def data_path(name: str) -> Path:
+    """Where a file of the real data is, if it is there."""
+    return Path(os.environ.get("ONNX_CBQ_DATA", ROOT.parent / "shared" / "data")) / name
+
+
 def data_file(name: str) -> Path:
     """A file of the real data; ends the run with one line where it is missing."""
-    folder = Path(os.environ.get("ONNX_CBQ_DATA", ROOT.parent / "shared" / "data"))
-    if not (folder / name).exists():
-        sys.exit(f"{folder / name} is missing; set ONNX_CBQ_DATA to the folder of the data (docs/results.md, The data)")
-    return folder / name
+    path = data_path(name)
+    if not path.exists():
+        sys.exit(f"{path} is missing; set ONNX_CBQ_DATA to the folder of the data (docs/results.md, The data)")
+    return path
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -1,15 +1,21 @@
-"""`benchmarks/peers.py` on the bundled digits: our rows, and a tool that fails, stands in its row with the reason."""
+"""Benchmarks on the bundled digits: `peers.py` with tools that fail, `scale.py` with small runs, `workers.py`."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import re
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
+from onnx_cbq import CalibrationSet
+from onnx_cbq.evidence.workload import prepare
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL, ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -17,6 +23,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import children
 import peer_rows
 import peers
+import scale
+import scale_plan
 
 UNLIMITED = children.Limits(minutes=1.0, gigabytes=4.0)
 FAILING = "import sys\nprint('a log of the tool')\nsys.exit('ToolError: no operator | of this kind')\n"
@@ -124,3 +132,77 @@ def test_tools_get_whole_batches_of_the_size_that_the_model_takes(tmp_path: Path
         command: list[str | Path] = [sys.executable, "-c", script, *places, "--bits", "5", "--way", "way"]
         with pytest.raises(children.ChildError, match=f"^{re.escape(said)}$"):
             children.run_child(command, tmp_path, UNLIMITED)
+
+
+@pytest.fixture(scope="module")
+def metered() -> dict[str, Any]:
+    """What `scale_meter.py` measures of the digits."""
+    return scale.child("scale_meter.py", samples=60, planned=1_300_000, model=DIGITS_MODEL, card=DIGITS_CARD)
+
+
+def test_pieces_are_as_many_and_as_large_as_the_plan_takes_them_for(metered: dict[str, Any]) -> None:
+    """Fails if a stage cuts its work otherwise, or sends something else, than the plan's formulas say."""
+    work = prepare(DIGITS_MODEL, CalibrationSet.from_card(DIGITS_CARD))
+    asked = argparse.Namespace(samples=[60], images=1000, classes=10, bytes=1e6, macs_per_weight=None)
+    job, planned, times = scale.jobs_of(work, asked)
+    for name, (count, size) in job.pieces().items():
+        spent = metered["stages"][name]
+        tasks = {"search": spent["tasks"], "rounding": spent["tasks"]}.get(name, 1)
+        assert spent["shards"] == count * tasks, name
+        if name != "activations":  # histograms are as large whatever is counted
+            assert 0.3 * count * size < spent["back"] < 30 * count * size + 3000 * spent["shards"], name
+    assert planned.net.weights == pytest.approx(250_000, rel=0.02)
+    assert planned.net.macs > job.net.macs * times
+
+
+def test_the_plan_follows_from_lines_through_what_was_measured(
+    metered: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fails if twice the workers do not take half the time, or if what was measured and what follows are mixed up."""
+    held = scale.child("scale_memory.py", samples=60, classes=10, width=4, side=8)
+
+    def child(script: str, **values: Any) -> dict[str, Any]:
+        if script == "scale_memory.py":
+            net = {**held["net"], "moment_bytes": held["net"]["moment_bytes"] * values["width"]}
+            net["weights"] *= values["width"]
+            return {**held, **values, "net": net}
+        larger = values["samples"] / 60
+        stages = {name: {k: v * larger for k, v in one.items()} for name, one in metered["stages"].items()}
+        net = {name: size * values.get("width", 1) for name, size in metered["net"].items()}
+        return {**metered, "samples": values["samples"], "stages": stages, "net": net}
+
+    monkeypatch.setattr(scale, "child", child)
+    plans = []
+    for workers in (10, 20):
+        path = tmp_path / f"{workers}.json"
+        command = ["--images", "5000", "--bytes", "1e6", "--image-seconds", "0.01", "--workers", str(workers)]
+        monkeypatch.setattr(sys, "argv", ["scale.py", *command, "--json", str(path)])
+        scale.main()
+        plans.append(json.loads(path.read_text(encoding="utf-8")))
+    assert set(plans[0]) == {"processor", "measured", "assumed", "extrapolated"}
+    few, many = ({one["name"]: one for one in plan["extrapolated"]["stages"]} for plan in plans)
+    assert few["wild samples"]["working"] == pytest.approx(2 * many["wild samples"]["working"])
+    # Every sample is read once, and that alone takes so long.
+    assert few["wild samples"]["working"] > 5000 * 0.01 / 10
+    assert many["tables"]["local"] == few["tables"]["local"] > 0
+    said = capsys.readouterr().out
+    assert said.count("Measured: ") == 2 * 3
+    assert said.count("Extrapolated: ") == 2 * 3
+
+
+def test_a_line_says_how_far_a_third_size_is_from_what_two_foretell() -> None:
+    """Fails if something that is no line passes for one."""
+    straight = scale_plan.Line.through([100, 200, 400], [12.0, 22.0, 42.0])
+    assert (straight.fixed, straight.slope, straight.error) == pytest.approx((2.0, 0.1, 0.0))
+    assert straight.at(1000) == pytest.approx(102)
+    assert scale_plan.Line.through([1, 2, 4], [1.0, 4.0, 16.0]).error == pytest.approx(6 / 16)
+
+
+def test_workers_are_timed_beside_one_process() -> None:
+    """Fails if the script does not run on what is bundled; how much faster they are is for an idle machine."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "workers.py"), "--digits", "--samples", "60", "--rounds", "1"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603, our script
+    assert ran.returncode in (0, 1), ran.stderr
+    assert ran.stdout.startswith("processor: ")
+    for name in ("scoring", "evaluation"):
+        assert re.search(rf"^{name}: overhead of shards: \S+, required at most 0.05: ", ran.stdout, re.MULTILINE)
