@@ -302,17 +302,14 @@ def _said(error: BaseException) -> str:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Dask writes nothing of its own to the terminal: what matters is said in our errors."""
-    kept = []
-    for name in ("distributed", "tornado", "asyncio"):
-        logger = logging.getLogger(name)
-        for one in (logger, *_below(name)):
-            kept.append((one, one.level, one.disabled))
-            one.disabled = True
+    names = "distributed", "tornado", "asyncio"
+    kept = {one: one.disabled for name in names for one in (logging.getLogger(name), *_below(name))}
+    for one in kept:
+        one.disabled = True
     try:
         yield
     finally:
-        for one, level, disabled in kept:
-            one.setLevel(level)
+        for one, disabled in kept.items():
             one.disabled = disabled
 
 

@@ -122,7 +122,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 def written(engine: Engine, folder: Path, progress: Progress = silent) -> bytes:
     config = QuantizeConfig(bits=3, samples=SAMPLES)
-    _quantize((DIGITS_MODEL, DIGITS_CARD), config, (progress, None, None), engine).save(folder / "q.onnx")
+    _quantize((DIGITS_MODEL, DIGITS_CARD), config, (progress, None), engine).save(folder / "q.onnx")
     return (folder / "q.onnx").read_bytes()
 
 
