@@ -137,7 +137,9 @@ class _Alone(Crew):
     def each(self, task: Task[H, S, P]) -> Iterator[P]:
         """Pieces as they are asked for."""
         # The work and the shards that the task was made for.
-        return in_one_thread(task.on(self.held)(self.shards))  # type: ignore[arg-type]
+        with one_thread():
+            run = task.on(self.held)  # type: ignore[arg-type]
+        return in_one_thread(run(self.shards))  # type: ignore[arg-type]
 
 
 def in_one_thread(pieces: Iterator[P]) -> Iterator[P]:

@@ -2,24 +2,27 @@
 
 A parcel is a pickle, made here and read by a process that this one has started or was told to use: nothing of it is
 kept. Arrays that were mapped from a file are named by their place in it, where workers see the same files; so are those
-of at least `LARGE` bytes, once written to the spool. Without a spool the bytes of all arrays travel.
+of at least `LARGE` bytes, once written to the spool. Without a spool all bytes travel, once to each worker.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from socket import gethostname
+from typing import Any, Protocol
 
 import numpy as np
 
 from onnx_cbq.calibration.card import Card
+from onnx_cbq.calibration.files import reason
 from onnx_cbq.calibration.opening import reopened
-from onnx_cbq.calibration.sources import PlacedSource
+from onnx_cbq.calibration.sources import PlacedSource, Source
+from onnx_cbq.errors import CalibrationError, ConfigError, WorkerError
 from onnx_cbq.execution.engine import ModelFile
 from onnx_cbq.model import Array
 from onnx_cbq.model.mapped import place_of
@@ -56,15 +59,28 @@ class Spool:
         return self._places[key][1], 0
 
 
-def pack(value: object, spool: Spool | None = None) -> bytes:
+class Reads(Protocol):
+    """Stands for a source in a process that does not see its files."""
+
+    def read(self, name: str, indices: Sequence[int]) -> Array:
+        """See `Source.read`."""
+
+
+# What arrives as something that `Reads`.
+Lend = Callable[[Source], object]
+
+
+def pack(value: object, spool: Spool | None = None, lend: Lend | None = None) -> bytes:
     """What `unpack` makes the same object of, in another process.
+
+    With `lend` a source that cannot be opened there is replaced by one that asks.
 
     Raises:
         TypeError: it holds what cannot be sent.
     """
     stream = io.BytesIO()
     try:
-        _Pickler(stream, spool).dump(value)
+        _Pickler(stream, spool, lend).dump(value)
     except (pickle.PicklingError, AttributeError) as error:
         raise TypeError(str(error)) from error
     return stream.getvalue()
@@ -76,19 +92,21 @@ def unpack(content: bytes) -> Any:
 
 
 class _Pickler(pickle.Pickler):
-    def __init__(self, stream: io.BytesIO, spool: Spool | None) -> None:
+    def __init__(self, stream: io.BytesIO, spool: Spool | None, lend: Lend | None) -> None:
         super().__init__(stream, protocol=5)
-        self._spool = spool
+        self._spool, self._lend = spool, lend
 
     def reducer_override(self, value: object) -> Any:
         """How some objects are taken apart; all others as they say themselves."""
         if isinstance(value, PlacedSource):
-            return reopened, (_everywhere(value.card), value.chosen(), value.labels)
+            lent = None if self._lend is None else _Lent.of(value, self._lend(value))
+            return _reopened, (_everywhere(value.card), value.chosen(), value.labels, lent)
         if isinstance(value, np.ndarray) and self._spool is not None and _is_large(value):
             path, start = self._spool.place(value)
             return _mapped, (path, start, value.dtype, value.shape)
-        if isinstance(value, ModelFile) and self._spool is None and value.content is None:
-            return ModelFile, (value.path, value.float_weights, value.path.read_bytes())
+        if isinstance(value, ModelFile) and value.content is None:
+            content = value.path.read_bytes() if self._spool is None else None
+            return ModelFile, (value.path.absolute(), value.float_weights, content)
         if isinstance(value, np.memmap):  # as an array, since a map of a file is no more than that elsewhere
             return np.asarray(value).__reduce_ex__(5)
         return NotImplemented
@@ -105,4 +123,56 @@ def _everywhere(card: Card | None) -> Card:
 
 
 def _mapped(path: Path, start: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
-    return np.memmap(path, dtype, "r", start, shape)
+    try:
+        return np.memmap(path, dtype, "r", start, shape)
+    except (OSError, ValueError) as error:
+        raise WorkerError(
+            f"{path}: a worker on {gethostname()} cannot read it ({reason(error)}); put the model where all "
+            f"workers see it under this name"
+        ) from None
+
+
+def _reopened(card: Card, chosen: object, labels: Array, lent: _Lent | None) -> Source:
+    try:
+        return reopened(card, chosen, labels)
+    except (CalibrationError, ConfigError) as error:  # not there, not the same, or what reads it is not installed
+        if lent is not None:
+            return lent
+        raise type(error)(f"{error}; a worker on {gethostname()} reads samples by itself") from None
+
+
+class _Lent(Source):
+    """A source whose files are elsewhere."""
+
+    @staticmethod
+    def of(source: Source, ticket: object) -> _Lent:
+        """What is known of one, and whom to ask for the rest."""
+        lent = _Lent()
+        lent.label, lent.labels, lent.class_names = source.label, source.labels, source.class_names
+        lent.inputs, lent.skipped = source.inputs, source.skipped
+        lent._said = source.what, source.of_images, source.rate
+        lent._ticket = ticket
+        return lent
+
+    _said: tuple[str, bool, int | None]
+    _ticket: Any
+
+    @property
+    def what(self) -> str:
+        """As the source says."""
+        return self._said[0]
+
+    @property
+    def of_images(self) -> bool:
+        """As the source says."""
+        return self._said[1]
+
+    @property
+    def rate(self) -> int | None:
+        """As the source says."""
+        return self._said[2]
+
+    def read(self, name: str, indices: Sequence[int]) -> Array:
+        """Samples that are sent here."""
+        reads: Reads = self._ticket
+        return reads.read(name, indices)

@@ -19,12 +19,10 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from onnx_cbq.execution.crew import RemoteCrew, Seat, SeatLostError, nobody_left
+from onnx_cbq.execution.crew import R, RemoteCrew, Seat, check_lost
 from onnx_cbq.execution.engine import Crew, H, Place, S, Work
-from onnx_cbq.execution.parcels import Spool
-
-# Processes that may be lost in a run, for each that there is.
-_MOST_LOST = 3
+from onnx_cbq.execution.parcels import Spool, pack
+from onnx_cbq.execution.worker import SeatLostError, at_desk
 
 
 def begin() -> None:
@@ -41,7 +39,7 @@ def _end_with(sentinel: int) -> None:
 
 
 @contextlib.contextmanager
-def _without_main() -> Iterator[None]:
+def without_main() -> Iterator[None]:
     """Processes that start now do not run the caller's script once more, which may have no guard for that."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
@@ -64,12 +62,12 @@ class ProcessSeat:
         context = multiprocessing.get_context("spawn")
         self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=begin)
 
-    def submit(self, function: Callable[..., Any], *values: Any) -> Future[Any]:
+    def submit(self, order: Callable[..., R], *values: Any) -> Future[R]:
         """See `crew.Seat`."""
         if self._closed:
             raise SeatLostError("ended")
-        with _without_main():
-            return self._pool.submit(function, *values)
+        with without_main():
+            return self._pool.submit(at_desk, order, *values)
 
     def close(self) -> None:
         """End it; what it does is not waited for."""
@@ -99,6 +97,10 @@ class Processes:
         """See `engine.Engine`."""
         return RemoteCrew(self, work, shards)
 
+    def pack(self, value: object) -> bytes:
+        """A parcel whose large arrays lie in the spool."""
+        return pack(value, self.spool)
+
     def seats(self) -> Sequence[Seat]:
         """All of them."""
         while len(self._seats) < self.workers:
@@ -108,8 +110,7 @@ class Processes:
     def instead_of(self, lost: Seat) -> Seat:
         """A new process."""
         self._lost += 1
-        if self._lost > _MOST_LOST * self.workers:
-            raise nobody_left(self._lost)
+        check_lost(self._lost, self.workers)
         number = next(i for i, seat in enumerate(self._seats) if seat is lost)
         self._seats[number].close()
         self._seats[number] = self._new(number)

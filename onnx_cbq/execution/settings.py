@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnx_cbq.execution.engine import Engine, InProcess, Place
 from onnx_cbq.execution.processes import processes
@@ -43,15 +43,15 @@ class ExecutionConfig:
         Raises:
             WorkerError: they cannot be reached, or do not fit.
         """
-        share = self.threads or (max(cores() // self.workers, 1) if self.workers else 0)
-        place = Place(share, self.provider)
+        place = Place(self.threads, self.provider)
         if self.dask is not None:
             from onnx_cbq.execution.cluster import cluster  # noqa: PLC0415, an extra that few have
 
             with cluster(self.dask, self.workers, place) as engine:
                 yield engine
         elif self.workers:
-            with processes(self.workers, place) as engine:
+            share = self.threads or max(cores() // self.workers, 1)
+            with processes(self.workers, replace(place, threads=share)) as engine:
                 yield engine
         else:
             yield InProcess(place)

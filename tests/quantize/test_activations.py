@@ -358,3 +358,18 @@ def test_nothing_and_infinity_are_not_counted() -> None:
     assert (found.low, found.high, found.exponent) == (counted.low, counted.high, counted.exponent)
     np.testing.assert_array_equal(found.counts, counted.counts)
     assert choose_grid(Histogram.empty().add(np.zeros(0, np.float32))).scale > 0
+
+
+@pytest.mark.parametrize("cuts", [[1], [500], [3, 4, 900]], ids=str)
+def test_histograms_joined_are_that_of_all_values(cuts: list[int]) -> None:
+    """Workers count a part each, of unlike size, so with bins of unlike width."""
+    random = np.random.default_rng(0)
+    values = np.concatenate([random.standard_normal(500), 1e3 * random.standard_normal(500), [0.0]]).astype(np.float32)
+    whole = Histogram.empty().add(values)
+    parts = [Histogram.empty().add(part) for part in np.split(values, cuts)]
+    for order in (parts, parts[::-1]):
+        found = Histogram.empty()
+        for part in order:
+            found = found.joined(part)
+        assert (found.exponent, found.low, found.high) == (whole.exponent, whole.low, whole.high)
+        np.testing.assert_array_equal(found.counts, whole.counts)
