@@ -36,9 +36,14 @@ _LEVELS = {
 _FATAL_ONLY = 4
 CPU = "cpu"
 _ENDING = "ExecutionProvider"
-# How providers name one of their devices; and what makes them compute in float32 as the CPU does.
+# How providers name one of their devices; and what makes them compute in float32 as the CPU does, and the same again:
+# by default CUDA tries which kernel is fastest, in every session anew.
 _DEVICES = {"openvino": "device_type"}
-_EXACT = {"cuda": {"use_tf32": "0"}, "tensorrt": {"trt_fp16_enable": "0"}, "openvino": {"precision": "FP32"}}
+_EXACT = {
+    "cuda": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"},
+    "tensorrt": {"trt_fp16_enable": "0"},
+    "openvino": {"precision": "FP32"},
+}
 # Of a model that is given to another provider than the CPU's in one piece.
 _LARGEST_PIECE = 2_000_000_000
 # Of a run on a few samples, and how many bytes of weights and of samples give it a second more.

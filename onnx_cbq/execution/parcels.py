@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import io
 import pickle
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from socket import gethostname
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -29,6 +31,11 @@ from onnx_cbq.model.mapped import place_of
 from onnx_cbq.system.temporary import temporary_folder
 
 LARGE = 1 << 18
+# Sources that a worker keeps open: some unpack their file, or list a folder, whenever they are opened.
+_MOST_OPEN = 4
+_opened: dict[str, Source] = {}
+# What sources are called on their way.
+_tokens: WeakKeyDictionary[PlacedSource, str] = WeakKeyDictionary()
 
 
 @dataclass
@@ -100,7 +107,8 @@ class _Pickler(pickle.Pickler):
         """How some objects are taken apart; all others as they say themselves."""
         if isinstance(value, PlacedSource):
             lent = None if self._lend is None else _Lent.of(value, self._lend(value))
-            return _reopened, (_everywhere(value.card), value.chosen(), value.labels, lent)
+            token = _tokens.setdefault(value, secrets.token_hex(8))
+            return _reopened, (token, _everywhere(value.card), value.chosen(), value.labels, lent)
         if isinstance(value, np.ndarray) and self._spool is not None and _is_large(value):
             path, start = self._spool.place(value)
             return _mapped, (path, start, value.dtype, value.shape)
@@ -132,13 +140,19 @@ def _mapped(path: Path, start: int, dtype: np.dtype[Any], shape: tuple[int, ...]
         ) from None
 
 
-def _reopened(card: Card, chosen: object, labels: Array, lent: _Lent | None) -> Source:
+def _reopened(token: str, card: Card, chosen: object, labels: Array, lent: _Lent | None) -> Source:
+    """The source of that token, which works of one run have in common, opened once if it can be."""
+    if token in _opened:
+        return _opened[token]
     try:
-        return reopened(card, chosen, labels)
+        source = _opened[token] = reopened(card, chosen, labels)
     except (CalibrationError, ConfigError) as error:  # not there, not the same, or what reads it is not installed
         if lent is not None:
             return lent
         raise type(error)(f"{error}; a worker on {gethostname()} reads samples by itself") from None
+    while len(_opened) > _MOST_OPEN:
+        del _opened[next(iter(_opened))]
+    return source
 
 
 class _Lent(Source):
