@@ -237,6 +237,7 @@ def find_provider(name: str) -> tuple[str, dict[str, str]]:
         ConfigError: the installed onnxruntime does not have it.
     """
     kind, _, device = name.lower().partition(":")
+    check(kind != CPU or name == CPU, "--provider", "cpu, without a device", name)
     known = {one.removesuffix(_ENDING).lower(): one for one in onnxruntime.get_available_providers()}
     check(kind in known, "--provider", f"{either(tuple(known))}, which the installed onnxruntime has", name)
     options = dict(_EXACT.get(kind, {}))
@@ -248,14 +249,23 @@ def find_provider(name: str) -> tuple[str, dict[str, str]]:
 def placed(model: Model, feeds: Feeds, provider: str) -> Counter[tuple[str, str]]:
     """How many nodes of the graph that a provider is given run where: (operator, provider's name) -> nodes.
 
-    Cost: a run that is written down node by node. What a provider compiles into one counts as one.
+    Cost: a run that is written down node by node. What a provider compiles into one counts as one. Nothing is found out
+    about a model that does not fit in one piece.
+
+    Raises:
+        ModelError: the provider cannot run it.
     """
+    if _bytes_of(model) >= _LARGEST_PIECE:
+        return Counter()
     with temporary_folder() as folder:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _FATAL_ONLY
         options.enable_profiling, options.profile_file_prefix = True, str(folder / "profile")
         session = _start(bytes(model.to_proto().SerializeToString()), options, (), provider)
-        session.run(None, dict(feeds))
+        try:
+            session.run(None, dict(feeds))
+        except Exception as error:
+            raise ModelError(f"--provider {provider} cannot run the model: {_first_line(error)}") from error
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     found: dict[str, tuple[str, str]] = {}
     for event in events:

@@ -64,7 +64,8 @@ class FileSource(PlacedSource):
         """The same as the one whose `chosen` that is."""
         kept, self.decoder = chosen
         if kept is not None:
-            self._keep(kept)
+            # There may be fewer files here; whoever compares the labels says so.
+            self._keep(kept[kept < len(self._files)])
         return self
 
     @abstractmethod

@@ -159,6 +159,8 @@ def run_by(work: Workload, engine: Engine) -> Workload:
     if provider == CPU_PROVIDER:
         return work
     nodes = placed(work.model, work.example.feeds, provider)
+    if not nodes:
+        return work
     left = Counter({operator: count for (operator, where), count in nodes.items() if where == CPU_PROVIDER})
     listed = ", ".join(f"{operator} ({count})" for operator, count in left.most_common(_NAMED))
     more = ", ..." if len(left) > _NAMED else ""

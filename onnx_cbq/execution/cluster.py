@@ -71,10 +71,13 @@ class ClusterSeat:
     def close(self) -> None:
         """Let go of what it holds; what it does is not waited for."""
         self._closed.set()
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        # What waits is not cancelled: it ends at once as lost, and whoever waits for it hears of that.
+        self._thread.shutdown(wait=True)
         self._desk.release()
 
     def _do(self, parcel: bytes) -> Any:
+        if self._closed.is_set():
+            raise SeatLostError("given up")
         try:
             return unpack(self._carried(parcel))
         except (CancelledError, Cancelled):
@@ -158,12 +161,12 @@ class Cluster:
 
     def instead_of(self, lost: Seat) -> Seat:
         """A worker that was not used so far, perhaps one that was started just now; else the next that is left."""
-        self._lost += 1
-        check_lost(self._lost, self._used)
         assert isinstance(lost, ClusterSeat)
-        if self._seats.get(lost.address) is lost:
+        if self._seats.get(lost.address) is lost:  # the first crew that misses it
+            self._lost += 1
+            check_lost(self._lost, self._used)
             del self._seats[lost.address]
-        lost.close()
+            lost.close()
         until = time.monotonic() + RETURN
         while True:
             there = _workers(self.client)
@@ -222,9 +225,9 @@ class Cluster:
             return []
         try:
             check_alike(self.client, addresses)
+            return addresses if self.spool is None else who_sees(self.client, addresses, self.spool.folder)
         except WorkerError:
             return []
-        return addresses if self.spool is None else who_sees(self.client, addresses, self.spool.folder)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 from onnx_cbq.errors import OnnxCbqError, WorkerError
 from onnx_cbq.execution.engine import Crew, H, P, Place, S, Task, Work
+from onnx_cbq.execution.parcels import Spool
 from onnx_cbq.execution.worker import Desk, SeatLostError
 
 _LOG = logging.getLogger("onnx_cbq")
@@ -50,6 +51,10 @@ LOST = (BrokenExecutor, SeatLostError)
 
 class Hall(Protocol):
     """All workers of an engine."""
+
+    @property
+    def spool(self) -> Spool | None:
+        """Where parcels put large arrays, if all workers see it."""
 
     def pack(self, value: object) -> bytes:
         """A parcel that all of them can open."""
@@ -122,7 +127,10 @@ class RemoteCrew(Crew):
     def each(self, task: Task[H, S, P]) -> Iterator[P]:
         """The piece of every shard, in order; see `engine.Crew`."""
         assert not self._content, "one task at a time"
+        spool = self._hall.spool
+        known = spool.names() if spool is not None else set()
         self._content, self._leaves = self._hall.pack(task), task.leaves
+        passing = spool.names() - known if spool is not None and not task.leaves else set()
         pieces = dict[int, P | _Failed]()
         most = self._most_in_request()
         for member in self._members:
@@ -148,6 +156,8 @@ class RemoteCrew(Crew):
                 member.asked, member.waiting = {}, deque()
             if task.leaves:
                 self._left.append(self._content)
+            if spool is not None:
+                spool.forget(passing)
             self._content = b""
 
     def close(self) -> None:

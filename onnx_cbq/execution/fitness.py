@@ -11,9 +11,10 @@ from typing import Any
 
 from onnx_cbq.errors import WorkerError
 from onnx_cbq.execution.worker import arithmetic, sees
+from onnx_cbq.runtime import versions
 
 # What decides the bytes of results, or whether a parcel can be opened at all.
-PACKAGES = ("onnx-cbq", "onnxruntime", "onnx", "numpy", "scipy")
+PACKAGES = ("onnx-cbq", "onnx", "numpy", "scipy")
 _TOKEN = "token"  # noqa: S105, what a file is called
 
 
@@ -30,13 +31,22 @@ def check_alike(client: Any, addresses: Sequence[str]) -> None:
         for address, answer in _ask(client, addresses, function, *values).items():
             found[address][name] = answer
     own = {name: _own(function, values) for name, (function, values) in asked.items()}
-    for address, versions in found.items():
-        wrong = [f"{name} {versions[name]}, expected {own[name]}" for name in own if versions[name] != own[name]]
+    for address, packages in found.items():
+        wrong = [f"{name} {packages[name]}, expected {own[name]}" for name in own if packages[name] != own[name]]
         if wrong:
-            others = sum(versions != own for versions in found.values()) - 1
+            others = sum(packages != own for packages in found.values()) - 1
             raise WorkerError(
                 f"--dask: worker {address}{f' and {others} more' if others else ''} has {'; '.join(wrong)}, as here; "
                 f"install the same versions where the workers run"
+            )
+    ours = versions()
+    for address, theirs in _ask(client, addresses, versions).items():
+        # Of whichever build there is: onnxruntime-gpu and the like are packages of other names.
+        wrong = [f"{name} {theirs[name]}, expected {ours[name]}" for name in ours if theirs[name] != ours[name]]
+        if wrong:
+            raise WorkerError(
+                f"--dask: worker {address} has {'; '.join(wrong)}, as here; install the same versions where the "
+                f"workers run"
             )
     here = arithmetic()
     for address, there in _ask(client, addresses, arithmetic).items():

@@ -8,11 +8,12 @@ of at least `LARGE` bytes, once written to the spool. Without a spool all bytes 
 from __future__ import annotations
 
 import io
+import itertools
 import pickle
 import secrets
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from socket import gethostname
 from typing import Any, Protocol
@@ -45,6 +46,7 @@ class Spool:
     folder: Path
     # By where they are in memory, and their bytes; what was written is held, so that nothing else comes to be there.
     _places: dict[tuple[int, int], tuple[Array, Path]]
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     @staticmethod
     @contextmanager
@@ -53,6 +55,20 @@ class Spool:
         with temporary_folder() as folder:
             yield Spool(folder, {})
 
+    def names(self) -> set[tuple[int, int]]:
+        """What was written."""
+        return set(self._places)
+
+    def forget(self, names: Iterable[tuple[int, int]]) -> None:
+        """Remove arrays; a worker that has mapped one keeps it as long as it does.
+
+        Where files that are mapped cannot be removed, they stay until the end.
+        """
+        for name in names:
+            _, path = self._places.pop(name)
+            with suppress(PermissionError):
+                path.unlink()
+
     def place(self, value: Array) -> tuple[Path, int]:
         """Where a contiguous array lies: in which file, from which byte on."""
         mapped = place_of(value)
@@ -60,7 +76,7 @@ class Spool:
             return mapped
         key = value.__array_interface__["data"][0], value.nbytes
         if key not in self._places:
-            path = self.folder / str(len(self._places))
+            path = self.folder / str(next(self._numbers))
             path.write_bytes(value.reshape(-1).view(np.uint8).data)
             self._places[key] = value, path
         return self._places[key][1], 0

@@ -53,7 +53,7 @@ def without_main() -> Iterator[None]:
 class ProcessSeat:
     """A process of its own."""
 
-    name: str
+    number: int
     place: Place
     _pool: ProcessPoolExecutor = field(init=False, repr=False)
     _closed: bool = field(default=False, init=False, repr=False)
@@ -61,6 +61,11 @@ class ProcessSeat:
     def __post_init__(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=begin)
+
+    @property
+    def name(self) -> str:
+        """In messages."""
+        return f"process {self.number}"
 
     def submit(self, order: Callable[..., R], *values: Any) -> Future[R]:
         """See `crew.Seat`."""
@@ -108,11 +113,14 @@ class Processes:
         return self._seats
 
     def instead_of(self, lost: Seat) -> Seat:
-        """A new process."""
+        """A new process; the one that took over, where another crew has missed it before."""
+        assert isinstance(lost, ProcessSeat)
+        number = lost.number
+        if self._seats[number] is not lost:
+            return self._seats[number]
         self._lost += 1
         check_lost(self._lost, self.workers)
-        number = next(i for i, seat in enumerate(self._seats) if seat is lost)
-        self._seats[number].close()
+        lost.close()
         self._seats[number] = self._new(number)
         return self._seats[number]
 
@@ -123,7 +131,7 @@ class Processes:
         self._seats.clear()
 
     def _new(self, number: int) -> ProcessSeat:
-        return ProcessSeat(f"process {number}", self.place)
+        return ProcessSeat(number, self.place)
 
 
 @contextlib.contextmanager

@@ -118,4 +118,4 @@ def _steps(folder: Path) -> Iterator[Entry]:
         total, packed = total + len(content), packed + len(compressor.compress(content))
         label = f"{folder}, steps 1 to {number}" if number > 1 else f"{folder}, step 1"
         so_far = replace(record, steps=record.steps[:number])
-        yield Entry(label, folder, first, total, packed, record=so_far, steps=number)
+        yield Entry(label, folder.absolute(), first, total, packed, record=so_far, steps=number)

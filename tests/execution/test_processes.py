@@ -9,14 +9,16 @@ import sys
 import time
 from collections.abc import Callable
 
+import numpy as np
 import psutil
 import pytest
 
 from onnx_cbq.execution import Place
 from onnx_cbq.execution.engine import Engine
-from onnx_cbq.execution.processes import processes
+from onnx_cbq.execution.parcels import LARGE
+from onnx_cbq.execution.processes import Processes, processes
 from tests.conftest import ROOT
-from tests.execution.works import Bytes, Keep, Note, pids
+from tests.execution.works import Bytes, Keep, Note, Total, Value, pids
 
 # No guard for spawned processes: those would run all of it again.
 SCRIPT = """
@@ -134,3 +136,32 @@ def test_who_is_killed_between_two_tasks_is_replaced() -> None:
             assert until(lambda: all(seat._pool._broken for seat in engine._seats))
             assert list(crew.each(Note(2))) == [(1, 2)] * 3
         assert len(pids(engine)) == 2
+
+
+def test_two_crews_that_miss_the_same_worker_both_go_on() -> None:
+    """The second found a seat that nobody knew any more, and ended as an error that nobody had foreseen."""
+    with processes(2, Place(threads=1)) as engine:
+        first, second = (engine.crew(Keep(), [0, 1, 2]) for _ in range(2))
+        for crew in (first, second):
+            assert list(crew.each(Note(1))) == [(1,)] * 3
+        lost = engine._seats[0]
+        for process in (lost._pool._processes or {}).values():
+            process.kill()
+        for crew in (first, second):
+            assert list(crew.each(Note(2))) == [(1, 2)] * 3
+        assert engine._lost == 1, "it is one loss"
+
+
+def test_arrays_of_a_task_that_leaves_nothing_go_with_it(two_processes: Processes) -> None:
+    """Every model that was measured stayed on the disk, and in memory, until the end."""
+    large = np.arange(LARGE, dtype=np.float32)
+    with two_processes.crew(Keep(large), [0, 1]) as crew:
+        before = two_processes.spool.names()
+        for number in range(3):
+            assert (
+                list(crew.each(Total(large[: LARGE // 2] + number)))
+                == [pytest.approx(float((large[: LARGE // 2] + number).sum(dtype=np.float64)))] * 2
+            )
+        assert two_processes.spool.names() == before
+        assert len(list(two_processes.spool.folder.iterdir())) == len(before)
+        assert [value.nbytes for value in crew.each(Value())] == [large.nbytes] * 2, "the work's own stay"

@@ -106,6 +106,17 @@ class Value:
 
 
 @dataclass(frozen=True)
+class Total:
+    """Gives the sum of numbers that come with it."""
+
+    values: Any
+    leaves: ClassVar[bool] = False
+
+    def on(self, held: Ledger) -> Callable[[Sequence[int]], Iterator[float]]:
+        return lambda shards: (float(self.values.sum(dtype="f8")) for _ in shards)
+
+
+@dataclass(frozen=True)
 class Read:
     """Reads some of the work's samples, and gives how many were skipped."""
 
