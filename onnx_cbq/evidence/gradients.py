@@ -99,20 +99,17 @@ class Scorer:
 
 @dataclass(frozen=True)
 class Vary:
-    """How much further outputs vary from sample to sample, in the shards that stand for them."""
+    """How much further outputs vary from sample to sample."""
 
     leaves: ClassVar[bool] = False
 
     def on(self, held: Scorer) -> Callable[[Sequence[Shard]], Iterator[dict[str, Spread]]]:
         """The spread of each by tensor."""
-        groups = len(held.work.groups.names)
 
         def run(shards: Sequence[Shard]) -> Iterator[dict[str, Spread]]:
             for shard in shards:
-                # All further outputs have the same samples.
-                chosen = [shard] if shard.row == groups else []
                 spreads = {one.tensor: Spread() for one in held.work.graph.further}
-                for batch in held.batches(chosen):
+                for batch in held.batches([shard]):
                     values = held.forward.run(batch.feeds, list(spreads))
                     for one in held.work.graph.further:
                         spreads[one.tensor].add(np.moveaxis(values[one.tensor], one.batch_axis, 0)[: batch.count])

@@ -31,7 +31,7 @@ from onnx_cbq.evidence.gradients import (
     row_of,
     squares,
 )
-from onnx_cbq.execution import IN_PROCESS, Crew, Engine
+from onnx_cbq.execution import IN_PROCESS, Engine
 from onnx_cbq.gradient.further import Further
 from onnx_cbq.model import Array, Model
 from onnx_cbq.records import Grouping, Layers, LayerScores, Scores
@@ -65,8 +65,8 @@ def score_channels(work: ScoringWork, drawn: Draw, progress: Progress = silent, 
     rows: dict[int, LayerRow] = {}
     totals: dict[str, Array] = {}
     done, total = 0, sum(map(len, given))
+    task = Score(_deviations(work, drawn, engine))
     with engine.crew(work, shards) as crew:
-        task = Score(_deviations(crew, work) if further else {})
         for shard, found in zip(shards, crew.each(task), strict=True):
             add_to(totals, found.sums)
             if found.row is not None:
@@ -125,8 +125,8 @@ def fisher_squares(
     found = {layer.name: np.zeros((len(given), layer.channels)) for layer in work.layers}
     totals: dict[str, Array] = {}
     done = 0
+    task = Differentiate(_deviations(work, drawn, engine), seed)
     with engine.crew(work, shards) as crew:
-        task = Differentiate(_deviations(crew, work) if graph.further else {}, seed)
         for shard, sums in zip(shards, crew.each(task), strict=True):
             add_to(totals, sums)
             if shard.last:
@@ -138,12 +138,15 @@ def fisher_squares(
     return found
 
 
-def _deviations(crew: Crew, work: ScoringWork) -> dict[str, float]:
+def _deviations(work: ScoringWork, drawn: Draw, engine: Engine) -> dict[str, float]:
     """Standard deviation of each further output over the samples: tensor -> number, 0 if it does not vary."""
     spreads = {one.tensor: Spread() for one in work.graph.further}
-    for found in crew.each(Vary()):
-        for name, spread in found.items():
-            spreads[name].join(spread)
+    if not spreads:
+        return {}
+    with engine.crew(work, _shards(work, [drawn.indices])) as crew:
+        for found in crew.each(Vary()):
+            for name, spread in found.items():
+                spreads[name].join(spread)
     return {name: float(np.sqrt(spread.variance)) for name, spread in spreads.items()}
 
 

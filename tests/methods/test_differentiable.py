@@ -121,7 +121,7 @@ def test_classes_that_count_more_are_learned_from_more(work: Workload) -> None:
 def test_time_ends_the_descent(work: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a clock that says a second went by at every look; the budget holds all the same."""
     ticks = iter(range(10_000))
-    monkeypatch.setattr("onnx_cbq.methods.differentiable.time.monotonic", lambda: float(next(ticks)))
+    monkeypatch.setattr("onnx_cbq.methods.descent.time.monotonic", lambda: float(next(ticks)))
     found = plan(work, replace(QUICK, updates=500, minutes=0.5), bits=2)
     assert 20 < report_of(found).trace[-1].updates <= 31
     assert 1.9 < found.plan.average_bits(work.layers) <= 2
