@@ -106,7 +106,7 @@ Threads = Annotated[
     typer.Option(
         "--threads",
         metavar="N",
-        help="Threads of each process (default: all cores, or their share of them).",
+        help="Threads that each process runs the model with (default: all cores, or their share of them).",
         show_default=False,
         min=0,
         rich_help_panel=MACHINES,
