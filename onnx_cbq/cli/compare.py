@@ -10,22 +10,20 @@ import typer
 
 from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.cli.console import show
+from onnx_cbq.cli.options import with_settings
 from onnx_cbq.cli.outputs import Inputs, check_outputs
 from onnx_cbq.cli.progress import progress_bars
 from onnx_cbq.cli.shared import (
     AllClasses,
     CardPath,
-    DaskAddress,
     JsonPath,
     Logits,
     Quiet,
     ReportPath,
     SkipUnreadable,
     SourcePath,
-    Threads,
-    Workers,
-    execution,
 )
+from onnx_cbq.execution.settings import ExecutionConfig
 from onnx_cbq.jobs import compare as job
 from onnx_cbq.report.comparison import comparison_table
 from onnx_cbq.storage.files import write_text
@@ -45,20 +43,18 @@ def compare(
     source: SourcePath = None,
     logits: Logits = None,
     skip_unreadable: SkipUnreadable = None,
-    workers: Workers = None,
-    threads: Threads = None,
-    dask: DaskAddress = None,
     all_classes: AllClasses = None,
     json: JsonPath = None,
     report: ReportPath = None,
     quiet: Quiet = None,
+    *,
+    runs: ExecutionConfig,
 ) -> None:
     """Hold models against the first of them, sample by sample: who is right, bytes, latency, disagreements."""
     files = [path for model in models if model.is_dir() for path in files_of(model)]
     check_outputs(
         json, report, inputs=Inputs(tuple(path for path in models if not path.is_dir()), data, source, tuple(files))
     )
-    runs = execution(workers, threads, dask)
     card = CalibrationSet.from_card(data, source, skip_unreadable=bool(skip_unreadable))
     with progress_bars(quiet=bool(quiet)) as progress:
         result = job.compare(models, card, logits, progress, runs)
@@ -72,4 +68,4 @@ def compare(
 
 def build() -> Callable[..., None]:
     """The command."""
-    return compare
+    return with_settings(compare, "runs", ExecutionConfig, without=["provider"])

@@ -10,22 +10,20 @@ import typer
 
 from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.cli.console import show
+from onnx_cbq.cli.options import with_settings
 from onnx_cbq.cli.outputs import Inputs, check_outputs
 from onnx_cbq.cli.progress import progress_bars
 from onnx_cbq.cli.shared import (
     AllClasses,
     CardPath,
-    DaskAddress,
     JsonPath,
     Logits,
     ModelPath,
     Quiet,
     SkipUnreadable,
     SourcePath,
-    Threads,
-    Workers,
-    execution,
 )
+from onnx_cbq.execution.settings import ExecutionConfig
 from onnx_cbq.jobs import evaluate as job
 from onnx_cbq.report import text as report
 from onnx_cbq.storage.files import write_text
@@ -45,16 +43,14 @@ def evaluate(
     ] = None,
     logits: Logits = None,
     skip_unreadable: SkipUnreadable = None,
-    workers: Workers = None,
-    threads: Threads = None,
-    dask: DaskAddress = None,
     all_classes: AllClasses = None,
     json: JsonPath = None,
     quiet: Quiet = None,
+    *,
+    runs: ExecutionConfig,
 ) -> None:
     """Run MODEL on all samples of a card: accuracy overall and per class, bytes, latency at batch 1."""
     check_outputs(json, inputs=Inputs((model, reference), data, source))
-    runs = execution(workers, threads, dask)
     card = CalibrationSet.from_card(data, source, skip_unreadable=bool(skip_unreadable))
     with progress_bars(quiet=bool(quiet)) as progress:
         result = job.evaluate(model, card, reference, logits, progress, runs)
@@ -66,4 +62,4 @@ def evaluate(
 
 def build() -> Callable[..., None]:
     """The command."""
-    return evaluate
+    return with_settings(evaluate, "runs", ExecutionConfig, without=["provider"])

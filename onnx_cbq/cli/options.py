@@ -7,7 +7,7 @@ import inspect
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -160,6 +160,36 @@ def command(
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     run.__doc__ = about
+    return run
+
+
+def with_settings(
+    function: Callable[..., None], name: str, kind: type, without: Sequence[str] = ()
+) -> Callable[..., None]:
+    """A function for typer that has an option for each field of a class of settings in place of a parameter `name`.
+
+    Fields of `without` are left at their defaults.
+    """
+    flags = [flag for flag in flags_of([Owner(kind)]) if flag.name not in without]
+    hints = get_type_hints(function, include_extras=True)
+
+    def run(**given: Any) -> None:
+        typed = {flag.parameter: given.pop(flag.parameter) for flag in flags}
+        function(**given, **{name: kind(**fields_for(kind, flags, given_values(flags, typed, {})))})
+
+    own = inspect.signature(function).parameters.values()
+    parameters = [
+        *(one.replace(annotation=hints[one.name], kind=one.KEYWORD_ONLY) for one in own if one.name != name),
+        *(
+            inspect.Parameter(
+                flag.parameter, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=flag.annotation()
+            )
+            for flag in flags
+        ),
+    ]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__doc__ = function.__doc__
     return run
 
 

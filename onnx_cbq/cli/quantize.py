@@ -21,20 +21,16 @@ from onnx_cbq.cli.shared import (
     AllClasses,
     CacheFolder,
     ConfigPath,
-    DaskAddress,
     JsonPath,
     ModelPath,
     NoCache,
-    Provider,
     Quiet,
     ReportPath,
     SkipUnreadable,
     SourcePath,
-    Threads,
-    Workers,
     cache_folder,
-    execution,
 )
+from onnx_cbq.execution.settings import ExecutionConfig
 from onnx_cbq.jobs import quantize as job
 from onnx_cbq.jobs.choice import make_goal, make_method, make_storage
 from onnx_cbq.jobs.data_free import DataFreeConfig
@@ -106,10 +102,6 @@ FIXED: Mapping[str, Any] = {
     "source": SourcePath,
     "skip_unreadable": SkipUnreadable,
     "cache": CacheFolder,
-    "workers": Workers,
-    "threads": Threads,
-    "dask": DaskAddress,
-    "provider": Provider,
     "no_cache": NoCache,
     "config": ConfigPath,
     "json": JsonPath,
@@ -130,12 +122,7 @@ FIXED: Mapping[str, Any] = {
 _METHODS = ("search", "cbq", "differentiable")
 # Those that mean nothing without samples.
 _FOR_SAMPLES = FIXED.keys() - {"model", "output", "json", "quiet", "config", "data_free"}
-# What fixed options are, where they are no switches.
-_KINDS: Mapping[str, tuple[type, str]] = {
-    **dict.fromkeys(("model", "data", "output", "source", "json", "report", "cache"), (str, "a path")),
-    **dict.fromkeys(("workers", "threads"), (int, "a whole number")),
-    **dict.fromkeys(("dask", "provider"), (str, "a text")),
-}
+_PATHS = {"model", "data", "output", "source", "json", "report", "cache"}
 
 
 @dataclass(frozen=True)
@@ -173,6 +160,7 @@ def owners() -> list[Owner]:
         *(Owner(kind) for kind in goals.GOALS),
         Owner(RefineConfig, REFINE),
         Owner(DataFreeConfig, DATA_FREE),
+        Owner(ExecutionConfig),
     ]
 
 
@@ -208,7 +196,7 @@ def quantize(flags: Sequence[Flag], given: Mapping[str, Any]) -> None:
         ),
         inputs=Inputs((model,), card_path, source, (run.groups, run.path("config"))),
     )
-    runs = execution(*(run.fixed.get(name) for name in ("workers", "threads", "dask", "provider")))
+    runs = ExecutionConfig(**fields_for(ExecutionConfig, flags, run.values))
     card = CalibrationSet.from_card(card_path, source, skip_unreadable=run.says("skip_unreadable"))
     with progress_bars(quiet=run.says("quiet"), route=route_of(config, card)) as progress:
         result = job.quantize(model, card, config, progress, cache, runs)
@@ -234,8 +222,8 @@ def _told(flags: Sequence[Flag], given: Mapping[str, Any]) -> _Run:
     tables = {name: as_table(name, stored.pop(name), where) for name in TABLES if name in stored}
     there = {names[name]: stored.pop(name) for name in list(stored) if name in names}
     for name, value in there.items():
-        kind, expected = _KINDS.get(name, (bool, "true or false"))
-        check(type(value) is kind, f"{where}: {name}", expected, value)
+        wanted = str if name in _PATHS else bool
+        check(isinstance(value, wanted), f"{where}: {name}", "a path" if wanted is str else "true or false", value)
     if "cache" in fixed or "no_cache" in fixed:
         there = {name: value for name, value in there.items() if name not in ("cache", "no_cache")}
     groups = _groups(given.get("clusters") or stored.get("clusters"))

@@ -10,21 +10,18 @@ import typer
 
 from onnx_cbq.calibration import CalibrationSet
 from onnx_cbq.cli.console import show
+from onnx_cbq.cli.options import with_settings
 from onnx_cbq.cli.outputs import Inputs, check_outputs
 from onnx_cbq.cli.progress import progress_bars
 from onnx_cbq.cli.shared import (
     CardPath,
-    DaskAddress,
     Logits,
     ModelPath,
-    Provider,
     Quiet,
     SkipUnreadable,
     SourcePath,
-    Threads,
-    Workers,
-    execution,
 )
+from onnx_cbq.execution.settings import ExecutionConfig
 from onnx_cbq.jobs import score as job
 from onnx_cbq.jobs.settings import QuantizeConfig
 from onnx_cbq.report import text as report
@@ -61,16 +58,13 @@ def score(
     seed: Seed = QuantizeConfig.seed,
     logits: Logits = None,
     skip_unreadable: SkipUnreadable = None,
-    workers: Workers = None,
-    threads: Threads = None,
-    dask: DaskAddress = None,
-    provider: Provider = None,
     quiet: Quiet = None,
+    *,
+    runs: ExecutionConfig,
 ) -> None:
     """Score every channel of MODEL by how many classes need it."""
     check_outputs(output, inputs=Inputs((model,), data, source))
     config = QuantizeConfig(samples="auto" if samples is None else samples or None, seed=seed, logits=logits)
-    runs = execution(workers, threads, dask, provider)
     card = CalibrationSet.from_card(data, source, skip_unreadable=bool(skip_unreadable))
     with progress_bars(quiet=bool(quiet)) as progress:
         layers, scores = job.score(model, card, config, progress, runs)
@@ -82,4 +76,4 @@ def score(
 
 def build() -> Callable[..., None]:
     """The command."""
-    return score
+    return with_settings(score, "runs", ExecutionConfig)

@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from onnx_cbq import targets
-from onnx_cbq.execution.settings import ExecutionConfig
-from onnx_cbq.settings import ACTIVATIONS, FIRST, MACHINES, OUTPUT, SAMPLES
+from onnx_cbq.settings import ACTIVATIONS, FIRST, OUTPUT, SAMPLES
 from onnx_cbq.system.user_cache import user_folder
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.", show_default=False)]
@@ -90,49 +89,6 @@ ConfigPath = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
-Workers = Annotated[
-    int | None,
-    typer.Option(
-        "--workers",
-        metavar="N",
-        help="Processes that share the samples, with the same result (default: this one alone).",
-        show_default=False,
-        min=0,
-        rich_help_panel=MACHINES,
-    ),
-]
-Threads = Annotated[
-    int | None,
-    typer.Option(
-        "--threads",
-        metavar="N",
-        help="Threads that each process runs the model with (default: all cores, or their share of them).",
-        show_default=False,
-        min=0,
-        rich_help_panel=MACHINES,
-    ),
-]
-DaskAddress = Annotated[
-    str | None,
-    typer.Option(
-        "--dask",
-        metavar="ADDRESS",
-        help="Scheduler of a Dask cluster that shares the samples, or local to start one (default: none).",
-        show_default=False,
-        rich_help_panel=MACHINES,
-    ),
-]
-Provider = Annotated[
-    str | None,
-    typer.Option(
-        "--provider",
-        metavar="NAME[:DEVICE]",
-        help="What onnxruntime runs the float model on: cuda, openvino, ...; files are checked on the CPU "
-        "(default: cpu).",
-        show_default=False,
-        rich_help_panel=MACHINES,
-    ),
-]
 JsonPath = Annotated[
     Path | None,
     typer.Option(
@@ -171,14 +127,6 @@ AllClasses = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
-
-
-def execution(
-    workers: int | None, threads: int | None = None, dask: str | None = None, provider: str | None = None
-) -> ExecutionConfig:
-    """What was asked for; the settings have the defaults."""
-    given = {"workers": workers, "threads": threads, "dask": dask, "provider": provider}
-    return ExecutionConfig(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
 
 
 def cache_folder(named: Path | None, *, without: bool) -> Path | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from onnx_cbq.execution.engine import Engine, InProcess, Place
 from onnx_cbq.execution.processes import processes
 from onnx_cbq.runtime import CPU, find_provider
-from onnx_cbq.settings import check, check_kinds
+from onnx_cbq.settings import MACHINES, check, check_kinds, option
 from onnx_cbq.system.workers import cores
 
 
@@ -18,17 +18,17 @@ class ExecutionConfig:
     """Who works over the samples. The result is the same, bit for bit, whoever does; the provider alone changes digits.
 
     Attributes:
-        workers: processes on this machine; 0 for this process alone.
-        threads: that an operator is spread over in each; 0 for all cores, or for their share of them.
-        dask: address of the scheduler of a Dask cluster, or "local" to start one; None for none.
-        provider: what float passes run on: "cpu", "cuda", "openvino" or another one that the installed onnxruntime has,
-            with a device behind a colon if there are several. Files are checked and evaluated on the CPU all the same.
+        workers: processes that share the samples, with the same result; 0 for this one alone.
+        threads: threads that each process runs the model with; 0 for all cores, or for their share of them.
+        dask: scheduler of a Dask cluster that shares the samples, or local to start one.
+        provider: what onnxruntime runs the float model on: cuda, openvino and the like, with a device behind a colon if
+            there are several; files are checked and evaluated on the CPU all the same.
     """
 
-    workers: int = 0
-    threads: int = 0
-    dask: str | None = None
-    provider: str = CPU
+    workers: int = option(0, MACHINES, "N")
+    threads: int = option(0, MACHINES, "N")
+    dask: str | None = option(None, MACHINES, "ADDRESS")
+    provider: str = option(CPU, MACHINES, "NAME[:DEVICE]")
 
     def __post_init__(self) -> None:
         check_kinds(self)
