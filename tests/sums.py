@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from onnx_cbq.quantize.moments import Moments, MomentSums, RowSums
+from onnx_cbq.quantize.moments import Moments
+from onnx_cbq.quantize.row_sums import MomentSums, RowSums
 
 
 class Sums(RowSums):

@@ -17,8 +17,9 @@ from onnx_cbq.evidence.relay import Track, dependents
 from onnx_cbq.evidence.tensors import Values, finite
 from onnx_cbq.execution import IN_PROCESS, Crew, Engine, Place
 from onnx_cbq.model import Array, Model
-from onnx_cbq.quantize.moments import WIDEST, Counted, Moments, MomentSums, RowSums, combine, looked_up, white
+from onnx_cbq.quantize.moments import WIDEST, Moments, combine, looked_up, white
 from onnx_cbq.quantize.patches import has_rows, input_rows, mean_output, mean_row, output_rows
+from onnx_cbq.quantize.row_sums import Counted, MomentSums, RowSums
 from onnx_cbq.quantize.settings import RoundingConfig
 from onnx_cbq.records import Layer, Seen, Use
 
