@@ -21,7 +21,6 @@ from onnx_cbq.gradient.further import Further
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.moments import shared_out
 from onnx_cbq.records import Grouping, Layer, Layers
-from onnx_cbq.records.spread import Spread
 from onnx_cbq.runtime import Session
 
 # beta, saliency and squared gradient of every layer, each [channels].
@@ -95,27 +94,6 @@ class Scorer:
         """Seeds of a further output for a batch."""
         counts = batch.count, len(next(iter(batch.feeds.values())))
         return _signs(self.work.graph, one, deviations[one.tensor], counts, np.random.default_rng(seed))
-
-
-@dataclass(frozen=True)
-class Vary:
-    """How much further outputs vary from sample to sample."""
-
-    leaves: ClassVar[bool] = False
-
-    def on(self, held: Scorer) -> Callable[[Sequence[Shard]], Iterator[dict[str, Spread]]]:
-        """The spread of each by tensor."""
-
-        def run(shards: Sequence[Shard]) -> Iterator[dict[str, Spread]]:
-            for shard in shards:
-                spreads = {one.tensor: Spread() for one in held.work.graph.further}
-                for batch in held.batches([shard]):
-                    values = held.forward.run(batch.feeds, list(spreads))
-                    for one in held.work.graph.further:
-                        spreads[one.tensor].add(np.moveaxis(values[one.tensor], one.batch_axis, 0)[: batch.count])
-                yield spreads
-
-        return run
 
 
 @dataclass(frozen=True)

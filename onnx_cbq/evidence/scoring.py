@@ -26,17 +26,14 @@ from onnx_cbq.evidence.gradients import (
     Score,
     ScoringWork,
     Shard,
-    Vary,
     add_to,
     row_of,
     squares,
 )
+from onnx_cbq.evidence.tensors import deviations
 from onnx_cbq.execution import IN_PROCESS, Engine
-from onnx_cbq.gradient.further import Further
-from onnx_cbq.model import Array, Model
+from onnx_cbq.model import Array
 from onnx_cbq.records import Grouping, Layers, LayerScores, Scores
-from onnx_cbq.records.spread import Spread
-from onnx_cbq.runtime import Session
 from onnx_cbq.system.progress import Progress, silent
 
 LARGEST_BATCH = 100
@@ -138,29 +135,10 @@ def fisher_squares(
     return found
 
 
-def _deviations(work: ScoringWork, drawn: Draw, engine: Engine) -> dict[str, float]:
-    """Standard deviation of each further output over the samples: tensor -> number, 0 if it does not vary."""
-    spreads = {one.tensor: Spread() for one in work.graph.further}
-    if not spreads:
-        return {}
-    with engine.crew(work, _shards(work, [drawn.indices])) as crew:
-        for found in crew.each(Vary()):
-            for name, spread in found.items():
-                spreads[name].join(spread)
-    return {name: float(np.sqrt(spread.variance)) for name, spread in spreads.items()}
-
-
-def deviations(
-    model: Model, further: Sequence[Further], samples: Samples, indices: Indices, size: int
-) -> dict[str, float]:
-    """Standard deviation of each further output over the samples: tensor -> number, 0 if it does not vary."""
-    spreads = {one.tensor: Spread() for one in further}
-    session = Session(model.with_graph(outputs=list(spreads)))
-    for batch in samples.batches(indices, size):
-        values = session.run(batch.feeds)
-        for one in further:
-            spreads[one.tensor].add(np.moveaxis(values[one.tensor], one.batch_axis, 0)[: batch.count])
-    return {name: float(np.sqrt(spread.variance)) for name, spread in spreads.items()}
+def _deviations(work: ScoringWork, drawn: Draw, engine: Engine) -> Mapping[str, float]:
+    """How much further outputs vary over the samples; see `tensors.deviations`."""
+    graph = work.graph
+    return deviations(graph.forward, graph.further, work.samples, drawn.indices, batch_size(work.layers), engine)
 
 
 def members(samples: Samples, drawn: Draw, groups: Grouping) -> list[Indices]:

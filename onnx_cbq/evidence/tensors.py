@@ -1,4 +1,4 @@
-"""What the values of some tensors of the float model are over the samples: histograms, ranges, sizes of samples."""
+"""What the values of some tensors of the float model are over the samples: histograms, ranges, sizes, deviations."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from onnx_cbq.calibration.draw import Draw
 from onnx_cbq.calibration.samples import Batch, Indices, Samples
 from onnx_cbq.errors import ModelError
 from onnx_cbq.execution import IN_PROCESS, Engine, Place, Task
+from onnx_cbq.gradient.further import Further
 from onnx_cbq.model import Array, Model
 from onnx_cbq.quantize.activations import Histogram
 from onnx_cbq.records import Layers
+from onnx_cbq.records.spread import Spread
 from onnx_cbq.runtime import Session
 from onnx_cbq.system.progress import Progress, silent
 
@@ -100,6 +102,24 @@ def collect_sizes(
     return {name: Sizes(*np.concatenate(part, axis=1)) for name, part in parts.items() if part}
 
 
+def deviations(
+    model: Model,
+    further: Sequence[Further],
+    samples: Samples,
+    indices: Indices,
+    size: int,
+    engine: Engine = IN_PROCESS,
+) -> Mapping[str, float]:
+    """Standard deviation of each further output over the samples: tensor -> number, 0 if it does not vary."""
+    axes = {one.tensor: one.batch_axis for one in further}
+    spreads = {name: Spread() for name in axes}
+    work = TensorWork.of(model, list(axes), samples)
+    for _, found in _each(work, _Spreads(axes), indices, size, engine) if axes else ():
+        for name, spread in found.items():
+            spreads[name].join(spread)
+    return {name: float(np.sqrt(spread.variance)) for name, spread in spreads.items()}
+
+
 @dataclass(frozen=True)
 class TensorWork:
     """Tensors of a model, graph inputs among them, on samples."""
@@ -127,15 +147,16 @@ class Tensors:
     work: TensorWork
     session: Session
 
-    def batches(self, chunks: Sequence[Indices]) -> Iterator[tuple[Batch, Values]]:
-        """The tensors of each batch, all of them finite.
+    def batches(self, chunks: Sequence[Indices], *, finite_only: bool = True) -> Iterator[tuple[Batch, Values]]:
+        """The tensors of each batch, all of them finite unless that does not matter.
 
         Raises:
             ModelError: one is not.
         """
         for batch in self.work.samples.of_chunks(chunks):
             values = {**self.session.run(batch.feeds), **batch.feeds}
-            yield batch, finite({name: values[name] for name in self.work.names})
+            wanted = {name: values[name] for name in self.work.names}
+            yield batch, finite(wanted) if finite_only else wanted
 
 
 def _each(
@@ -199,6 +220,24 @@ class _Sizes:
                         real = by_sample[: batch.count].astype(np.float64)
                         found[name] = np.stack([np.square(real).mean(axis=1), np.abs(real).max(axis=1)])
                 yield found
+
+        return run
+
+
+@dataclass(frozen=True)
+class _Spreads:
+    batch_axes: Mapping[str, int]
+    leaves: ClassVar[bool] = False
+
+    def on(self, held: Tensors) -> Callable[[Sequence[Indices]], Iterator[dict[str, Spread]]]:
+        """How every tensor varies."""
+
+        def run(chunks: Sequence[Indices]) -> Iterator[dict[str, Spread]]:
+            for batch, values in held.batches(chunks, finite_only=False):
+                spreads = {name: Spread() for name in values}
+                for name, value in values.items():
+                    spreads[name].add(np.moveaxis(value, self.batch_axes[name], 0)[: batch.count])
+                yield spreads
 
         return run
 

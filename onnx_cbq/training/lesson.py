@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from onnx_cbq.calibration.samples import Indices
-from onnx_cbq.evidence.scoring import batch_size, deviations
+from onnx_cbq.evidence.scoring import batch_size
+from onnx_cbq.evidence.tensors import deviations
 from onnx_cbq.evidence.workload import Workload
 from onnx_cbq.graph.logits import Logits
 from onnx_cbq.records.answers import Reading
