@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar
 
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import threadpool_info
 
 from onnx_cbq.errors import OnnxCbqError
 from onnx_cbq.execution.engine import Place, in_one_thread
@@ -43,7 +43,6 @@ class Desk:
         """Take on a work."""
         if place.threads:
             share(place.threads)
-            threadpool_limits(place.threads)
         self.works[key] = _Held(unpack(work).start(place))
 
     def begin(self, key: str, task: bytes) -> None:
