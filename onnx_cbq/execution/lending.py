@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from onnx_cbq.calibration.files import reason
 from onnx_cbq.calibration.sources import Source
 from onnx_cbq.errors import OnnxCbqError, WorkerError
 from onnx_cbq.execution.parcels import pack, unpack
@@ -115,5 +116,7 @@ class Lender:
             found = self._sources[number].read(name, indices)
         except OnnxCbqError as error:
             found = error
+        except Exception as error:  # noqa: BLE001, who asked would wait for an answer that never comes
+            found = WorkerError(f"{self._sources[number].label}: cannot be read: {reason(error)}")
         # A worker that is gone by now waits for nothing.
         self.client.run(deliver, key, pack(found), workers=[address], on_error="ignore")
