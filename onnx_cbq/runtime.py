@@ -7,7 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -189,40 +189,6 @@ def optimized(model: Path | bytes, optimization: Optimization = "all") -> onnx.M
 def fused_operators(model: Path) -> Counter[str]:
     """How often each operator stands in the graph that onnxruntime runs after all its optimizations."""
     return Counter(node.op_type for node in optimized(model).graph.node)
-
-
-@cache
-def saturates() -> bool:
-    """Whether integer kernels on this processor add products of uint8 and int8 in 16 bits.
-
-    It is tried: two activations 255 times two weights 127 are then 32,767 instead of 64,770.
-    """
-    scale, zero = np.array(1, np.float32), np.array(0, np.uint8)
-    constants: dict[str, Array] = {
-        "scale": scale,
-        "zero": zero,
-        "w": np.full((4, 4), 127, np.int8),
-        "scales": np.ones(4, np.float32),
-        "zeros": np.zeros(4, np.int8),
-        "step": np.array(1000, np.float32),
-    }
-    nodes = [
-        onnx.helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
-        onnx.helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["d"]),
-        onnx.helper.make_node("DequantizeLinear", ["w", "scales", "zeros"], ["v"], axis=1),
-        onnx.helper.make_node("MatMul", ["d", "v"], ["p"]),
-        onnx.helper.make_node("QuantizeLinear", ["p", "step", "zero"], ["r"]),
-    ]
-    graph = onnx.helper.make_graph(
-        nodes,
-        "product",
-        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 4])],
-        [onnx.helper.make_tensor_value_info("r", onnx.TensorProto.UINT8, [1, 4])],
-        [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
-    found = Session(proto.SerializeToString()).run({"x": np.full((1, 4), 255, np.float32)})["r"]
-    return bool((found < 120).any())
 
 
 def versions() -> dict[str, str]:

@@ -19,7 +19,7 @@ from onnx_cbq.methods import Method
 from onnx_cbq.model import Model
 from onnx_cbq.records import Grouping, Layer, LayerWeights
 from onnx_cbq.records.lanes import lanes
-from onnx_cbq.runtime import Feeds, Session, saturates
+from onnx_cbq.runtime import Feeds, Session
 from onnx_cbq.stages.activations import choose_grids
 from onnx_cbq.stages.compensation import Rounded
 from onnx_cbq.stages.scene import Scene, SceneSettings
@@ -35,6 +35,7 @@ from onnx_cbq.targets.running import Run
 from onnx_cbq.targets.target import Target
 from onnx_cbq.verification.comparison import Comparison, Fidelity, compare
 from onnx_cbq.verification.kernels import Deviation, check_kernels, deviations
+from onnx_cbq.verification.saturation import saturates
 from onnx_cbq.verification.verify import check_equal, check_file, check_sizes
 
 # Samples that the whole path is tried on, and that kernels are looked at on.

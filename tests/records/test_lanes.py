@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from onnx_cbq.model import Array
 from onnx_cbq.records import FREE, Layer, Use, WeightRules
 from onnx_cbq.records.lanes import Lanes, lanes
-from onnx_cbq.runtime import Session, saturates
+from onnx_cbq.runtime import Session
+from onnx_cbq.verification.saturation import saturates
 from tests.graphs import make_model, node
 from tests.saturation import columns, exact_product, patches, saturating_product
 

@@ -13,7 +13,8 @@ from onnx_cbq import QuantizeConfig, check, quantize
 from onnx_cbq.graph.load import load
 from onnx_cbq.jobs.inspect import inspect
 from onnx_cbq.model import Array
-from onnx_cbq.runtime import Session, saturates
+from onnx_cbq.runtime import Session
+from onnx_cbq.verification.saturation import saturates
 from tests.conftest import random_set
 from tests.graphs import make_model, node
 from tests.targets.files import net

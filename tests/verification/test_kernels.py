@@ -12,9 +12,10 @@ import pytest
 from onnx_cbq.errors import VerificationError
 from onnx_cbq.graph.load import load
 from onnx_cbq.model import Array, Model
-from onnx_cbq.runtime import Feeds, Optimization, Session, saturates
+from onnx_cbq.runtime import Feeds, Optimization, Session
 from onnx_cbq.verification import kernels
 from onnx_cbq.verification.kernels import Deviation, check_kernels, deviations
+from onnx_cbq.verification.saturation import saturates
 from tests.exports import NETS
 from tests.graphs import make_model, node
 from tests.storage.emitted import emitted

@@ -21,7 +21,7 @@ from onnx_cbq.graph.load import load
 from onnx_cbq.jobs.result import Result
 from onnx_cbq.model import Array, Model
 from onnx_cbq.records import LayerWeights
-from onnx_cbq.runtime import median_latency, saturates
+from onnx_cbq.runtime import median_latency
 from onnx_cbq.stages.scene import Scene
 from onnx_cbq.stages.solution import Solution, emit_solution
 from onnx_cbq.stages.written import write_solution
@@ -34,6 +34,7 @@ from onnx_cbq.verification import prove as proving
 from onnx_cbq.verification.comparison import Comparison, Fidelity, compare
 from onnx_cbq.verification.kernels import Deviation, deviations
 from onnx_cbq.verification.prove import attempt
+from onnx_cbq.verification.saturation import saturates
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL, ROOT, random_set
 from tests.graphs import make_model, node
 from tests.scenes import aim, scene_of
