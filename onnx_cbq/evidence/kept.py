@@ -20,7 +20,7 @@ from onnx_cbq.quantize.table import WIDTHS, Table
 from onnx_cbq.records import FREE, Grouping, Layer, Layers, LayerScores, Plan, Scores
 from onnx_cbq.system.store import Entry
 
-SCORES, SENSITIVITY, TABLES, HISTOGRAMS, PLANS, ALONE = 2, 2, 2, 1, 2, 2
+SCORES, SENSITIVITY, TABLES, HISTOGRAMS, PLANS, ALONE = 2, 2, 3, 1, 3, 3
 _FOR_CLASSES = ("beta", "saliency", "gradient_square")
 _FOR_OUTPUTS = ("further_beta", "further_saliency")
 

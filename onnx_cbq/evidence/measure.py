@@ -22,6 +22,8 @@ from onnx_cbq.records.spread import Spread
 
 # Probabilities that differ by less are the same.
 _SAME_SHARE = 1e-6
+# So often it is asked whether the samples so far are enough, as long as a batch has so many.
+_LOOKS, _FEWEST = 10, 16
 _BY_CLASS, _BY_SAMPLE = ("answers", "hits"), ("divergences", "further")
 
 
@@ -101,6 +103,7 @@ class PlanMeasure:
             self._rounded,
             len(indices),
         )
+        size = min(size, max(-(-len(indices) // _LOOKS), _FEWEST))
         chunks = samples.chunks(spread_out(indices, samples.fixed_batch or size), size)
         self._crew = engine.crew(work, list(enumerate(chunks)))
         finalize(self, self._crew.close)

@@ -18,11 +18,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from scipy.special import ndtr
 
 from onnx_cbq.model import Array
 from onnx_cbq.settings import check, check_kinds
 
 _BISECTIONS = 60
+# A trade that is less likely than this to be taken is not measured to the end.
+_LEAST_CHANCE = 0.05
 # Nats of divergence that leave next to every prediction as it is: nothing that can be had below is worth a search.
 ENOUGH = 0.001
 # Whether what a plan loses on the first of the samples is enough to know that it is not wanted, [samples so far].
@@ -152,8 +155,8 @@ def search_plan(
     """The best plan by measurement.
 
     A trade between layers must lower the losses by more than `config.certainty` standard errors of the mean of what it
-    saves, sample by sample: of many trades some look good on the samples at hand only. One that saves nothing on the
-    first samples is not measured any further.
+    saves, sample by sample: of many trades some look good on the samples at hand only. One that will hardly do so, by
+    what it saves on the first samples, is not measured any further.
 
     Args:
         criteria: name -> predicted losses [channels, widths].
@@ -173,7 +176,7 @@ def search_plan(
         return known[key]
 
     def saves_nothing(losses: Array) -> bool:
-        return bool((loss[: len(losses)] - losses).mean() <= 0)
+        return hopeless(loss[: len(losses)] - losses, len(loss), config.certainty)
 
     plans = {name: allocate(losses, sizes, budget, allowed) for name, losses in criteria.items()}
     measured = {name: float(losses_of(bits).mean()) for name, bits in plans.items()}
@@ -195,6 +198,20 @@ def search_plan(
                     exchanges += 1
                     break
     return RatePlan(bits, winner, measured, float(loss.mean()), exchanges, len(known) - len(measured))
+
+
+def hopeless(savings: Array, samples: int, certainty: float) -> bool:
+    """Whether the `savings` of the first of so many `samples` make it unlikely that all of them will save for certain.
+
+    With t the share of samples so far and z their mean in standard errors, that of all is predicted as normal around
+    z / sqrt(t) with variance (1 - t) / t (Spiegelhalter, Freedman and Blackburn, 1986, predictive power).
+    """
+    share, mean, spread = len(savings) / samples, float(savings.mean()), float(savings.std())
+    if spread == 0 or share == 1:
+        return mean <= 0
+    z = mean / spread * np.sqrt(len(savings))
+    ahead = (z / np.sqrt(share) - certainty) / np.sqrt((1 - share) / share)
+    return bool(ndtr(ahead) < _LEAST_CHANCE)
 
 
 def saves(savings: Array, certainty: float) -> bool:

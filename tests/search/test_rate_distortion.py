@@ -11,7 +11,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from onnx_cbq.model import Array
-from onnx_cbq.search.rate_distortion import Hopeless, RateDistortionConfig, RatePlan, allocate, saves, search_plan
+from onnx_cbq.search.rate_distortion import (
+    Hopeless,
+    RateDistortionConfig,
+    RatePlan,
+    allocate,
+    hopeless,
+    saves,
+    search_plan,
+)
 
 WIDTHS = 9
 
@@ -295,6 +303,20 @@ def test_a_trade_that_loses_on_the_first_samples_is_given_up_and_never_taken() -
     assert seen[0] == 8
     assert set(seen[1:]) == {2}
     assert (found.exchanges, found.loss) == (0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("savings", "samples", "expected"),
+    # z = 0 after a tenth: 2 is to be reached by N(0, 9), one in four. z = -2: by N(-6.3, 9), one in 360.
+    [([1, -1] * 10, 200, False), ([1, -1.9] * 10, 200, True)]
+    # z = 0 after nine tenths: by N(0, 1/9), one in 10^9. z = 4.5: taken for sure.
+    + [([1, -1] * 10, 22, True), ([3, -1] * 10, 22, False)]
+    # No spread, and no samples left.
+    + [([1, 1], 20, False), ([0, 0], 20, True), ([-1, -1], 20, True), ([3, -1], 2, False)],
+)
+def test_a_trade_is_hopeless_once_it_will_hardly_be_taken(savings: list[float], samples: int, expected: bool) -> None:
+    """By the predictive power at two standard errors; guards against trades that are given up too soon."""
+    assert hopeless(np.array(savings, float), samples, 2.0) is expected
 
 
 @pytest.mark.parametrize(
