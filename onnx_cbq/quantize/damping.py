@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_cbq.model import Array
-from onnx_cbq.quantize.compensate import best_aim, compensate, in_order
+from onnx_cbq.quantize.compensate import Metric, best_aim, compensate, in_order
 from onnx_cbq.quantize.grid import Grid, search_scale
 from onnx_cbq.quantize.moments import Moments, part_slices
 from onnx_cbq.quantize.settings import RoundingConfig
@@ -30,6 +30,8 @@ _OF_AIM = (1, 8, 64, 512, 4096, 1 << 24)
 _OF_ROUNDING = (1, 4, 16, 64, 256)
 # What is rounded to choose by: so many channels of a group and groups, to so many bits.
 _CHANNELS, _GROUPS, _BITS = 32, 16, 3
+# Dampings of metrics of so many numbers are tried side by side: a column of few is rounded in no time.
+_SIDE_BY_SIDE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -66,32 +68,51 @@ def choose_dampings(rows: Array, moments: Moments, config: RoundingConfig) -> Da
         )
     aim, of_aim = w, least
     if moments.cross is not moments.second or moments.missing:
-        of_aim = least * _lowest(_OF_AIM, lambda m: _error(best_aim(w, second, wanted, least * m), *against))
+        of_aim = least * _lowest(
+            _OF_AIM, lambda tried: [_error(best_aim(w, second, wanted, least * m), *against) for m in tried]
+        )
         aim = best_aim(w, second, wanted, of_aim)
     ordered = in_order(second, sort=config.order == "falling")
-    grid, aim = _grid(aim), aim.astype(np.float32)
-    of_rounding = least * _lowest(
-        _OF_ROUNDING, lambda m: _error(compensate(aim, ordered.damped(least * m), grid.nearest)[0], *against)
-    )
-    return Dampings(of_aim, of_rounding)
+    aim = aim.astype(np.float32)
+    scale = _scale(aim)
+    together = max(_SIDE_BY_SIDE // second.size, 1)
+
+    def errors_of_rounding(tried: Sequence[int]) -> list[float]:
+        parts = [tried[i : i + together] for i in range(0, len(tried), together)]
+        rounded = [_rounded(aim, scale, [ordered.damped(least * m) for m in part]) for part in parts]
+        return [_error(values, *against) for part in rounded for values in part]
+
+    return Dampings(of_aim, least * _lowest(_OF_ROUNDING, errors_of_rounding))
 
 
-def _lowest(multiples: Sequence[int], error: Callable[[int], float]) -> int:
+def _lowest(multiples: Sequence[int], errors_of: Callable[[Sequence[int]], Sequence[float]]) -> int:
     """The multiple of least error, by descent from the middle one: errors are taken to have one minimum."""
-    errors = {place: error(multiples[place]) for place in (len(multiples) // 2, len(multiples) // 2 - 1)}
-    while True:
+    errors: dict[int, float] = {}
+    middle = len(multiples) // 2
+    beside = [middle, middle - 1]
+    while beside:
+        errors |= dict(zip(beside, errors_of([multiples[place] for place in beside]), strict=True))
         best = min(errors, key=errors.__getitem__)
         beside = [place for place in (best - 1, best + 1) if 0 <= place < len(multiples) and place not in errors]
-        if not beside:
-            return multiples[best]
-        errors |= {place: error(multiples[place]) for place in beside}
+    return multiples[best]
 
 
-def _grid(aim: Array) -> Grid:
-    """Grids of `_BITS` bits for the rows [g, r, n]."""
-    flat = np.asarray(aim.reshape(-1, aim.shape[2]), np.float32)
-    scale = search_scale(flat, None, _BITS, mid_rise=False)[1].reshape(aim.shape[:2])
-    return Grid.of(scale, np.full(scale.shape, _BITS), np.zeros(scale.shape, bool))
+def _rounded(aim: Array, scale: Array, metrics: Sequence[Metric]) -> list[Array]:
+    """The rows `aim` [g, r, n] with compensation in each metric, as if each had groups of its own."""
+    count = len(metrics)
+    order, matrix, factor = (
+        np.concatenate([getattr(one, name) for one in metrics]) for name in ("order", "matrix", "factor")
+    )
+    joined = Metric(order, matrix, factor, max(one.damping for one in metrics))
+    scales = np.concatenate([scale] * count)
+    grid = Grid.of(scales, np.full(scales.shape, _BITS), np.zeros(scales.shape, bool))
+    return np.split(compensate(np.concatenate([aim] * count), joined, grid.nearest)[0], count)
+
+
+def _scale(aim: Array) -> Array:
+    """Scales of `_BITS` bits for the rows [g, r, n]."""
+    flat = aim.reshape(-1, aim.shape[2])
+    return search_scale(flat, None, _BITS, mid_rise=False)[1].reshape(aim.shape[:2])
 
 
 def _error(values: Array, second: Array, target: Array) -> float:

@@ -73,13 +73,14 @@ def output_rows(layer: Layer, use: Use, z: Array, positions: int, random: np.ran
 def mean_row(layer: Layer, use: Use, x: Array, weights: Array) -> Array:
     """The mean of the rows under all output positions, float64 [groups, weights per channel].
 
-    `weights` say what the samples count, [n]. Cost: an addition per value of x, since the mean of windows is the window
-    of the mean.
+    `weights` say what the samples count, float32 [n]. Cost: a multiplication per value of x, added up over the batch in
+    the type of x, since the mean of windows is the window of the mean.
     """
     if use.windows is None:
         matrix = _matrix(layer, use, x)
         return np.asarray((weights @ matrix.mean(axis=1, dtype=np.float64))[None] / weights.sum())
-    mean = (weights.astype(np.float64) @ x.reshape(len(x), -1)).reshape(1, *x.shape[1:]) / weights.sum()
+    total = weights.astype(x.dtype, copy=False) @ x.reshape(len(x), -1)
+    mean = total.astype(np.float64).reshape(1, *x.shape[1:]) / weights.sum()
     transposed = layer.operator == "ConvTranspose"
     positions = math.prod(use.windows.inputs if transposed else use.windows.outputs)
     return np.asarray(input_rows(layer, use, mean, positions, np.random.default_rng(0)).mean(axis=1))
@@ -90,9 +91,12 @@ def mean_output(layer: Layer, use: Use, z: Array, weights: Array) -> Array:
 
     -> float64 [groups, channels per group].
     """
-    rows = output_rows(layer, use, z, position_count(use, layer.samples), np.random.default_rng(0))
-    of_samples = rows.reshape(layer.groups, len(weights), -1, rows.shape[2]).mean(axis=2, dtype=np.float64)
-    return np.asarray(weights @ of_samples / weights.sum())
+    if use.windows is None:
+        of_samples = _matrix(layer, use, z).mean(axis=1, dtype=np.float64)
+        return np.asarray((weights @ of_samples)[None] / weights.sum())
+    total = weights.astype(z.dtype, copy=False) @ z.reshape(len(z), -1)
+    of_channels = total.reshape(layer.groups, layer.channels // layer.groups, -1).mean(axis=2, dtype=np.float64)
+    return np.asarray(of_channels / weights.sum())
 
 
 def _vectors(layer: Layer, use: Use, x: Array, positions: int, random: np.random.Generator) -> Array:

@@ -274,7 +274,7 @@ def _kept(pairs: Sequence[Pair]) -> Kept[_Found]:
         chosen = {pairs[int(i)]: float(strength) for i, strength in entry.facts["chosen"]}
         return _Found(ranges, float(entry.facts["before"]), float(entry.facts["after"]), chosen)
 
-    return Kept("equalization", 2, pack, unpack)
+    return Kept("equalization", 3, pack, unpack)
 
 
 def _scales(ranges: Mapping[Pair, Array], strengths: Chosen) -> dict[Pair, Array]:
