@@ -20,7 +20,7 @@ from onnx import NodeProto, helper
 
 from onnx_cbq.errors import UnsupportedOperatorError
 from onnx_cbq.gradient.rules import NO_GRADIENT, RULES
-from onnx_cbq.gradient.site import Builder, Site
+from onnx_cbq.gradient.site import Builder, Rule, Site
 from onnx_cbq.graph.shapes import Shapes
 from onnx_cbq.model import Model
 
@@ -39,9 +39,14 @@ class Backward:
 
 
 def build_backward(
-    model: Model, shapes: Shapes, logits: str, targets: Iterable[str], further: Sequence[str] = ()
+    model: Model,
+    shapes: Shapes,
+    logits: str,
+    targets: Iterable[str],
+    further: Sequence[str] = (),
+    rules: Mapping[str, Rule] = RULES,
 ) -> Backward:
-    """The backward graph of `logits`, and of `further` tensors, with respect to `targets`.
+    """The backward graph of `logits`, and of `further` tensors, with respect to `targets`, which may be constants.
 
     Raises:
         UnsupportedOperatorError: a node on the way has no rule.
@@ -59,7 +64,7 @@ def build_backward(
         if not any(dy) or not any(needed):
             continue
         site = Site(node, model, shapes, build, dy, needed)
-        for name, gradient in _contributions(site):
+        for name, gradient in _contributions(site, rules):
             known = gradients.get(name)
             gradients[name] = gradient if known is None else build.op("Add", known, gradient)
     found = {name: gradients[name] for name in wanted if name in gradients}
@@ -84,9 +89,9 @@ def _number_type(model: Model) -> np.dtype[Any]:
     return np.dtype(np.float64 if doubles else np.float32)
 
 
-def _contributions(site: Site) -> Iterable[tuple[str, str]]:
+def _contributions(site: Site, rules: Mapping[str, Rule]) -> Iterable[tuple[str, str]]:
     node = site.node
-    rule = RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    rule = rules.get(node.op_type) if node.domain in ("", "ai.onnx") else None
     if rule is None:
         title = node.name or next(filter(None, node.output))
         operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type

@@ -23,7 +23,11 @@ def matmul(site: Site) -> Gradients:
     if site.needed[0]:
         full = b.op("MatMul", grad, _transpose(site, right, max(rank_right, 2)))
         gradients[0] = _sum_batch(site, full, 0, max(rank_left, rank_right, 2))
-    if site.needed[1]:
+    if site.needed[1] and rank_right == 2 and rank_left > 2:
+        # All rows at once, and not a matrix for each sample to be summed.
+        rows, dy = (b.op("Reshape", name, b.ints([-1, n])) for name, n in zip((left, grad), site.shape(1), strict=True))
+        gradients[1] = b.op("Gemm", rows, dy, transA=1)
+    elif site.needed[1]:
         full = b.op("MatMul", _transpose(site, left, max(rank_left, 2)), grad)
         gradients[1] = _sum_batch(site, full, 1, max(rank_left, rank_right, 2))
     return gradients
