@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from onnx_cbq.jobs.score import score
     from onnx_cbq.jobs.settings import QuantizeConfig
     from onnx_cbq.jobs.step import Steps, make_steps
+    from onnx_cbq.learned.settings import LearnedConfig
     from onnx_cbq.quantize.settings import RoundingConfig
     from onnx_cbq.records import Evaluation, LayerScores, Plan, Scores
     from onnx_cbq.search.cbq import CbqConfig
@@ -69,6 +70,7 @@ __all__ = [
     "ExecutionConfig",
     "LayerDebug",
     "LayerScores",
+    "LearnedConfig",
     "ModelError",
     "OnnxCbqError",
     "OutputError",
@@ -120,6 +122,7 @@ _WHERE = {
     "ExecutionConfig": "onnx_cbq.execution.settings",
     "LayerDebug": "onnx_cbq.jobs.debug_result",
     "LayerScores": "onnx_cbq.records",
+    "LearnedConfig": "onnx_cbq.learned.settings",
     "ModelError": "onnx_cbq.errors",
     "OnnxCbqError": "onnx_cbq.errors",
     "OutputError": "onnx_cbq.errors",

@@ -29,6 +29,7 @@ NAMES = [
     "ExecutionConfig",
     "LayerDebug",
     "LayerScores",
+    "LearnedConfig",
     "ModelError",
     "OnnxCbqError",
     "OutputError",

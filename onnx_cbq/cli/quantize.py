@@ -36,16 +36,18 @@ from onnx_cbq.jobs.choice import make_goal, make_method, make_storage
 from onnx_cbq.jobs.data_free import DataFreeConfig
 from onnx_cbq.jobs.settings import CURVE, QuantizeConfig
 from onnx_cbq.jobs.written_settings import TABLES, as_table
+from onnx_cbq.learned.settings import LearnedConfig
 from onnx_cbq.methods import Entropy, SharedValues
 from onnx_cbq.report import text
 from onnx_cbq.report.plot import TradeOff
 from onnx_cbq.search.rate_distortion import RateDistortionConfig
 from onnx_cbq.settings import CHOOSE, FIRST, OUTPUT, check
+from onnx_cbq.stages.rounding import Learn
 from onnx_cbq.storage.files import weights_beside, write_text
 from onnx_cbq.training.settings import RefineConfig
 
 ABOUT = "Quantize MODEL and prove what it costs: accuracy overall and per class, bytes, latency."
-REFINE, DATA_FREE, FULL = "--refine", "--data-free", "--report-full"
+REFINE, DATA_FREE, FULL, LEARNED = "--refine", "--data-free", "--report-full", f"--rounding {Learn.name}"
 # Options that mean something with --data-free; beside them those of its own settings.
 _WITHOUT_DATA = {"bits", "storage", "keep_quantized"}
 
@@ -158,6 +160,7 @@ def owners() -> list[Owner]:
         *(Owner(kind, _option_of(kind)) for kind in (*methods.METHODS, *methods.CODEBOOKS)),
         *(Owner(kind, f"--storage {kind.name}") for kind in storage.STORAGES),
         *(Owner(kind) for kind in goals.GOALS),
+        Owner(LearnedConfig, LEARNED),
         Owner(RefineConfig, REFINE),
         Owner(DataFreeConfig, DATA_FREE),
         Owner(ExecutionConfig),
@@ -240,6 +243,7 @@ def _config(flags: Sequence[Flag], run: _Run) -> QuantizeConfig:
     values = run.values
     given = {owner.kind: fields_for(owner.kind, flags, values) for owner in owners()}
     common, training = given.pop(QuantizeConfig), {**run.tables.get("refinement", {}), **given[RefineConfig]}
+    learning = {**run.tables.get("learned", {}), **given.pop(LearnedConfig)}
     # What is typed stands behind the tables, and wins.
     tables = {TABLES[name]: dict(run.tables[name]) for name in _METHODS if name in run.tables}
     given = {**tables, **given}
@@ -260,6 +264,7 @@ def _config(flags: Sequence[Flag], run: _Run) -> QuantizeConfig:
         storage=kept,
         goal=make_goal(bits, given),
         curve=tuple(bits for bits in CURVE if not whole or bits.is_integer()) if run.says("curve") else (),
+        learned=LearnedConfig(**learning),
         refine=RefineConfig(**training) if run.says("refine") else None,
     )
 
@@ -280,12 +285,18 @@ def _refuse_ignored(flags: Sequence[Flag], run: _Run) -> None:
         f"--method {values.get('method', QuantizeConfig.method)}",
         f"--codebook {values.get('codebook', QuantizeConfig.codebook)}",
         f"--storage {values.get('storage', QuantizeConfig.storage)}",
+        f"--rounding {values.get('rounding', QuantizeConfig.rounding)}",
         *([REFINE] if run.says("refine") else []),
         "",
     }
     refuse_unused(flags, values, lambda owner: owner.option in said)
     default = f"--method {QuantizeConfig.method}"
-    for name, wanted in (("cbq", "--method cbq"), ("differentiable", "--method differentiable"), ("search", default)):
+    for name, wanted in (
+        ("cbq", "--method cbq"),
+        ("differentiable", "--method differentiable"),
+        ("search", default),
+        ("learned", LEARNED),
+    ):
         if name in run.tables and wanted not in said:
             raise typer.BadParameter(f"only for {wanted}; leave out [{name}]")
     if "refinement" in run.tables and not run.says("refine"):

@@ -52,7 +52,7 @@ def make_storage(storage: str | Storage, given: Given) -> Storage:
     if isinstance(storage, Storage):
         return storage
     kind = find_storage(storage)
-    return kind(**_fields(kind, given))
+    return kind(**fields_of(kind, given))
 
 
 def make_method(method: str | Method, codebook: tuple[str, str], storage: Storage, given: Given) -> Method:
@@ -68,23 +68,24 @@ def make_method(method: str | Method, codebook: tuple[str, str], storage: Storag
     if name != UNIFORM:
         sharing = find_codebook(name, UNIFORM)
         check(is_default, f"--codebook {name}", "no --method beside it", method)
-        return sharing(**_fields(sharing, given))
+        return sharing(**fields_of(sharing, given))
     check(scope == SharedValues.scope, "--codebook-scope", "another --codebook beside it", name)
     if storage.coded and is_default:
-        return Entropy(**_fields(Entropy, given))
-    return kind(**_fields(kind, given))
+        return Entropy(**fields_of(Entropy, given))
+    return kind(**fields_of(kind, given))
 
 
 def make_goal(bits: float, given: Given) -> Goal:
     """The goal that was asked for by one of its fields; else so many bits."""
-    asked = [kind for kind in goals.GOALS if any(value is not None for value in _fields(kind, given).values())]
+    asked = [kind for kind in goals.GOALS if any(value is not None for value in fields_of(kind, given).values())]
     for other in asked[1:]:
         check(False, asked[0].options, f"no {other.options} beside it", "both")  # noqa: FBT003
     kind = asked[0] if asked else goals.Bits
-    return kind.of(bits, _fields(kind, given))
+    return kind.of(bits, fields_of(kind, given))
 
 
-def _fields(kind: type, given: Given) -> dict[str, Any]:
+def fields_of(kind: type, given: Given) -> dict[str, Any]:
+    """What the fields of a member of that kind were given."""
     return {name: value for owner, fields in given.items() if issubclass(kind, owner) for name, value in fields.items()}
 
 
@@ -103,6 +104,7 @@ def check_together(choice: Choice, averages: Iterable[float]) -> None:
     beside = option if option.endswith(storage.name) else f"{option} and --storage {storage.name}"
     check(fit.goals or goal.name == goals.Bits.name, beside, f"{goals.Bits.options} beside it", goal.option)
     check(fit.nearest or rounding.compensates, beside, "a --rounding that compensates", rounding.name)
+    check(fit.learned or not rounding.learns, beside, "another --rounding beside it", rounding.name)
     check(fit.keep or not settings.keep, beside, "no --keep beside it", settings.keep)
     for bits in averages:
         check(fit.fractions or float(bits).is_integer(), "--bits", f"a whole number with {beside}", bits)

@@ -15,7 +15,8 @@ from onnx_cbq.evidence import EvidenceSettings
 from onnx_cbq.evidence.clusters import read_groups
 from onnx_cbq.evidence.settings import ScoringConfig
 from onnx_cbq.goals import Accuracy, Bits, Bytes, Goal
-from onnx_cbq.jobs.choice import UNIFORM, Choice, Given, check_together, make_goal, make_method, make_storage
+from onnx_cbq.jobs.choice import UNIFORM, Choice, Given, check_together, fields_of, make_goal, make_method, make_storage
+from onnx_cbq.learned.settings import LearnedConfig
 from onnx_cbq.methods import Entropy, Method, SharedValues
 from onnx_cbq.quantize.activations import RANGES
 from onnx_cbq.quantize.settings import RoundingConfig
@@ -150,6 +151,7 @@ class QuantizeConfig:
         ignore_outputs: outputs that may be lost; all others count beside the class scores; repeatable.
         refine: train weights, scales and biases once the plan is fixed; None for no training.
         scoring, compensation: settings of the stages.
+        learned: settings of `rounding` "learned".
         cbq, search, differentiable: settings of the methods, where `method` is a name.
     """
 
@@ -196,6 +198,7 @@ class QuantizeConfig:
     search: RateDistortionConfig = field(default_factory=RateDistortionConfig)
     differentiable: DifferentiableConfig = field(default_factory=DifferentiableConfig)
     compensation: RoundingConfig = field(default_factory=RoundingConfig)
+    learned: LearnedConfig = field(default_factory=LearnedConfig)
 
     def __post_init__(self) -> None:
         check_kinds(self)
@@ -226,7 +229,7 @@ def _choose(config: QuantizeConfig) -> Choice:
     storage = make_storage(config.storage, given)
     method = make_method(config.method, (config.codebook, config.codebook_scope), storage, given)
     scene = SceneSettings(
-        rounding=find_rounding(config.rounding),
+        rounding=find_rounding(config.rounding, lambda kind: fields_of(kind, given)),
         storage=storage,
         samples=SampleSettings(config.classes, config.class_weights, config.samples, config.seed, method.held_back),
         activations=ActivationSettings(config.activation_bits, config.activation_range),
@@ -257,6 +260,7 @@ def _given(config: QuantizeConfig) -> Given:
         RateDistortionConfig: asdict(config.search),
         CbqConfig: asdict(config.cbq),
         DifferentiableConfig: asdict(config.differentiable),
+        LearnedConfig: asdict(config.learned),
         Bytes: {"limit": config.bytes},
         Accuracy: {"max_drop": config.max_drop, "max_class_drop": config.max_class_drop},
     }

@@ -11,6 +11,7 @@ from onnx_cbq.errors import ConfigError
 from onnx_cbq.evidence.settings import ScoringConfig
 from onnx_cbq.jobs.choice import UNIFORM
 from onnx_cbq.jobs.settings import QuantizeConfig
+from onnx_cbq.learned.settings import LearnedConfig
 from onnx_cbq.methods import Entropy, SharedValues
 from onnx_cbq.quantize.settings import RoundingConfig
 from onnx_cbq.search.cbq import CbqConfig
@@ -26,6 +27,7 @@ TABLES: Mapping[str, type] = {
     "search": RateDistortionConfig,
     "cbq": CbqConfig,
     "differentiable": DifferentiableConfig,
+    "learned": LearnedConfig,
     "refinement": RefineConfig,
 }
 
@@ -42,7 +44,8 @@ def as_options(config: QuantizeConfig) -> dict[str, Any]:
     found = changed_options(
         config, bits=bits, target=choice.target.name, storage=storage.name, method=named, codebook=codebook
     )
-    for part in (method, storage, choice.goal, *([config.refine] if config.refine else [])):
+    learning = [config.learned] if choice.scene.rounding.learns else []
+    for part in (method, storage, choice.goal, *learning, *([config.refine] if config.refine else [])):
         found |= changed_options(part)
     found |= {"refine": True} if config.refine else {}
     found |= {"curve": True} if config.curve else {}
@@ -50,6 +53,7 @@ def as_options(config: QuantizeConfig) -> dict[str, Any]:
         "scoring": config.scoring,
         "compensation": config.compensation,
         **{name: method for name in ("search", "cbq", "differentiable") if isinstance(method, TABLES[name])},
+        **({"learned": config.learned} if learning else {}),
         **({"refinement": config.refine} if config.refine else {}),
     }
     if isinstance(method, (Entropy, SharedValues)):

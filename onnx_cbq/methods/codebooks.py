@@ -79,7 +79,7 @@ class Ecsq(SharedValues):
 
     def fit(self, storage: Storage) -> Fit | None:
         """Archives only: nothing else has code lengths."""
-        return Fit(keep=False) if storage.coded else None
+        return Fit(learned=False, keep=False) if storage.coded else None
 
     def shares(self, evidence: Evidence, rounding: Rounding, needed_by: str) -> ShareEvidence:
         """h of every weight; where rounding compensates, what its spacings are set by, corrected layer by layer."""

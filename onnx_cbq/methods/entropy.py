@@ -99,7 +99,7 @@ class Entropy(Method):
 
     def fit(self, storage: Storage) -> Fit | None:
         """Archives only, and no plan of widths that a layer could keep."""
-        return Fit(nearest=False, keep=False) if storage.coded else None
+        return Fit(nearest=False, learned=False, keep=False) if storage.coded else None
 
     def choose(self, scene: Scene, bits: float) -> Chosen:
         """Weights that take at most `bits` each on average once coded."""

@@ -22,12 +22,14 @@ class Fit:
     Attributes:
         goals: whether it can meet goals that take several attempts; else only so many bits can be asked for.
         nearest: whether weights may be rounded each by itself.
+        learned: whether rounding may be learned; not where codes have a price, or a layer's weights share values.
         keep: whether layers may keep a width.
         fractions: whether the average of bits may be a fraction.
     """
 
     goals: bool = True
     nearest: bool = True
+    learned: bool = True
     keep: bool = True
     fractions: bool = True
 

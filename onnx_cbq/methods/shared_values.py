@@ -102,7 +102,11 @@ class SharedValues(Method):
 
     def fit(self, storage: Storage) -> Fit | None:
         """Whole bits where they count values, any rate in an archive."""
-        return Fit(keep=False) if storage.coded else Fit(goals=False, keep=False, fractions=False)
+        return (
+            Fit(learned=False, keep=False)
+            if storage.coded
+            else Fit(goals=False, learned=False, keep=False, fractions=False)
+        )
 
     @abstractmethod
     def shares(self, evidence: Evidence, rounding: Rounding, needed_by: str) -> ShareEvidence:

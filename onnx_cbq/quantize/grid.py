@@ -117,6 +117,11 @@ def has_grid(bits: Array, *, mid_rise: bool, lanes: Lanes | None = None) -> Arra
     return (bits > 0) & (bits <= widest) if mid_rise else bits != 1
 
 
+def is_mid_rise(codes: Array, bits: Array) -> Array:
+    """Which rows of codes [channels, n] lie on a mid-rise grid of their bits, [channels]."""
+    return np.asarray((codes % 2 != 0).all(axis=1) & (bits > 0) & (bits < MOST_BITS))
+
+
 @dataclass(frozen=True)
 class Grid:
     """Levels of many rows at once: codes offset + k stride up to +-top, times scale; each field as the rows, [...]."""

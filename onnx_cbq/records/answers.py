@@ -183,6 +183,13 @@ class Kind:
         known = truth >= 0
         return np.asarray((class_weights[np.maximum(truth, 0)] * known).sum(axis=1) / np.maximum(known.sum(axis=1), 1))
 
+    def position_weights(self, labels: Array, class_weights: Array) -> Array:
+        """What the positions of samples count, [samples, positions, 1]; where a sample has several classes, each."""
+        if self.several:
+            return np.broadcast_to(class_weights, (len(labels), 1, self.classes))
+        truth = _flat(labels)
+        return np.asarray((class_weights[np.maximum(truth, 0)] * (truth >= 0))[..., None])
+
     def having(self, labels: Array, groups: Grouping, group: int) -> Array:
         """Which samples have a class of the group, bool [samples]."""
         if self.several:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -32,6 +32,10 @@ class Rounded:
     weights: Mapping[str, LayerWeights]
     biases: Mapping[str, Array]
     notes: tuple[str, ...]
+
+    def noting(self, note: str) -> Rounded:
+        """With one more thing that a user should know."""
+        return replace(self, notes=(*self.notes, note))
 
     def constants(self, layers: Layers) -> dict[str, Array]:
         """The float model's constants with these weights and biases in place of its own."""
@@ -81,7 +85,7 @@ def round_in_order(
     return Rounded(weights, biases, tuple(notes))
 
 
-def kept_rounded(layers: Layers) -> Kept[Rounded]:
+def kept_rounded(layers: Layers, name: str = "rounding") -> Kept[Rounded]:
     """Integers of these layers on uniform grids, and biases."""
 
     def pack(rounded: Rounded) -> Entry:
@@ -103,7 +107,7 @@ def kept_rounded(layers: Layers) -> Kept[Rounded]:
         biases = {str(name): arrays[f"bias/{i}"] for i, name in enumerate(entry.facts["biases"])}
         return Rounded(weights, biases, tuple(map(str, entry.facts["notes"])))
 
-    return Kept("rounding", 2, pack, unpack)
+    return Kept(name, 3, pack, unpack)
 
 
 def fitting_plan(plan: Plan, config: RoundingConfig) -> Callable[[Layer, Problem], Channels]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
+from onnx_cbq.errors import UnsupportedOperatorError
 from onnx_cbq.evidence import Evidence, measure_by_nearest, measure_by_tables
 from onnx_cbq.evidence.measure import PlanMeasure
 from onnx_cbq.evidence.tables import run_of, table_parts
+from onnx_cbq.learned.descent import learn
+from onnx_cbq.learned.settings import LearnedConfig
+from onnx_cbq.learned.teacher import Lesson
 from onnx_cbq.quantize.grid import Channels
 from onnx_cbq.quantize.problem import Problem
 from onnx_cbq.quantize.weights import quantize_layer
@@ -25,6 +29,7 @@ class Compensate:
     name: ClassVar[str] = "compensate"
     about: ClassVar[str] = "weights make up for each other's errors"
     compensates: ClassVar[bool] = True
+    learns: ClassVar[bool] = False
 
     def weights(
         self,
@@ -54,6 +59,7 @@ class Nearest:
     name: ClassVar[str] = "nearest"
     about: ClassVar[str] = "each weight to its nearest level"
     compensates: ClassVar[bool] = False
+    learns: ClassVar[bool] = False
 
     def weights(
         self,
@@ -69,11 +75,38 @@ class Nearest:
         return evidence.of(measure_by_nearest)
 
 
-ROUNDINGS: tuple[Rounding, ...] = (Compensate(), Nearest())
+@dataclass(frozen=True)
+class Learn(LearnedConfig, Compensate):
+    """Codes, scales and biases by gradients of the whole net, from where compensation leaves them (`learned`)."""
+
+    name: ClassVar[str] = "learned"
+    about: ClassVar[str] = "from there on codes, scales and biases follow the gradient of the net's divergence"
+    learns: ClassVar[bool] = True
+
+    def go_on(self, scene: Scene, rounded: Rounded) -> Rounded:
+        """From compensated weights to better ones, where samples held back say so."""
+        learned, held = scene.drawn.split(self.held_back)
+        if not len(held.indices):
+            return rounded.noting("--rounding learned: a single sample, so nothing was learned; give more samples")
+        groups, seed = scene.evidence.groups, scene.settings.samples.seed
+        lesson = Lesson(scene.work, scene.grids, learned.indices, held.indices, scene.class_weights, groups, seed)
+        try:
+            found = learn(lesson, rounded.weights, rounded.biases, self, scene.progress)
+        except UnsupportedOperatorError as error:
+            what = str(error).partition(";")[0]
+            return rounded.noting(f"--rounding learned: {what}: nothing was learned, weights are as compensated")
+        better = replace(rounded, weights=found.weights, biases=found.biases)
+        return better.noting(
+            f"--rounding learned: {found.updates} updates; divergence on samples held back {found.before:.4f} before, "
+            + (f"{found.after:.4f} kept (update {found.kept})" if found.kept else "never less, so the start is kept")
+        )
+
+
+ROUNDINGS: tuple[Rounding, ...] = (Compensate(), Nearest(), Learn())
 
 
 def round_plan(scene: Scene, plan: Plan) -> Rounded:
-    """Integer weights as planned."""
+    """Integer weights as planned; methods in haste learn nothing."""
     work, rounding = scene.work, scene.settings.rounding
 
     def make() -> Rounded:
@@ -85,23 +118,33 @@ def round_plan(scene: Scene, plan: Plan) -> Rounded:
 
     if not rounding.compensates:
         return make()
-    return work.cache.of(kept_rounded(work.layers), lambda: [*_rounded_parts(scene), plan.bits], make)
+
+    def parts() -> list[object]:
+        run = run_of(work, scene.drawn, scene.settings.compensation, scene.class_weights)
+        simulated, digests = scene.simulated, work.cache.digests
+        seen = None if simulated is None else (digests.model(simulated.model), simulated.names)
+        return [Compensate.name, seen, *table_parts(work, run, work.layers.layers), plan.bits]
+
+    rounded = work.cache.of(kept_rounded(work.layers), parts, make)
+    if not isinstance(rounding, Learn) or scene.hasty:
+        return rounded
+
+    def parts_learned() -> list[object]:
+        outputs = work.logits, work.further.counted, scene.evidence.groups
+        return [*parts(), rounding, scene.settings.samples.seed, *outputs, work.samples.fixed_batch]
+
+    kept = kept_rounded(work.layers, "learned rounding")
+    return work.cache.of(kept, parts_learned, lambda: rounding.go_on(scene, rounded))
 
 
-def _rounded_parts(scene: Scene) -> list[object]:
-    """What rounding in order depends on beside the plan."""
-    work, simulated, digests = scene.work, scene.simulated, scene.work.cache.digests
-    run = run_of(work, scene.drawn, scene.settings.compensation, scene.class_weights)
-    seen = None if simulated is None else (digests.model(simulated.model), simulated.names)
-    return [scene.settings.rounding, seen, *table_parts(work, run, work.layers.layers)]
-
-
-def find_rounding(name: str) -> Rounding:
-    """The rounding of that name.
+def find_rounding(name: str, fields: Callable[[type], Mapping[str, Any]] = lambda _: {}) -> Rounding:
+    """The rounding of that name, with the `fields` that its kind is given.
 
     Raises:
         ConfigError: there is none.
     """
     found = {rounding.name: rounding for rounding in ROUNDINGS}
     check(name in found, "--rounding", either(tuple(found)), name)
-    return found[name]
+    kind: type[Any] = type(found[name])
+    made: Rounding = kind(**fields(kind))
+    return made

@@ -32,6 +32,8 @@ class Rounding(Protocol):
     about: ClassVar[str]
     # Whether weights make up for each other's errors, which needs samples.
     compensates: ClassVar[bool]
+    # Whether gradients of the whole net take part, beyond single layers and their rows.
+    learns: ClassVar[bool]
 
     def weights(
         self,

@@ -19,9 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from onnx_cbq.model import Array
-from onnx_cbq.quantize.grid import Grid
+from onnx_cbq.quantize.grid import Grid, is_mid_rise
 from onnx_cbq.records import ActivationGrid, Lanes, Layer, LayerWeights
-from onnx_cbq.settings import MOST_BITS
 
 # How far a latent weight may start from its level towards the float weight, in spacings. At half a spacing the next
 # cell begins: all weights that compensation moved would start at its edge, and cross it together at the first noise.
@@ -95,7 +94,7 @@ class LatentWeight(nn.Module):
         return self._scale().detach().reshape(-1)
 
     def _grid(self, start: LayerWeights) -> Grid:
-        return Grid.of(start.scale, start.bits, _is_mid_rise(self._layer.rows(start.codes), start.bits))
+        return Grid.of(start.scale, start.bits, is_mid_rise(self._layer.rows(start.codes), start.bits))
 
     def _scale(self) -> Tensor:
         return self.first_scale * self.log_scale.exp()
@@ -227,8 +226,3 @@ class _Learned(torch.autograd.Function):
         # By samples first: within one, sums are made in float32 anyway, and the tensor need not be copied for it.
         slope = each.sum(dim=tuple(range(1, each.dim()))) if each.dim() > 1 else each
         return passed, slope.sum(dtype=torch.float32), None, None
-
-
-def _is_mid_rise(codes: Array, bits: Array) -> Array:
-    """Which rows of codes [channels, n] lie on a mid-rise grid, [channels]."""
-    return np.asarray((codes % 2 != 0).all(axis=1) & (bits > 0) & (bits < MOST_BITS))

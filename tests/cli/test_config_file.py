@@ -13,6 +13,7 @@ from onnx_cbq import (
     CbqConfig,
     DataFreeConfig,
     DifferentiableConfig,
+    LearnedConfig,
     QuantizeConfig,
     RateDistortionConfig,
     RefineConfig,
@@ -122,6 +123,8 @@ def test_no_file_that_it_names_is_an_output(tmp_path: Path, command: Command) ->
         ("[cbq]\nstride = 0.1", (), "only for --method cbq; leave out [cbq]"),
         ("[search]\nexchanges = 3", ("--method", "cbq"), "only for --method rate-distortion; leave out [search]"),
         ("[refinement]\nrate = 0.1", (), "only for --refine; leave out [refinement]"),
+        ("[learned]\nrate = 0.1", (), "only for --rounding learned; leave out [learned]"),
+        ("rounding-updates = 3", (), "only for --rounding learned; leave out --rounding-updates"),
         ("no-equalize = true\nequalize = true", (), "expected one value, got two"),
         ("activation-bits = 4\nactivation_bits = 8", (), "expected one value, got two"),
     ],
@@ -198,10 +201,13 @@ QUICKLY = QuantizeConfig(
         replace(QUICKLY, storage="packed", bytes=13_000, target="openvino", activation_bits=6),
         replace(QUICKLY, method="differentiable", differentiable=DifferentiableConfig("layer", 3, rate=0.05), bits=3),
         replace(
+            QUICKLY, method="uniform", bits=2, rounding="learned", learned=LearnedConfig(2, batch=16, check_every=1)
+        ),
+        replace(
             QUICKLY, method="uniform", bits=2, refine=RefineConfig(updates=2, views=2, augment=("flip",), check_every=1)
         ),
     ],
-    ids=["classes", "cbq", "clusters", "archive", "ecsq", "bytes", "differentiable", "refine"],
+    ids=["classes", "cbq", "clusters", "archive", "ecsq", "bytes", "differentiable", "learned", "refine"],
 )
 def test_a_result_is_repeated_from_its_own_report(config: QuantizeConfig, tmp_path: Path, command: Command) -> None:
     """Whatever was set in Python, among it what is no option of the command line."""

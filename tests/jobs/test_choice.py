@@ -133,7 +133,7 @@ def test_whether_anything_is_estimated_from_samples(settings: dict[str, Any], ga
     ("settings", "said"),
     [
         ({"method": "other"}, "--method: expected rate-distortion or cbq or differentiable or uniform, got other"),
-        ({"rounding": "other"}, "--rounding: expected compensate or nearest, got other"),
+        ({"rounding": "other"}, "--rounding: expected compensate or nearest or learned, got other"),
         ({"storage": "other"}, "--storage: expected int8 or packed or archive, got other"),
         ({"coder": "other"}, "--coder: expected ans or huffman, got other"),
         ({"codebook": "other"}, "--codebook: expected uniform or kmeans or hessian-kmeans or ecsq, got other"),
@@ -191,7 +191,8 @@ def test_what_goes_together_is_what_a_method_says_of_itself(member: type[Method]
     for storage, rounding, (name, goal) in itertools.product(STORAGES, ROUNDINGS, LIMITS.items()):
         made: dict[str, Any] = {"method": member(), "storage": storage(), "rounding": rounding.name, "goal": goal}
         fit = member().fit(storage())
-        fitting = fit is not None and (fit.nearest or rounding.compensates) and (fit.goals or name == "bits")
+        rounds = fit is not None and (fit.nearest or rounding.compensates) and (fit.learned or not rounding.learns)
+        fitting = fit is not None and rounds and (fit.goals or name == "bits")
         if fitting and not goal.goes_with(storage()):
             assert config(**made).choice.method == member()
         else:

@@ -19,7 +19,7 @@ from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 START = f"""
 import logging, sys
 from pathlib import Path
-from onnx_cbq import DifferentiableConfig, QuantizeConfig, RefineConfig, StepConfig, make_steps, quantize
+from onnx_cbq import DifferentiableConfig, LearnedConfig, QuantizeConfig, RefineConfig, StepConfig, make_steps, quantize
 from onnx_cbq.methods.differentiable import Differentiable
 folder, output, log = map(Path, sys.argv[1:])
 logging.basicConfig(filename=log, level="INFO", format="%(message)s")
@@ -31,6 +31,11 @@ quantize(model, card, config, cache=folder).save(output)
 JOBS = {
     "plain": """
 config = QuantizeConfig(bits=3, samples=100)
+"""
+    + QUANTIZE,
+    "learned": """
+learned = LearnedConfig(updates=40, check_every=5)
+config = QuantizeConfig(bits=2, method="uniform", rounding="learned", samples=100, activation_bits=4, learned=learned)
 """
     + QUANTIZE,
     "refine": """
@@ -55,6 +60,7 @@ MADE, TAKEN = "computed, and kept in the cache", "from the cache"
 # What is computed once, and what is held as long as it is not.
 FINISHED = {
     "plain": {"class scores", "sensitivity", "tables", "plans", "rounding"},
+    "learned": {"rounding", "learned rounding"},
     "refine": {"refined weights"},
     "differentiable": {"learned widths"},
     "step": {"moved units", "trained subnets"},
@@ -104,14 +110,15 @@ def killed(command: list[str], folder: Path, more: int, delay: float) -> bool:
     return process.wait() == -signal.SIGKILL
 
 
-def test_a_run_killed_at_random_moments_repeats_nothing_that_was_finished(tmp_path: Path) -> None:
+@pytest.mark.parametrize("job", ["plain", "learned"])
+def test_a_run_killed_at_random_moments_repeats_nothing_that_was_finished(tmp_path: Path, job: str) -> None:
     """Killed again and again until it ends: while Python starts, inside onnxruntime, while an entry is written."""
     folder, output, log = tmp_path / "cache", tmp_path / "out.onnx", tmp_path / "log"
-    command = [sys.executable, "-c", START + JOBS["plain"], str(folder), str(output), str(log)]
+    command = [sys.executable, "-c", START + JOBS[job], str(folder), str(output), str(log)]
     begun = time.monotonic()
     subprocess.run(command, check=True)  # noqa: S603
     seconds, whole, everything = time.monotonic() - begun, digest(output), logged(log, MADE)
-    assert {name for name, _ in everything} >= FINISHED["plain"]
+    assert {name for name, _ in everything} >= FINISHED[job]
     remove(folder, output)
     finished: set[tuple[str, str]] = set()
     chance, kills = np.random.default_rng(1), 0

@@ -183,3 +183,12 @@ def test_the_spread_of_an_output_that_is_one_number() -> None:
     for value in (1.0, 3.0):
         spread.add(np.array(value, np.float32))
     assert spread.variance == 1.0
+
+
+def test_what_positions_count() -> None:
+    """A position as the class of its label, none without one; where a sample has several classes, each as itself."""
+    weights = np.array([1.0, 2.0, 3.0, 4.0])
+    found = Kind(CLASSES).position_weights(np.array([[0, IGNORED], [3, 1]]), weights)
+    np.testing.assert_array_equal(found, [[[1], [0]], [[4], [2]]])
+    several = Kind(CLASSES, independent=True, several=True).position_weights(np.array([[1, 0, 1, 0]]), weights)
+    np.testing.assert_array_equal(several, [[weights]])

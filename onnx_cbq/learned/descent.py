@@ -1,0 +1,147 @@
+"""Learning itself: latent weights, scales and biases follow the gradient of the divergence from the float model.
+
+With q(theta) the net whose weights are theta's rounded to their grids, and p the float model, what falls is
+
+    E KL(p(x) || q(x; theta))      by Adam, gradients straight through the rounding
+
+(quantization-aware distillation; Mishra and Marr, arXiv 1711.05852). Labels take no part. What is kept is the best of
+what was seen on samples held back, which may be the start.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from onnx_cbq.evidence.scoring import batch_size
+from onnx_cbq.learned.adam import Adam
+from onnx_cbq.learned.latent import Latent
+from onnx_cbq.learned.settings import LearnedConfig
+from onnx_cbq.learned.student import Student, make_student
+from onnx_cbq.learned.teacher import Lesson, Teacher
+from onnx_cbq.model import Array
+from onnx_cbq.records import LayerWeights, Uniform
+from onnx_cbq.system.progress import Progress, silent
+
+# The first updates raise the rates from nothing.
+_WARM_UP = 20
+# In nats: the loss at which rates are as in the settings; with more they rise with its square root, up to so much.
+_USUAL_LOSS, _MOST_RISE = 0.04, 4.0
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Weights and biases as they are in the end.
+
+    Attributes:
+        before, after: loss of the samples held back.
+        updates: how many were done; `kept` after how many that was which is kept, 0 for the start.
+    """
+
+    weights: Mapping[str, LayerWeights]
+    biases: Mapping[str, Array]
+    before: float
+    after: float
+    updates: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything that is learned, by layer and by constant, and what its optimizer remembers of each."""
+
+    latents: Mapping[str, Latent]
+    biases: Mapping[str, Array]
+    memory: Mapping[tuple[str, str], Adam]
+
+    def constants(self) -> dict[str, Array]:
+        """What the student is given."""
+        return {one.layer.weight: one.weight() for one in self.latents.values()} | dict(self.biases)
+
+    def moved(self, gradients: Mapping[str, Array], weight_rate: float, rate: float) -> State:
+        """The state after an update."""
+        memory: dict[tuple[str, str], Adam] = {}
+
+        def move(key: tuple[str, str], value: Array, gradient: Array, speed: float) -> Array:
+            known = self.memory.get(key) or Adam.of(value)
+            found, memory[key] = known.step(value, np.asarray(gradient, np.float32), speed)
+            return found
+
+        latents = {}
+        for name, one in self.latents.items():
+            by_rows, by_scale = one.gradients(gradients[one.layer.weight])
+            rows = move((name, "rows"), one.rows, by_rows, weight_rate * one.spacing)
+            scale = one.log_scale
+            if one.layer.rules.per_tensor:
+                by_scale = np.full_like(by_scale, by_scale.sum())
+            if not one.layer.rules.power_of_two:
+                scale = move((name, "scale"), scale, by_scale, rate)
+            latents[name] = replace(one, rows=rows, log_scale=scale)
+        biases = {name: move((name, "bias"), value, gradients[name], rate) for name, value in self.biases.items()}
+        return State(latents, biases, memory)
+
+
+def learn(
+    lesson: Lesson,
+    start: Mapping[str, LayerWeights],
+    biases: Mapping[str, Array],
+    config: LearnedConfig,
+    progress: Progress = silent,
+) -> Learned:
+    """Better weights and biases than those to start from; these where nothing is better on the samples held back.
+
+    Cost per update: a pass forward of the float net, and one forward and backward of the quantized net, together about
+    seven times the first, and some fifty passes over the weights.
+
+    Raises:
+        UnsupportedOperatorError: an operator on the way has no gradient.
+    """
+    student, state = _begin(lesson, start, biases)
+    teacher = Teacher.of(lesson, min(config.batch, batch_size(lesson.work.layers)))
+    before = loss = teacher.loss(student, state.constants())
+    best, kept, done, begun = state, 0, 0, time.monotonic()
+    rise = min(max(math.sqrt(before / _USUAL_LOSS), 1.0), _MOST_RISE)
+    for batch, taught in teacher.endless():
+        spent, share = (time.monotonic() - begun) / (60 * config.minutes), done / config.updates
+        if spent >= 1 or (done > _WARM_UP and spent > share):
+            # Time decides only where it runs out first; else a repeated run does the same.
+            share = spent
+        if share < 1:
+            speed = rise * min(1.0, (done + 1) / _WARM_UP) * (1 + math.cos(math.pi * share)) / 2
+            gradients = student.differentiate(batch.feeds, state.constants(), taught)
+            state, done = state.moved(gradients, speed * config.weight_rate, speed * config.rate), done + 1
+            progress("learned rounding", done, config.updates)
+        if share >= 1 or done % config.check_every == 0 or done == config.updates:
+            found = teacher.loss(student, state.constants())
+            if found < loss:
+                best, kept, loss = state, done, found
+        if share >= 1 or done == config.updates:
+            break
+    weights = {**start, **{name: one.integers() for name, one in best.latents.items()}} if kept else start
+    return Learned(weights, {**biases, **best.biases} if kept else biases, before, loss, done, kept)
+
+
+def _begin(lesson: Lesson, start: Mapping[str, LayerWeights], biases: Mapping[str, Array]) -> tuple[Student, State]:
+    """The student, and the state to start from: layers on uniform grids, and biases, that the answers depend on."""
+    work = lesson.work
+    own = {use.bias: work.model.weight(use.bias) for layer in work.layers for use in layer.uses if use.bias is not None}
+    every = {**own, **biases}
+    uniform = [layer for layer in work.layers if isinstance(start[layer.name].grid, Uniform)]
+    rounded = {layer.weight: start[layer.name].values(layer) for layer in work.layers}
+    student = make_student(
+        replace(work, model=work.model.with_constants({**rounded, **every})),
+        lesson.grids,
+        lesson.groups,
+        [*(layer.weight for layer in uniform), *every],
+    )
+    latents = {
+        layer.name: Latent.of(layer, work.model.weight(layer.weight), start[layer.name])
+        for layer in uniform
+        if layer.weight in student.gradients
+    }
+    learned = {name: np.asarray(value, np.float32) for name, value in every.items() if name in student.gradients}
+    return student, State(latents, learned, {})

@@ -1,0 +1,42 @@
+"""How rounding is learned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnx_cbq.settings import CHOOSE, check, check_kinds, option
+
+
+@dataclass(frozen=True)
+class LearnedConfig:
+    """How long codes, scales and biases are learned, and how fast.
+
+    Attributes:
+        updates: so many updates at most.
+        minutes: so long at most; where they run out first, rates fall by the time, and a
+            repeated run may give another file.
+        batch: samples per update, fewer where their activations would not fit.
+        weight_rate: of latent weights, in spacings of their layer's grid.
+        rate: of biases and of logarithms of scales. Both rise where learning starts far from the float model, with the
+            square root of the loss.
+        held_back: share of the calibration samples of each class that no update sees, by which the best state is
+            chosen.
+        check_every: updates between two looks at these.
+    """
+
+    updates: int = option(200, CHOOSE, "N", flag="rounding-updates")
+    minutes: float = option(10.0, CHOOSE, "M", flag="rounding-minutes")
+    batch: int = 64
+    weight_rate: float = 4e-3
+    rate: float = 1e-3
+    held_back: float = 0.25
+    check_every: int = 25
+
+    def __post_init__(self) -> None:
+        check_kinds(self)
+        for name in ("updates", "batch", "check_every"):
+            check(getattr(self, name) > 0, name, "a number above 0", getattr(self, name))
+        check(0 < self.held_back < 1, "held_back", "a number between 0 and 1", self.held_back)
+        check(0 < self.minutes < float("inf"), "--rounding-minutes", "a number above 0", self.minutes)
+        for name in ("weight_rate", "rate"):
+            check(0 <= getattr(self, name) < 1, name, "a number from 0 to 1", getattr(self, name))

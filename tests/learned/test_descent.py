@@ -1,0 +1,87 @@
+"""Learning lowers the divergence on samples that it does not see, repeats itself, and is never worse than its start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+
+from onnx_cbq import LearnedConfig, QuantizeConfig, quantize
+from onnx_cbq.learned.descent import Learned, learn
+from onnx_cbq.learned.teacher import Lesson
+from onnx_cbq.records import LayerWeights, fits_bits
+from onnx_cbq.stages.compensation import Rounded
+from onnx_cbq.stages.scene import Scene
+from tests.conftest import DIGITS_CARD, DIGITS_MODEL
+from tests.scenes import gather, solved
+
+CONFIG = QuantizeConfig(bits=2, method="uniform", rounding="nearest", samples=200, activation_bits=4)
+
+
+@cache
+def start() -> tuple[Scene, Rounded]:
+    scene, _ = gather(DIGITS_MODEL, DIGITS_CARD, CONFIG)
+    return scene, solved(scene, CONFIG).rounded
+
+
+def learned(config: LearnedConfig) -> tuple[Mapping[str, LayerWeights], Learned]:
+    scene, rounded = start()
+    drawn, held = scene.drawn.split(config.held_back)
+    parts = scene.class_weights, scene.evidence.groups
+    lesson = Lesson(scene.work, scene.grids, drawn.indices, held.indices, *parts)
+    return rounded.weights, learn(lesson, rounded.weights, rounded.biases, config)
+
+
+def test_samples_held_back_are_answered_better() -> None:
+    """From weights rounded to nearest: most of what they lost comes back, at the same widths."""
+    before, found = learned(LearnedConfig(updates=60))
+    assert found.after < 0.6 * found.before
+    assert 0 < found.kept <= found.updates == 60
+    for layer in start()[0].work.layers:
+        weights = found.weights[layer.name]
+        np.testing.assert_array_equal(weights.bits, before[layer.name].bits)
+        codes = zip(layer.rows(weights.codes), weights.bits, strict=True)
+        assert all(fits_bits(row, int(bits)) for row, bits in codes)
+
+
+def test_learning_repeats_itself() -> None:
+    """The same codes, scales and biases, bit for bit."""
+    _, first = learned(LearnedConfig(updates=5, check_every=5))
+    _, second = learned(LearnedConfig(updates=5, check_every=5))
+    assert (first.before, first.after, first.kept) == (second.before, second.after, second.kept)
+    for name, weights in first.weights.items():
+        np.testing.assert_array_equal(weights.codes, second.weights[name].codes)
+        np.testing.assert_array_equal(weights.scale, second.weights[name].scale)
+
+
+def test_what_is_never_better_leaves_the_start() -> None:
+    """Rates that destroy the net: nothing of that is kept."""
+    before, found = learned(LearnedConfig(updates=10, weight_rate=0.99, rate=0.99, check_every=5))
+    assert (found.kept, found.after) == (0, found.before)
+    assert found.weights == before
+
+
+def test_time_ends_it_too() -> None:
+    """And the last state counts, whenever that is."""
+    _, found = learned(LearnedConfig(updates=100_000, minutes=0.02))
+    assert 0 < found.updates < 100_000
+    assert found.after <= found.before
+
+
+def test_a_whole_run_says_what_was_learned() -> None:
+    """The file holds what was learned, and a note tells of it."""
+    config = replace(CONFIG, rounding="learned", learned=LearnedConfig(updates=30), samples=100)
+    found = quantize(DIGITS_MODEL, DIGITS_CARD, config)
+    (note,) = [note for note in found.notes if note.startswith("--rounding learned")]
+    assert "30 updates; divergence on samples held back" in note
+    assert found.quantized.top1 > 0.9 * found.reference.top1
+
+
+@pytest.mark.parametrize("other", [{"storage": "archive"}, {"codebook": "kmeans"}])
+def test_codes_with_a_price_are_not_learned(other: dict[str, str]) -> None:
+    """They would take more bits than were asked for: refused before anything runs."""
+    with pytest.raises(Exception, match="--rounding"):
+        QuantizeConfig(rounding="learned", **other)  # type: ignore[arg-type]
