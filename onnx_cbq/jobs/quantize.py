@@ -217,8 +217,8 @@ def _check_lessons(work: Workload, lessons: Sequence[Learning]) -> None:
 
 
 def _used(work: Workload, choice: Choice, lessons: Sequence[Learning]) -> Indices:
-    """The samples that the settings make use of: training learns from all there are."""
-    if lessons:
+    """The samples that the settings make use of: training and learned rounding learn from all there are."""
+    if lessons or choice.scene.rounding.learns:
         return everything(work.samples, work.class_names)
     samples = choice.scene.samples
     return draw_samples(work, samples, weights_of(work, samples)).indices

@@ -19,8 +19,7 @@ class LearnedConfig:
         weight_rate: of latent weights, in spacings of their layer's grid.
         rate: of biases and of logarithms of scales. Both rise where learning starts far from the float model, with the
             square root of the loss.
-        held_back: share of the calibration samples of each class that no update sees, by which the best state is
-            chosen.
+        held_back: share of each class that no update sees, by which the best state is chosen.
         check_every: updates between two looks at these.
     """
 
@@ -29,7 +28,7 @@ class LearnedConfig:
     batch: int = 64
     weight_rate: float = 4e-3
     rate: float = 1e-3
-    held_back: float = 0.25
+    held_back: float = 0.1
     check_every: int = 25
 
     def __post_init__(self) -> None:

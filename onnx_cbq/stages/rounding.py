@@ -6,6 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import numpy as np
+
+from onnx_cbq.calibration.draw import draw
+from onnx_cbq.calibration.samples import Indices
 from onnx_cbq.errors import UnsupportedOperatorError
 from onnx_cbq.evidence import Evidence, measure_by_nearest, measure_by_tables
 from onnx_cbq.evidence.measure import PlanMeasure
@@ -75,6 +79,10 @@ class Nearest:
         return evidence.of(measure_by_nearest)
 
 
+# Samples held back that are looked at.
+_MOST_HELD = 1000
+
+
 @dataclass(frozen=True)
 class Learn(LearnedConfig, Compensate):
     """Codes, scales and biases by gradients of the whole net, from where compensation leaves them (`learned`)."""
@@ -85,11 +93,11 @@ class Learn(LearnedConfig, Compensate):
 
     def go_on(self, scene: Scene, rounded: Rounded) -> Rounded:
         """From compensated weights to better ones, where samples held back say so."""
-        learned, held = scene.drawn.split(self.held_back)
-        if not len(held.indices):
+        learned, held = self.samples_of(scene)
+        if not len(held):
             return rounded.noting("--rounding learned: a single sample, so nothing was learned; give more samples")
         groups, seed = scene.evidence.groups, scene.settings.samples.seed
-        lesson = Lesson(scene.work, scene.grids, learned.indices, held.indices, scene.class_weights, groups, seed)
+        lesson = Lesson(scene.work, scene.grids, learned, held, scene.class_weights, groups, seed)
         try:
             found = learn(lesson, rounded.weights, rounded.biases, self, scene.progress)
         except UnsupportedOperatorError as error:
@@ -97,9 +105,17 @@ class Learn(LearnedConfig, Compensate):
             return rounded.noting(f"--rounding learned: {what}: nothing was learned, weights are as compensated")
         better = replace(rounded, weights=found.weights, biases=found.biases)
         return better.noting(
-            f"--rounding learned: {found.updates} updates; divergence on samples held back {found.before:.4f} before, "
+            f"--rounding learned: {found.updates} updates on {len(learned):,} samples of the card (evaluate with "
+            f"others); divergence on samples held back {found.before:.4f} before, "
             + (f"{found.after:.4f} kept (update {found.kept})" if found.kept else "never less, so the start is kept")
         )
+
+    def samples_of(self, scene: Scene) -> tuple[Indices, Indices]:
+        """The card's samples of the classes that count: to learn from, and some held back."""
+        counted = np.flatnonzero(scene.class_weights).tolist()
+        drawn = draw(scene.work.samples, scene.work.class_names, None, scene.settings.samples.seed, counted)
+        learned, held = (part.indices for part in drawn.split(self.held_back))
+        return learned, held[:: -(-len(held) // _MOST_HELD)] if len(held) else held
 
 
 ROUNDINGS: tuple[Rounding, ...] = (Compensate(), Nearest(), Learn())
@@ -131,7 +147,8 @@ def round_plan(scene: Scene, plan: Plan) -> Rounded:
 
     def parts_learned() -> list[object]:
         outputs = work.logits, work.further.counted, scene.evidence.groups
-        return [*parts(), rounding, scene.settings.samples.seed, *outputs, work.samples.fixed_batch]
+        samples = [work.cache.digests.samples(work.samples, part) for part in rounding.samples_of(scene)]
+        return [*parts(), rounding, scene.settings.samples.seed, *outputs, *samples]
 
     kept = kept_rounded(work.layers, "learned rounding")
     return work.cache.of(kept, parts_learned, lambda: rounding.go_on(scene, rounded))

@@ -76,7 +76,7 @@ def test_a_whole_run_says_what_was_learned() -> None:
     config = replace(CONFIG, rounding="learned", learned=LearnedConfig(updates=30), samples=100)
     found = quantize(DIGITS_MODEL, DIGITS_CARD, config)
     (note,) = [note for note in found.notes if note.startswith("--rounding learned")]
-    assert "30 updates; divergence on samples held back" in note
+    assert "30 updates on 450 samples of the card" in note
     assert found.quantized.top1 > 0.9 * found.reference.top1
 
 
