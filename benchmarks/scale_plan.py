@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scale_nets import Net
 
+from onnx_cbq.evidence.measure import held_batch
 from onnx_cbq.evidence.reading import HELD_BYTES
 from onnx_cbq.evidence.relay import KEPT_BYTES
 from onnx_cbq.evidence.scoring import _TOGETHER, BATCH_BYTES, batch_size
@@ -92,7 +93,7 @@ class Job:
         of_class = math.ceil(train / self.classes / size)
         rows = min(self.classes, train) * math.ceil(of_class / _TOGETHER)
         sums = 24 * net.channels if of_class <= _TOGETHER else 8 * net.neurons + 16 * net.channels
-        of_held = math.ceil(held / size)
+        of_held = math.ceil(held / held_batch(held, size))
         return {
             "wild samples": (batches, 16.0 * net.layers * min(size, self.samples)),
             "activations": (batches, float(net.layers)),
@@ -100,7 +101,7 @@ class Job:
             "sensitivity": (rows, 8 * net.channels),
             "tables": (len(self._shards(train)), net.moment_bytes),
             "reference": (of_held, 16 * net.classes),
-            "search": (of_held, 8.0 * net.classes * min(size, held)),
+            "search": (of_held, 8.0 * net.classes * held_batch(held, size)),
             "rounding": (len(self._shards(self.samples)), net.moment_bytes),
             "evaluation": (math.ceil(self.samples / self.batch), 16.0 * net.classes**2),
         }

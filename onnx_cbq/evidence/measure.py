@@ -103,7 +103,7 @@ class PlanMeasure:
             self._rounded,
             len(indices),
         )
-        size = min(size, max(-(-len(indices) // _LOOKS), _FEWEST))
+        size = held_batch(len(indices), size)
         chunks = samples.chunks(spread_out(indices, samples.fixed_batch or size), size)
         self._crew = engine.crew(work, list(enumerate(chunks)))
         finalize(self, self._crew.close)
@@ -197,6 +197,11 @@ class PlanMeasure:
         counted = self._counted * (len(divergences) / self._count)
         answers, hits = (sum(getattr(one, name) for one in taken) for name in _BY_CLASS)
         return Measured(answers, hits, counted, divergences, further)
+
+
+def held_batch(count: int, most: int) -> int:
+    """How many of so many samples held back are run at once."""
+    return min(most, max(-(-count // _LOOKS), _FEWEST))
 
 
 def spread_out(indices: Indices, size: int) -> Indices:

@@ -80,7 +80,12 @@ def slice_(site: Site) -> Gradients:
 
 
 def gather(site: Site) -> Gradients:
-    """Gather with constant indices from a tensor that depends on the samples."""
+    """Gather with constant indices from a tensor that depends on the samples.
+
+    What is looked up in a constant table has no part in the gradient of the table, which may be a weight elsewhere.
+    """
+    if site.model.is_constant(site.x) and not site.model.is_constant(site.node.input[1]):
+        return [None]
     indices = site.required(1)
     axis, shape = site.axis(), list(site.shape())
     size, shape[axis] = shape[axis], indices.size

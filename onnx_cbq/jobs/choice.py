@@ -105,6 +105,9 @@ def check_together(choice: Choice, averages: Iterable[float]) -> None:
     check(fit.goals or goal.name == goals.Bits.name, beside, f"{goals.Bits.options} beside it", goal.option)
     check(fit.nearest or rounding.compensates, beside, "a --rounding that compensates", rounding.name)
     check(fit.learned or not rounding.learns, beside, "another --rounding beside it", rounding.name)
+    # Limits are proved on samples that nothing else used, and take many attempts.
+    alone = goal.name == goals.Bits.name or not rounding.learns
+    check(alone, f"--rounding {rounding.name}", f"{goals.Bits.options} beside it", goal.option)
     check(fit.keep or not settings.keep, beside, "no --keep beside it", settings.keep)
     for bits in averages:
         check(fit.fractions or float(bits).is_integer(), "--bits", f"a whole number with {beside}", bits)

@@ -210,6 +210,7 @@ class QuantizeConfig:
         check(counted, "--clusters", "at least 2 groups", self.clusters)
         object.__setattr__(self, "_choice", _choose(self))
         trains = self.refine is not None or self.choice.method.learning is not None
+        trains = trains or self.choice.scene.rounding.learns
         check(not (self.keep_quantized and trains), "--keep-quantized", "nothing that trains beside it", "training")
 
     @property

@@ -27,6 +27,8 @@ from onnx_cbq.model import Array
 from onnx_cbq.records import LayerWeights, Uniform
 from onnx_cbq.system.progress import Progress, silent
 
+# Of what is learned, in the last digit too.
+LEARNED = 1
 # The first updates raise the rates from nothing.
 _WARM_UP = 20
 # In nats: the loss at which rates are as in the settings; with more they rise with its square root, up to so much.
@@ -39,6 +41,9 @@ class Learned:
 
     Attributes:
         before, after: loss of the samples held back.
+        left: layers whose weights stay as they were: no gradient is known of a table, a ConvTranspose or a recurrent
+            node with respect to its weight, or the answers do not depend on it.
+        by_time: whether time decided, so that a repeated run may give something else.
         updates: how many were done; `kept` after how many that was which is kept, 0 for the start.
     """
 
@@ -48,6 +53,8 @@ class Learned:
     after: float
     updates: int
     kept: int
+    left: tuple[str, ...] = ()
+    by_time: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,13 +110,14 @@ def learn(
     student, state = _begin(lesson, start, biases)
     teacher = Teacher.of(lesson, min(config.batch, batch_size(lesson.work.layers)))
     before = loss = teacher.loss(student, state.constants())
-    best, kept, done, begun = state, 0, 0, time.monotonic()
+    student.open()
+    best, kept, done, by_time, begun = state, 0, 0, False, time.monotonic()
     rise = min(max(math.sqrt(before / _USUAL_LOSS), 1.0), _MOST_RISE)
     for batch, taught in teacher.endless():
         spent, share = (time.monotonic() - begun) / (60 * config.minutes), done / config.updates
-        if spent >= 1 or (done > _WARM_UP and spent > share):
-            # Time decides only where it runs out first; else a repeated run does the same.
-            share = spent
+        # Time decides only where it would run out first; else a repeated run does the same.
+        by_time = by_time or spent >= 1 or (done > _WARM_UP and spent > share)
+        share = spent if by_time else share
         if share < 1:
             speed = rise * min(1.0, (done + 1) / _WARM_UP) * (1 + math.cos(math.pi * share)) / 2
             gradients = student.differentiate(batch.feeds, state.constants(), taught)
@@ -118,11 +126,12 @@ def learn(
         if share >= 1 or done % config.check_every == 0 or done == config.updates:
             found = teacher.loss(student, state.constants())
             if found < loss:
-                best, kept, loss = state, done, found
+                best, kept, loss = replace(state, memory={}), done, found
         if share >= 1 or done == config.updates:
             break
     weights = {**start, **{name: one.integers() for name, one in best.latents.items()}} if kept else start
-    return Learned(weights, {**biases, **best.biases} if kept else biases, before, loss, done, kept)
+    left = tuple(layer.name for layer in lesson.work.layers if layer.name not in state.latents)
+    return Learned(weights, {**biases, **best.biases} if kept else biases, before, loss, done, kept, left, by_time)
 
 
 def _begin(lesson: Lesson, start: Mapping[str, LayerWeights], biases: Mapping[str, Array]) -> tuple[Student, State]:
@@ -130,7 +139,9 @@ def _begin(lesson: Lesson, start: Mapping[str, LayerWeights], biases: Mapping[st
     work = lesson.work
     own = {use.bias: work.model.weight(use.bias) for layer in work.layers for use in layer.uses if use.bias is not None}
     every = {**own, **biases}
-    uniform = [layer for layer in work.layers if isinstance(start[layer.name].grid, Uniform)]
+    uniform = [
+        layer for layer in work.layers if layer.kind == "product" and isinstance(start[layer.name].grid, Uniform)
+    ]
     rounded = {layer.weight: start[layer.name].values(layer) for layer in work.layers}
     student = make_student(
         replace(work, model=work.model.with_constants({**rounded, **every})),

@@ -54,6 +54,10 @@ class Student:
         answers = self.model.with_graph(outputs=list(self.answers.values()))
         return self.place.session(answers.without_idle_inputs())
 
+    def open(self) -> None:
+        """Be ready to differentiate."""
+        _ = self._backward
+
     def answer(self, feeds: Mapping[str, Array], constants: Mapping[str, Array]) -> dict[str, Array]:
         """What the net of these constants answers, by tensor of the float model."""
         session = self._forward

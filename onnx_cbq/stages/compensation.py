@@ -85,7 +85,7 @@ def round_in_order(
     return Rounded(weights, biases, tuple(notes))
 
 
-def kept_rounded(layers: Layers, name: str = "rounding") -> Kept[Rounded]:
+def kept_rounded(layers: Layers, name: str = "rounding", version: int = 3) -> Kept[Rounded]:
     """Integers of these layers on uniform grids, and biases."""
 
     def pack(rounded: Rounded) -> Entry:
@@ -107,7 +107,7 @@ def kept_rounded(layers: Layers, name: str = "rounding") -> Kept[Rounded]:
         biases = {str(name): arrays[f"bias/{i}"] for i, name in enumerate(entry.facts["biases"])}
         return Rounded(weights, biases, tuple(map(str, entry.facts["notes"])))
 
-    return Kept(name, 3, pack, unpack)
+    return Kept(name, version, pack, unpack)
 
 
 def fitting_plan(plan: Plan, config: RoundingConfig) -> Callable[[Layer, Problem], Channels]:

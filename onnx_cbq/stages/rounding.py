@@ -14,7 +14,7 @@ from onnx_cbq.errors import UnsupportedOperatorError
 from onnx_cbq.evidence import Evidence, measure_by_nearest, measure_by_tables
 from onnx_cbq.evidence.measure import PlanMeasure
 from onnx_cbq.evidence.tables import run_of, table_parts
-from onnx_cbq.learned.descent import learn
+from onnx_cbq.learned.descent import LEARNED, learn
 from onnx_cbq.learned.settings import LearnedConfig
 from onnx_cbq.learned.teacher import Lesson
 from onnx_cbq.quantize.grid import Channels
@@ -81,6 +81,8 @@ class Nearest:
 
 # Samples held back that are looked at.
 _MOST_HELD = 1000
+# Layers that a note names.
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,15 @@ class Learn(LearnedConfig, Compensate):
             what = str(error).partition(";")[0]
             return rounded.noting(f"--rounding learned: {what}: nothing was learned, weights are as compensated")
         better = replace(rounded, weights=found.weights, biases=found.biases)
+        if found.left:
+            more = f" and {len(found.left) - _NAMED} more layers" if len(found.left) > _NAMED else ""
+            names = ", ".join(found.left[:_NAMED])
+            better = better.noting(f"--rounding learned: weights stay as compensated in {names}{more}")
+        until = ", until the minutes were over" if found.by_time else ""
+        after = f"{found.after:.4f} kept (update {found.kept})" if found.kept else "never less, so the start is kept"
         return better.noting(
             f"--rounding learned: {found.updates} updates on {len(learned):,} samples of the card (evaluate with "
-            f"others); divergence on samples held back {found.before:.4f} before, "
-            + (f"{found.after:.4f} kept (update {found.kept})" if found.kept else "never less, so the start is kept")
+            f"others){until}; divergence on samples held back {found.before:.4f} before, {after}"
         )
 
     def samples_of(self, scene: Scene) -> tuple[Indices, Indices]:
@@ -139,7 +146,7 @@ def round_plan(scene: Scene, plan: Plan) -> Rounded:
         run = run_of(work, scene.drawn, scene.settings.compensation, scene.class_weights)
         simulated, digests = scene.simulated, work.cache.digests
         seen = None if simulated is None else (digests.model(simulated.model), simulated.names)
-        return [Compensate.name, seen, *table_parts(work, run, work.layers.layers), plan.bits]
+        return [Compensate(), seen, *table_parts(work, run, work.layers.layers), plan.bits]
 
     rounded = work.cache.of(kept_rounded(work.layers), parts, make)
     if not isinstance(rounding, Learn) or scene.hasty:
@@ -150,7 +157,7 @@ def round_plan(scene: Scene, plan: Plan) -> Rounded:
         samples = [work.cache.digests.samples(work.samples, part) for part in rounding.samples_of(scene)]
         return [*parts(), rounding, scene.settings.samples.seed, *outputs, *samples]
 
-    kept = kept_rounded(work.layers, "learned rounding")
+    kept = kept_rounded(work.layers, "learned rounding", LEARNED)
     return work.cache.of(kept, parts_learned, lambda: rounding.go_on(scene, rounded))
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
 
 from onnx_cbq import LearnedConfig, QuantizeConfig, quantize
+from onnx_cbq.errors import ConfigError
 from onnx_cbq.learned.descent import Learned, learn
 from onnx_cbq.learned.teacher import Lesson
 from onnx_cbq.records import LayerWeights, fits_bits
@@ -80,8 +82,10 @@ def test_a_whole_run_says_what_was_learned() -> None:
     assert found.quantized.top1 > 0.9 * found.reference.top1
 
 
-@pytest.mark.parametrize("other", [{"storage": "archive"}, {"codebook": "kmeans"}])
-def test_codes_with_a_price_are_not_learned(other: dict[str, str]) -> None:
-    """They would take more bits than were asked for: refused before anything runs."""
-    with pytest.raises(Exception, match="--rounding"):
-        QuantizeConfig(rounding="learned", **other)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "other", [{"storage": "archive"}, {"codebook": "kmeans"}, {"max_drop": 1.0}, {"keep_quantized": True}]
+)
+def test_what_learning_does_not_go_with_is_refused(other: dict[str, Any]) -> None:
+    """Codes with a price, limits that are proved on samples that nothing else used, kept grids that it cannot see."""
+    with pytest.raises(ConfigError, match=r"--rounding|--keep-quantized"):
+        QuantizeConfig(rounding="learned", **other)
