@@ -88,8 +88,9 @@ class Job:
     def pieces(self) -> dict[str, tuple[int, float]]:
         """Stage -> how many pieces workers send back for a task, and bytes of each but for what pickle adds."""
         net, size = self.net, batch_size(Layers(tuple(self.layers)))
-        train = math.ceil(self.samples * (1 - self.held))
-        batches, held = math.ceil(self.samples / size), self.samples - train
+        # A whole number of every class, as `Draw.split` has it.
+        held = max(self.classes * round(self.samples / self.classes * self.held), round(self.samples * self.held))
+        batches, train = math.ceil(self.samples / size), self.samples - held
         of_class = math.ceil(train / self.classes / size)
         rows = min(self.classes, train) * math.ceil(of_class / _TOGETHER)
         sums = 24 * net.channels if of_class <= _TOGETHER else 8 * net.neurons + 16 * net.channels
