@@ -117,6 +117,11 @@ def everything(samples: Samples, names: Sequence[str]) -> Indices:
     return draw(replace(samples, set_aside=frozenset()), names, None, seed=0).indices
 
 
+def thinned(indices: Indices, most: int) -> Indices:
+    """Every so many of the samples that at most `most` are left."""
+    return indices[:: max(-(-len(indices) // most), 1)]
+
+
 def _shortage(names: Sequence[str], by_class: Sequence[Indices], wanted: Indices) -> tuple[str, ...]:
     short = [m for m, part in enumerate(by_class) if len(part) < wanted[m]]
     if len(short) == int((wanted > 0).sum()):

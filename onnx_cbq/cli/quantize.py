@@ -296,11 +296,10 @@ def _refuse_ignored(flags: Sequence[Flag], run: _Run) -> None:
         ("differentiable", "--method differentiable"),
         ("search", default),
         ("learned", LEARNED),
+        ("refinement", REFINE),
     ):
         if name in run.tables and wanted not in said:
             raise typer.BadParameter(f"only for {wanted}; leave out [{name}]")
-    if "refinement" in run.tables and not run.says("refine"):
-        raise typer.BadParameter(f"only for {REFINE}; leave out [refinement]")
     if run.says("report_full") and run.path("report") is None:
         raise typer.BadParameter(f"only for --report; leave out {FULL}")
 

@@ -18,11 +18,14 @@ def route_of(config: QuantizeConfig, card: CalibrationSet) -> Route | None:
         return None
     # Of other methods it is not known how long they take, but rounding and evaluation tell that by themselves.
     statistics, search = (("tables",), ("search",)) if isinstance(choice.method, RateDistortion) else ((), ())
-    solve = (*search, *(("rounding",) if choice.scene.rounding.compensates else ()))
+    rounding = choice.scene.rounding
+    stages = (("rounding", rounding.compensates), ("learned rounding", rounding.learns))
+    solve = (*search, *(name for name, asked in stages if asked))
     training = () if refine is None else ("refine",)
     curve = (*solve, "evaluation") * len(config.curve)
     samples, limit = len(card.labels), card.card.limit
     if limit is not None:
         samples = min(samples, int(np.minimum(np.unique(card.labels, return_counts=True)[1], limit).sum()))
-    most = {} if refine is None else {"refine": 60 * refine.minutes}
+    most = {"learned rounding": 60 * config.learned.minutes} if rounding.learns else {}
+    most |= {} if refine is None else {"refine": 60 * refine.minutes}
     return Route((*statistics, *solve, *training, *curve, "evaluation"), samples, most)

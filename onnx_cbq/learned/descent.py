@@ -4,22 +4,23 @@ With q(theta) the net whose weights are theta's rounded to their grids, and p th
 
     E KL(p(x) || q(x; theta))      by Adam, gradients straight through the rounding
 
-(quantization-aware distillation; Mishra and Marr, arXiv 1711.05852). Labels take no part. What is kept is the best of
-what was seen on samples held back, which may be the start.
+(quantization-aware distillation; Mishra and Marr, arXiv 1711.05852). Labels say only what a sample counts. What is kept
+is the best of what was seen on samples held back, which may be the start.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from onnx_cbq.evidence.measure import PlanMeasure
 from onnx_cbq.evidence.scoring import batch_size
 from onnx_cbq.learned.adam import Adam
 from onnx_cbq.learned.latent import Latent
+from onnx_cbq.learned.pace import by_time, rate_at, rise
 from onnx_cbq.learned.settings import LearnedConfig
 from onnx_cbq.learned.student import Student, make_student
 from onnx_cbq.learned.teacher import Lesson, Teacher
@@ -29,10 +30,6 @@ from onnx_cbq.system.progress import Progress, silent
 
 # Of what is learned, in the last digit too.
 LEARNED = 1
-# The first updates raise the rates from nothing.
-_WARM_UP = 20
-# In nats: the loss at which rates are as in the settings; with more they rise with its square root, up to so much.
-_USUAL_LOSS, _MOST_RISE = 0.04, 4.0
 
 
 @dataclass(frozen=True)
@@ -107,31 +104,35 @@ def learn(
     Raises:
         UnsupportedOperatorError: an operator on the way has no gradient.
     """
+    work, size = lesson.work, min(config.batch, batch_size(lesson.work.layers))
     student, state = _begin(lesson, start, biases)
-    teacher = Teacher.of(lesson, min(config.batch, batch_size(lesson.work.layers)))
-    before = loss = teacher.loss(student, state.constants())
+    outputs, held = (work.logits, lesson.groups, work.further.counted), (work.samples, lesson.held, size)
+    measure = PlanMeasure(work.model, work.layers, held, outputs, None, engine=work.engine)
+
+    def loss_of(state: State) -> float:
+        return measure.run_instead(student.of(state.constants())).loss(lesson.class_weights)
+
+    before = loss = loss_of(state)
     student.open()
-    best, kept, done, by_time, begun = state, 0, 0, False, time.monotonic()
-    rise = min(max(math.sqrt(before / _USUAL_LOSS), 1.0), _MOST_RISE)
-    for batch, taught in teacher.endless():
+    best, kept, done, on_time, begun = state, 0, 0, False, time.monotonic()
+    for batch, taught in Teacher.of(lesson, size).endless():
         spent, share = (time.monotonic() - begun) / (60 * config.minutes), done / config.updates
-        # Time decides only where it would run out first; else a repeated run does the same.
-        by_time = by_time or spent >= 1 or (done > _WARM_UP and spent > share)
-        share = spent if by_time else share
+        on_time = on_time or spent >= 1 or by_time(done, config.updates, spent)
+        share = spent if on_time else share
         if share < 1:
-            speed = rise * min(1.0, (done + 1) / _WARM_UP) * (1 + math.cos(math.pi * share)) / 2
+            speed = rate_at(rise(before), done, share)
             gradients = student.differentiate(batch.feeds, state.constants(), taught)
             state, done = state.moved(gradients, speed * config.weight_rate, speed * config.rate), done + 1
             progress("learned rounding", done, config.updates)
         if share >= 1 or done % config.check_every == 0 or done == config.updates:
-            found = teacher.loss(student, state.constants())
+            found = loss_of(state)
             if found < loss:
                 best, kept, loss = replace(state, memory={}), done, found
         if share >= 1 or done == config.updates:
             break
     weights = {**start, **{name: one.integers() for name, one in best.latents.items()}} if kept else start
     left = tuple(layer.name for layer in lesson.work.layers if layer.name not in state.latents)
-    return Learned(weights, {**biases, **best.biases} if kept else biases, before, loss, done, kept, left, by_time)
+    return Learned(weights, {**biases, **best.biases} if kept else biases, before, loss, done, kept, left, on_time)
 
 
 def _begin(lesson: Lesson, start: Mapping[str, LayerWeights], biases: Mapping[str, Array]) -> tuple[Student, State]:

@@ -20,7 +20,7 @@ from onnx_cbq.records import Layer, LayerWeights
 
 # How far a latent weight may start from its level towards the float weight, in spacings. At half a spacing the next
 # cell begins: all weights that compensation moved would start at its edge, and cross it together at the first noise.
-_IN_CELL = 0.3
+IN_CELL = 0.3
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Latent:
         codes = layer.rows(start.codes)
         grid = Grid.of(start.scale.astype(np.float32), start.bits, is_mid_rise(codes, start.bits))
         level = codes * start.scale[:, None]
-        reach = _IN_CELL * (grid.stride * grid.scale)[:, None]
+        reach = IN_CELL * (grid.stride * grid.scale)[:, None]
         rows = np.clip(layer.rows(weight), level - reach, level + reach).astype(np.float32)
         return Latent(layer, start.bits, grid, rows, np.zeros(len(rows), np.float32))
 

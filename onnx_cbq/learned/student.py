@@ -1,8 +1,9 @@
-"""The net that learns, as an ONNX graph: its weights are inputs, its outputs what it answers and their gradients.
+"""The net that learns, as an ONNX graph: its weights are inputs, its outputs their gradients.
 
 The float model's graph with the activations on their grids, the divergence from what the float model answers behind it,
 and the backward graph of that (`gradient.backward`) with respect to weights and biases. Rounding of activations passes
-gradients on as they are (straight-through), none where a grid of less than 8 bits ends.
+gradients on as they are (straight-through), none where a grid of less than 8 bits ends. Grids are put into the expanded
+graph here: the graph of a file lacks the Relus that its grids make superfluous, and gradients need them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from functools import cached_property
 import numpy as np
 from onnx import ModelProto, helper
 
+from onnx_cbq.errors import UnsupportedOperatorError
 from onnx_cbq.evidence.workload import Workload
 from onnx_cbq.execution import Place
 from onnx_cbq.gradient.backward import build_backward
@@ -21,7 +23,7 @@ from onnx_cbq.gradient.expand import expand
 from onnx_cbq.gradient.rules import RULES
 from onnx_cbq.gradient.site import Builder, Gradients, Site
 from onnx_cbq.model import Array, Model
-from onnx_cbq.records import ActivationGrid, Grouping
+from onnx_cbq.records import ActivationGrid, Grouping, Seen
 from onnx_cbq.records.answers import Kind, Reading
 from onnx_cbq.runtime import Session
 from onnx_cbq.settings import MOST_BITS
@@ -29,50 +31,43 @@ from onnx_cbq.settings import MOST_BITS
 
 @dataclass(frozen=True)
 class Student:
-    """A net whose constants `learned` are inputs.
+    """A net that can be differentiated.
 
     Attributes:
-        model: gives the answers and the gradients.
-        answers: tensor of the float model -> what stands for it.
+        net: the net itself, and what stands in it for tensors of the float model.
+        backward: gives the gradients; the constants that they are of are inputs.
         gradients: constant -> the output that holds its gradient; of those that the answers depend on.
         taught: tensor -> the input for what the float model says; `counts` likewise for what its elements count.
+        place: what runs it.
     """
 
-    model: Model
-    answers: Mapping[str, str]
+    net: Seen
+    backward: Model
     gradients: Mapping[str, str]
     taught: Mapping[str, str]
     counts: Mapping[str, str]
     place: Place
 
     @cached_property
-    def _backward(self) -> Session:
-        return self.place.session(self.model)
-
-    @cached_property
-    def _forward(self) -> Session:
-        answers = self.model.with_graph(outputs=list(self.answers.values()))
-        return self.place.session(answers.without_idle_inputs())
+    def _session(self) -> Session:
+        return self.place.session(self.backward)
 
     def open(self) -> None:
         """Be ready to differentiate."""
-        _ = self._backward
+        _ = self._session
 
-    def answer(self, feeds: Mapping[str, Array], constants: Mapping[str, Array]) -> dict[str, Array]:
-        """What the net of these constants answers, by tensor of the float model."""
-        session = self._forward
-        known = {**feeds, **constants}
-        found = session.run({name: known[name] for name in session.inputs})
-        return {tensor: found[name] for tensor, name in self.answers.items()}
+    def of(self, constants: Mapping[str, Array]) -> Seen:
+        """The net with these constants."""
+        return Seen(self.net.model.with_constants(constants), self.net.names)
 
     def differentiate(
         self, feeds: Mapping[str, Array], constants: Mapping[str, Array], taught: Mapping[str, tuple[Array, Array]]
     ) -> dict[str, Array]:
         """The gradient of each constant; `taught` are targets and what they count, by tensor."""
-        session, known = self._backward, {**feeds, **constants}
+        session, known = self._session, {**feeds, **constants}
         for tensor, (target, count) in taught.items():
             known |= {self.taught[tensor]: target, self.counts[tensor]: count}
-        found = session.run({name: known[name] for name in session.inputs}, list(self.gradients.values()))
+        found = session.run({name: known[name] for name in session.inputs})
         return {constant: found[name] for constant, name in self.gradients.items()}
 
 
@@ -108,9 +103,9 @@ def make_student(
         losses.nodes.append(helper.make_node("Mul", [pull, counts[tensor]], [seeds[name]]))
     nodes = [*losses.nodes, *backward.build.nodes]
     constants = {**losses.constants, **backward.build.constants}
-    outputs = [*tensors.values(), *backward.gradients.values()]
-    whole = expanded.with_graph(nodes, constants, infos, outputs)
-    return Student(as_inputs(whole, backward.gradients), tensors, backward.gradients, taught, counts, work.engine.place)
+    whole = expanded.with_graph(nodes, constants, infos, backward.gradients.values())
+    given = as_inputs(whole, backward.gradients)
+    return Student(Seen(expanded, tensors), given, backward.gradients, taught, counts, work.engine.place)
 
 
 def _pull(build: Builder, logits: str, taught: str, how: tuple[Kind, Reading, Grouping, int]) -> str:
@@ -135,21 +130,26 @@ def _pull(build: Builder, logits: str, taught: str, how: tuple[Kind, Reading, Gr
 
 
 def on_grids(model: Model, grids: Mapping[str, ActivationGrid]) -> tuple[Model, dict[str, str]]:
-    """A model with some tensors on their grids, and what stands for each of these tensors where it is read."""
+    """A model with some tensors on their grids, and what stands for each of these tensors where it is read.
+
+    Raises:
+        UnsupportedOperatorError: a tensor is not in the model.
+    """
     build = Builder(model.fresh_names(), np.dtype(np.float32))
     stand_ins, after = {}, {}
     inputs = {spec.name for spec in model.inputs}
     for name, grid in grids.items():
-        if name in inputs or name in model.producers:
-            stand_ins[name] = _on_grid(build, name, grid)
-            after[name] = list(build.nodes)
-            build.nodes.clear()
+        if name not in inputs and name not in model.producers:
+            raise UnsupportedOperatorError(f"tensor {name!r} has a grid, but is gone once operators are expanded")
+        stand_ins[name] = _on_grid(build, name, grid)
+        after[name] = list(build.nodes)
+        build.nodes.clear()
     skeleton = ModelProto()
     skeleton.CopyFrom(model.skeleton)
     nodes = list(skeleton.graph.node)
     skeleton.graph.ClearField("node")
-    for name in inputs & after.keys():
-        skeleton.graph.node.extend(after[name])
+    for name, added in after.items():
+        skeleton.graph.node.extend(added if name in inputs else ())
     for node in nodes:
         for i, name in enumerate(node.input):
             node.input[i] = stand_ins.get(name, name)

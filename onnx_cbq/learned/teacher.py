@@ -1,4 +1,4 @@
-"""What the float model teaches: its answers to samples, what each of them counts, and how far others are off."""
+"""What the float model teaches: its answers to samples, and what each of them counts."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnx_cbq.calibration.draw import thinned
 from onnx_cbq.calibration.samples import Batch, Indices
 from onnx_cbq.evidence.tensors import deviations
 from onnx_cbq.evidence.workload import Workload
 from onnx_cbq.gradient.further import Further
 from onnx_cbq.graph.logits import Logits
-from onnx_cbq.learned.student import Student
 from onnx_cbq.model import Array
 from onnx_cbq.records import ActivationGrid, Grouping
 from onnx_cbq.runtime import Session
@@ -65,8 +65,9 @@ class Teacher:
         work, further = lesson.work, lesson.work.further.counted
         names = dict.fromkeys((work.logits.tensor, *(one.tensor for one in further)))
         session = work.engine.place.session(work.model.with_graph(outputs=names))
-        some = lesson.learned[:: -(-len(lesson.learned) // _SEEN)]
-        return Teacher(lesson, session, size, deviations(work.model, further, work.samples, some, size))
+        some = thinned(lesson.learned, _SEEN)
+        varying = deviations(work.model, further, work.samples, some, size, work.engine)
+        return Teacher(lesson, session, size, varying)
 
     def endless(self) -> Iterator[tuple[Batch, Taught]]:
         """Batches to learn from, in another order in every round."""
@@ -76,25 +77,6 @@ class Teacher:
             order = random.permutation(learned)
             for batch in self.lesson.work.samples.batches(order[: len(order) // size * size], size):
                 yield batch, self._taught(batch)
-
-    def loss(self, student: Student, constants: Mapping[str, Array]) -> float:
-        """The mean divergence of a student on the samples held back, and the distance of further outputs."""
-        kind, phi, tensor = self._logits.kind, self._logits.phi, self._logits.tensor
-        weights, total, weight, apart = self.lesson.class_weights, 0.0, 0.0, 0.0
-        for batch in self.lesson.work.samples.batches(self.lesson.held, self.size):
-            wanted = self.session.run(batch.feeds)
-            found = student.answer(batch.feeds, constants)
-            right, now = (
-                kind.log_shares(phi.rows(one[tensor])[: batch.count], self.lesson.groups) for one in (wanted, found)
-            )
-            total += float((kind.divergences(right, now, batch.labels) @ weights).sum())
-            weight += float((kind.counts(batch.labels) @ weights).sum())
-            for one in self.lesson.work.further.counted:
-                if self.deviations[one.tensor]:
-                    change = np.moveaxis(found[one.tensor] - wanted[one.tensor], one.batch_axis, 0)[: batch.count]
-                    off = change.reshape(batch.count, -1).astype(np.float64) / self.deviations[one.tensor]
-                    apart += float(np.square(off).mean(axis=1).sum()) / 2
-        return total / max(weight, np.finfo(np.float64).tiny) + apart / len(self.lesson.held)
 
     @property
     def _logits(self) -> Logits:

@@ -102,11 +102,7 @@ class SharedValues(Method):
 
     def fit(self, storage: Storage) -> Fit | None:
         """Whole bits where they count values, any rate in an archive."""
-        return (
-            Fit(learned=False, keep=False)
-            if storage.coded
-            else Fit(goals=False, learned=False, keep=False, fractions=False)
-        )
+        return Fit(goals=storage.coded, learned=False, keep=False, fractions=storage.coded)
 
     @abstractmethod
     def shares(self, evidence: Evidence, rounding: Rounding, needed_by: str) -> ShareEvidence:

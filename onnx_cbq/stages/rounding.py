@@ -1,4 +1,4 @@
-"""How weights become codes: with compensation for their errors, or each by itself."""
+"""How weights become codes: each by itself, with compensation for its error, or learned from there on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from onnx_cbq.calibration.draw import draw
+from onnx_cbq.calibration.draw import draw, thinned
 from onnx_cbq.calibration.samples import Indices
 from onnx_cbq.errors import UnsupportedOperatorError
 from onnx_cbq.evidence import Evidence, measure_by_nearest, measure_by_tables
@@ -90,7 +90,9 @@ class Learn(LearnedConfig, Compensate):
     """Codes, scales and biases by gradients of the whole net, from where compensation leaves them (`learned`)."""
 
     name: ClassVar[str] = "learned"
-    about: ClassVar[str] = "from there on codes, scales and biases follow the gradient of the net's divergence"
+    about: ClassVar[str] = (
+        "as compensate, and then codes, scales and biases follow the gradient of the net's divergence"
+    )
     learns: ClassVar[bool] = True
 
     def go_on(self, scene: Scene, rounded: Rounded) -> Rounded:
@@ -122,7 +124,7 @@ class Learn(LearnedConfig, Compensate):
         counted = np.flatnonzero(scene.class_weights).tolist()
         drawn = draw(scene.work.samples, scene.work.class_names, None, scene.settings.samples.seed, counted)
         learned, held = (part.indices for part in drawn.split(self.held_back))
-        return learned, held[:: -(-len(held) // _MOST_HELD)] if len(held) else held
+        return learned, thinned(held, _MOST_HELD)
 
 
 ROUNDINGS: tuple[Rounding, ...] = (Compensate(), Nearest(), Learn())

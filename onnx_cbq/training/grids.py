@@ -18,13 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from onnx_cbq.learned.latent import IN_CELL
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.grid import Grid, is_mid_rise
 from onnx_cbq.records import ActivationGrid, Lanes, Layer, LayerWeights
-
-# How far a latent weight may start from its level towards the float weight, in spacings. At half a spacing the next
-# cell begins: all weights that compensation moved would start at its edge, and cross it together at the first noise.
-_IN_CELL = 0.3
 
 
 class LatentWeight(nn.Module):
@@ -111,7 +108,7 @@ class LatentWeight(nn.Module):
         return codes.clamp(-self.top, self.top)
 
     def _in_cells(self, weight: Tensor, codes: Tensor) -> Tensor:
-        level, reach = codes * self.first_scale, _IN_CELL * self.stride * self.first_scale
+        level, reach = codes * self.first_scale, IN_CELL * self.stride * self.first_scale
         return weight.clamp(level - reach, level + reach)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onnx_cbq.calibration.draw import thinned
 from onnx_cbq.calibration.samples import Indices
 from onnx_cbq.evidence.scoring import batch_size
 from onnx_cbq.evidence.tensors import deviations
@@ -39,7 +40,7 @@ class Lesson:
         counted = work.further.counted
         if not counted:
             return Lesson(work.logits)
-        some = indices[:: -(-len(indices) // _SEEN)]
+        some = thinned(indices, _SEEN)
         found = deviations(work.model, counted, work.samples, some, batch_size(work.layers))
         varying = [(one.tensor, one.batch_axis, found[one.tensor]) for one in counted if found[one.tensor]]
         return Lesson(work.logits, tuple(varying))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from onnx_cbq.learned.pace import by_time, rate_at
 from onnx_cbq.records import Grouping
 from onnx_cbq.records.answers import IGNORED, Kind
 from onnx_cbq.system import stopping
@@ -25,8 +25,6 @@ from onnx_cbq.training.records import Course, Held, Schedule
 from onnx_cbq.training.student import Pupil, Student, divergence, independent_divergences
 
 _LOG = logging.getLogger("onnx_cbq")
-# The first updates raise the learning rate from nothing.
-_WARM_UP = 20
 
 Net = TypeVar("Net", bound=Pupil)
 _Read_contra = TypeVar("_Read_contra", bound=Pupil, contravariant=True)
@@ -164,9 +162,8 @@ def train(
     with stopping.going_on() as interruption:
         for batch in _until(course, schedule, learned.endless(schedule.seed, course.updates), begun):
             share = _share(course, schedule, begun)
-            warm = min(1.0, (course.updates + 1) / _WARM_UP)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * warm * (1 + math.cos(math.pi * share)) / 2
+                group["lr"] = rate_at(rate, course.updates, share)
             if objective.charge is not None and course.updates % REFRESH == 0:
                 objective.charge.follow()
             loss = update(student, optimizer, objective, batch)
@@ -243,9 +240,7 @@ def _share(course: Course, schedule: Schedule, begun: float) -> float:
     """How much of the training is over: by updates or by time, whichever runs out first."""
     spent = (time.monotonic() - begun) / (60 * schedule.minutes)
     by_updates = course.updates / schedule.updates
-    # Time decides only if it would run out first; otherwise a repeated run does the same.
-    runs_out = course.updates > _WARM_UP and spent > by_updates
-    return min(spent if runs_out else by_updates, 1.0)
+    return min(spent if by_time(course.updates, schedule.updates, spent) else by_updates, 1.0)
 
 
 def _keep_better(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import numpy as np
 
 from onnx_cbq.calibration.samples import Indices
 from onnx_cbq.evidence.workload import Workload
+from onnx_cbq.learned.pace import rise
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.grid import quantize_rows
 from onnx_cbq.quantize.table import WIDTHS, Table
@@ -80,11 +79,9 @@ class Schedule:
         check_every: updates between two looks at the samples held back.
         seed: decides the order of the samples.
         title: what the user sees.
-        usual_loss: at which the learning rates are meant; with more they rise with its square root, up to `MOST_RISE`
-            times, since there is further to go. None for the same rates whatever the loss.
+        usual_loss: at which the learning rates are meant; with more they rise (see `learned.pace`), since there is
+            further to go. None for the same rates whatever the loss.
     """
-
-    MOST_RISE: ClassVar[float] = 4.0
 
     updates: int
     minutes: float
@@ -95,9 +92,7 @@ class Schedule:
 
     def rise(self, loss: float) -> float:
         """What learning rates are multiplied by, at a loss before training."""
-        if self.usual_loss is None:
-            return 1.0
-        return min(max(math.sqrt(max(loss, 0.0) / self.usual_loss), 1.0), self.MOST_RISE)
+        return 1.0 if self.usual_loss is None else rise(loss, self.usual_loss)
 
 
 @dataclass(frozen=True)

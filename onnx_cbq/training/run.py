@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from onnx_cbq.learned.pace import USUAL_LOSS
 from onnx_cbq.system.progress import Progress, silent
 from onnx_cbq.training.checkpoint import Checkpoint
 from onnx_cbq.training.lesson import Lesson
@@ -17,8 +18,6 @@ from onnx_cbq.training.student import Student
 
 # Of what training gives, in the last digit too.
 VERSION = 1
-# In nats: what about 2 bits a weight cost a net before it is trained.
-_USUAL_LOSS = 0.04
 
 
 def run_training(
@@ -39,7 +38,7 @@ def run_training(
     objective = Objective(config.alpha, setup.tensor(task.class_weights), task.groups, student.charge, work.logits.kind)
     checkpoint = Checkpoint(work.cache, "refined weights", VERSION, lambda: _parts(task, start, config, setup), Course)
     optimizer = torch.optim.Adam(student.groups((config.weight_rate, config.rate)), betas=(0.9, 0.999))
-    schedule = Schedule(config.updates, config.minutes, config.check_every, task.seed, "refine", _USUAL_LOSS)
+    schedule = Schedule(config.updates, config.minutes, config.check_every, task.seed, "refine", USUAL_LOSS)
     course = train(student, optimizer, (learned, held), objective, schedule, checkpoint, progress)
     return (student.quantized() if course.best_update else start), course
 

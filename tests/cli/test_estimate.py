@@ -13,6 +13,7 @@ from onnx_cbq import CalibrationSet, QuantizeConfig, RefineConfig
 from onnx_cbq.cli.estimate import Route, Span, seconds_left, told
 from onnx_cbq.cli.route import route_of
 from onnx_cbq.goals import Accuracy, Bytes
+from onnx_cbq.learned.settings import LearnedConfig
 from tests.conftest import DIGITS_CARD
 
 # What stages told of themselves, and when: seconds since the start.
@@ -120,6 +121,9 @@ def test_a_command_knows_its_stages() -> None:
     curve = route_of(QuantizeConfig(curve=(2.0, 3.0)), card)
     assert curve == Route(("tables", *SOLVE, *again, "evaluation"), 500)
     assert route_of(QuantizeConfig(method="uniform"), card) == Route(("rounding", "evaluation"), 500)
+    learned = route_of(QuantizeConfig(rounding="learned", learned=LearnedConfig(minutes=3)), card)
+    stages = ("tables", *SOLVE, "learned rounding", "evaluation")
+    assert learned == Route(stages, 500, {"learned rounding": 180})
     trained = route_of(QuantizeConfig(refine=RefineConfig(minutes=2)), card)
     assert trained == Route(("tables", *SOLVE, "refine", "evaluation"), 500, {"refine": 120})
     for goal in (Accuracy(max_drop=1.0), Bytes(12_000)):

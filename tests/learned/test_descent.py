@@ -8,9 +8,10 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
-from onnx_cbq import LearnedConfig, QuantizeConfig, quantize
+from onnx_cbq import CalibrationSet, LearnedConfig, QuantizeConfig, quantize
 from onnx_cbq.errors import ConfigError
 from onnx_cbq.learned.descent import Learned, learn
 from onnx_cbq.learned.teacher import Lesson
@@ -18,6 +19,7 @@ from onnx_cbq.records import LayerWeights, fits_bits
 from onnx_cbq.stages.compensation import Rounded
 from onnx_cbq.stages.scene import Scene
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
+from tests.graphs import make_model, node
 from tests.scenes import gather, solved
 
 CONFIG = QuantizeConfig(bits=2, method="uniform", rounding="nearest", samples=200, activation_bits=4)
@@ -41,6 +43,7 @@ def test_samples_held_back_are_answered_better() -> None:
     """From weights rounded to nearest: most of what they lost comes back, at the same widths."""
     before, found = learned(LearnedConfig(updates=60))
     assert found.after < 0.6 * found.before
+    assert (found.left, found.by_time) == ((), False)
     assert 0 < found.kept <= found.updates == 60
     for layer in start()[0].work.layers:
         weights = found.weights[layer.name]
@@ -70,6 +73,7 @@ def test_time_ends_it_too() -> None:
     """And the last state counts, whenever that is."""
     _, found = learned(LearnedConfig(updates=100_000, minutes=0.02))
     assert 0 < found.updates < 100_000
+    assert found.by_time
     assert found.after <= found.before
 
 
@@ -89,3 +93,37 @@ def test_what_learning_does_not_go_with_is_refused(other: dict[str, Any]) -> Non
     """Codes with a price, limits that are proved on samples that nothing else used, kept grids that it cannot see."""
     with pytest.raises(ConfigError, match=r"--rounding|--keep-quantized"):
         QuantizeConfig(rounding="learned", **other)
+
+
+def tokens(count: int = 80) -> CalibrationSet:
+    random = np.random.default_rng(5)
+    return CalibrationSet.from_arrays({"ids": random.integers(0, 20, (count, 6))}, np.arange(count) % 3)
+
+
+def word_net(width: int, *, tied: bool) -> onnx.ModelProto:
+    """A table, the mean of what is looked up, and a head; or one behind the table once more."""
+    random = np.random.default_rng(6)
+    constants = {"table": random.standard_normal((20, width)), "b": np.zeros(3)}
+    constants |= {"inner": random.standard_normal((width, width)) / width**0.5}
+    constants |= {"head": random.standard_normal((20 if tied else width, 3))}
+    nodes = [node("Gather", "table ids", "words"), node("ReduceMean", "words axis", "mean", keepdims=0)]
+    nodes += [node("MatMul", "mean inner", "h"), node("Tanh", "h", "t")]
+    nodes += [node("Gemm", "t table", "u", transB=1)] if tied else []
+    nodes += [node("MatMul", "u head" if tied else "t head", "v"), node("Add", "v b", "logits")]
+    floats = {name: value.astype(np.float32) for name, value in constants.items()}
+    given = {**floats, "axis": np.array([1])}
+    return make_model(nodes, {"ids": ["N", 6]}, ["logits"], given, dtypes={"ids": np.int64})
+
+
+@pytest.mark.parametrize(("width", "tied"), [(32, False), (128, False), (128, True)])
+def test_a_table_does_not_keep_a_net_from_learning(width: int, tied: bool) -> None:
+    """It has no gradient itself, and a note names it; the products behind it learn."""
+    learning = LearnedConfig(updates=20, batch=16, check_every=5)
+    config = QuantizeConfig(bits=2, method="uniform", rounding="learned", learned=learning, samples=60)
+    scene, _ = gather(word_net(width, tied=tied), tokens(), config)
+    notes = solved(scene, config).rounded.notes
+    assert any("20 updates on" in note for note in notes)
+    tables = [layer.name for layer in scene.work.layers if layer.kind == "table"]
+    left = [note for note in notes if "stay as compensated" in note]
+    assert len(tables) == (not tied)
+    assert left == [f"--rounding learned: weights stay as compensated in {name}" for name in tables]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from onnx_cbq import QuantizeConfig
+from onnx_cbq.evidence.measure import PlanMeasure
 from onnx_cbq.learned.student import make_student
 from onnx_cbq.learned.teacher import Lesson, Teacher
 from onnx_cbq.model import Array
@@ -47,7 +48,9 @@ def test_answers_are_those_of_the_simulated_net(bits: int) -> None:
     student = make_student(work, scene.grids, lesson.groups, list(constants))
     assert student.gradients.keys() == constants.keys()
     feeds = work.samples.read(scene.drawn.indices[:8])
-    found = student.answer(feeds, constants)[logits]
+    made = student.of(constants)
+    name = made.name(logits)
+    found = Session(made.model.with_graph(outputs=[name])).run(feeds)[name]
     seen = scene.simulated
     model = work.model if seen is None else seen.model
     name = logits if seen is None else seen.name(logits)
@@ -62,17 +65,21 @@ def test_gradients_are_those_of_the_divergence(grouped: bool) -> None:
     names = tuple(str(m) for m in range(10))
     groups = Grouping(("low", "high"), np.array([0] * 5 + [1] * 5)) if grouped else None
     lesson = lesson_of(0, groups)
-    lesson = replace(lesson, held=lesson.learned)
     assert lesson.work.class_names == names
     constants = constants_of(lesson)
     student = make_student(lesson.work, {}, lesson.groups, list(constants))
-    teacher = Teacher.of(lesson, len(lesson.learned))
-    batch, taught = next(teacher.endless())
+    batch, taught = next(Teacher.of(lesson, len(lesson.learned)).endless())
+    work, held = lesson.work, (lesson.work.samples, lesson.learned, len(lesson.learned))
+    measure = PlanMeasure(work.model, work.layers, held, (work.logits, lesson.groups, ()), None)
+
+    def loss(name: str, value: Array) -> float:
+        return measure.run_instead(student.of({**constants, name: value})).loss(lesson.class_weights)
+
     gradients = student.differentiate(batch.feeds, constants, taught)
     step = 2e-3
     for name, value in constants.items():
         direction = (np.sign(gradients[name]) * np.abs(value).mean()).astype(np.float32)
-        ends = [teacher.loss(student, {**constants, name: value + sign * step * direction}) for sign in (1, -1)]
+        ends = [loss(name, value + sign * step * direction) for sign in (1, -1)]
         along = float((gradients[name] * direction).sum())
         assert along > 0.01
         # The loss is that of float32 logits, 1e-6 each; a few of the samples pass a kink of a Relu.
