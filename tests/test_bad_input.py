@@ -329,6 +329,10 @@ def test_bad_data(tmp_path: Path, out: Path, command: Command, case: str) -> Non
         (("--activation-bits", "9"), "--activation-bits: expected 2 to 8, or 0 for float, got 9"),
         (("--activation-range", "max"), "--activation-range: expected mse or percentile or minmax, got max"),
         (("--rounding", "up"), "--rounding: expected compensate or nearest or learned, got up"),
+        (
+            ("--rounding", "learned", "--rounding-updates", "0"),
+            "--rounding-updates: expected a number above 0, got 0",
+        ),
         (("--keep", "12=9"), "--keep 12: expected 0 to 8 bits, got 9"),
         (("--keep", "12"), "--keep 12: expected NAME=NUMBER"),
         (("--keep", "12=four"), "--keep 12=four: expected NAME=NUMBER"),

@@ -33,8 +33,8 @@ class LearnedConfig:
 
     def __post_init__(self) -> None:
         check_kinds(self)
-        for name in ("updates", "batch", "check_every"):
-            check(getattr(self, name) > 0, name, "a number above 0", getattr(self, name))
+        for name, said in (("updates", "--rounding-updates"), ("batch", "batch"), ("check_every", "check_every")):
+            check(getattr(self, name) > 0, said, "a number above 0", getattr(self, name))
         check(0 < self.held_back < 1, "held_back", "a number between 0 and 1", self.held_back)
         check(0 < self.minutes < float("inf"), "--rounding-minutes", "a number above 0", self.minutes)
         for name in ("weight_rate", "rate"):
