@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from onnx_cbq.evidence.kept import Part
 from onnx_cbq.evidence.reading import Numbered, Reader
@@ -104,7 +105,8 @@ class Bench:
                 found = kind.divergences(reference.shares, self.log_shares(answer.logits), labels)
                 given, right = kind.hits(answer.scores, labels, groups)
                 distances = _distances(reference.further, answer.further, variances, len(labels))
-                yield Part(given, right, np.where(np.isnan(found), BROKEN, found), distances)
+                sparse = csr_array(np.where(np.isnan(found), BROKEN, found))
+                yield Part(given, right, sparse, distances)
 
         return run
 

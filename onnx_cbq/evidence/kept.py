@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
+from scipy.sparse import csr_array, vstack
 
 from onnx_cbq.calibration.draw import Draw
 from onnx_cbq.evidence.cache import NO_CACHE, Cache, Kept
@@ -20,9 +22,10 @@ from onnx_cbq.quantize.table import WIDTHS, Table
 from onnx_cbq.records import FREE, Grouping, Layer, Layers, LayerScores, Plan, Scores
 from onnx_cbq.system.store import Entry
 
-SCORES, SENSITIVITY, TABLES, HISTOGRAMS, PLANS, ALONE = 2, 2, 3, 1, 3, 3
+SCORES, SENSITIVITY, TABLES, HISTOGRAMS, PLANS, ALONE = 2, 2, 3, 1, 4, 3
 _FOR_CLASSES = ("beta", "saliency", "gradient_square")
 _FOR_OUTPUTS = ("further_beta", "further_saliency")
+_SPARSE = ("indices", "indptr")
 
 
 def checked(value: Array, kind: str, shape: tuple[int, ...]) -> Array:
@@ -142,7 +145,7 @@ class Part:
 
     answers: Array
     hits: Array
-    divergences: Array
+    divergences: csr_array
     further: Array
 
 
@@ -155,38 +158,30 @@ class Measurement:
 
 
 def _pack_measurement(found: Measurement) -> Entry:
-    joined = {
-        name: np.concatenate([getattr(part, name) for part in found.parts]) for name in ("divergences", "further")
-    }
-    divergences = joined.pop("divergences")
-    # Most samples are of one class, and the divergences of the others are 0, bit for bit.
-    where = np.flatnonzero(np.ascontiguousarray(divergences).view(np.int64))
-    if 2 * len(where) < divergences.size:
-        joined |= {"where": where, "values": divergences.reshape(-1)[where]}
-    else:
-        joined["values"] = divergences.reshape(-1)
-    for name in ("answers", "hits"):
-        joined[name] = np.stack([getattr(part, name) for part in found.parts])
-    joined["sizes"] = np.array([len(part.further) for part in found.parts], np.int64)
-    return Entry(joined, {"complete": found.complete, "classes": divergences.shape[1]})
+    divergences = vstack([part.divergences for part in found.parts], format="csr")
+    arrays = {name: np.stack([getattr(part, name) for part in found.parts]) for name in ("answers", "hits")}
+    arrays["further"] = np.concatenate([part.further for part in found.parts])
+    arrays["sizes"] = np.array([len(part.further) for part in found.parts], np.int64)
+    arrays["values"] = divergences.data
+    arrays |= {name: getattr(divergences, name).astype(np.int64) for name in _SPARSE}
+    return Entry(arrays, {"complete": found.complete, "classes": divergences.shape[1]})
 
 
 def _unpack_measurement(entry: Entry) -> Measurement:
     arrays, classes = entry.arrays, int(entry.facts["classes"])
     sizes = arrays["sizes"]
     rows, shape = int(sizes.sum()), (len(sizes), classes)
-    values, further = arrays["values"], checked(arrays["further"], "f8", (rows,))
-    if "where" in arrays:
-        divergences = np.zeros(rows * classes)
-        divergences[arrays["where"]] = values
-    else:
-        divergences = values
-    edges = np.cumsum(sizes)[:-1]
+    count = len(arrays["values"])
+    values, further = checked(arrays["values"], "f8", (count,)), checked(arrays["further"], "f8", (rows,))
+    ends = checked(arrays["indptr"], "i8", (rows + 1,))
+    divergences = csr_array((values, checked(arrays["indices"], "i8", (count,)), ends), (rows, classes))
+    divergences.check_format()
+    edges = [0, *np.cumsum(sizes).tolist()]
     parts = zip(
         checked(arrays["answers"], "f8", shape),
         checked(arrays["hits"], "f8", shape),
-        np.split(divergences.reshape(rows, classes), edges),
-        np.split(further, edges),
+        [divergences[first:last] for first, last in pairwise(edges)],
+        np.split(further, edges[1:-1]),
         strict=True,
     )
     return Measurement(tuple(Part(*part) for part in parts), bool(entry.facts["complete"]))

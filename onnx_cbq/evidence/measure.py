@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from weakref import finalize
 
 import numpy as np
+from scipy.sparse import csr_array, vstack
 
 from onnx_cbq.calibration.samples import Indices, Samples
 from onnx_cbq.evidence.bench import Answered, Begin, MeasureAlone, MeasureModel, MeasureWork, Refer
@@ -24,7 +25,7 @@ from onnx_cbq.records.spread import Spread
 _SAME_SHARE = 1e-6
 # So often it is asked whether the samples so far are enough, as long as a batch has so many.
 _LOOKS, _FEWEST = 10, 16
-_BY_CLASS, _BY_SAMPLE = ("answers", "hits"), ("divergences", "further")
+_BY_CLASS = ("answers", "hits")
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,15 @@ class Measured:
     Attributes:
         answers, hits: answers by the class of their label, and those of them that are right, [classes].
         counted: what the samples count by class: 1 in their own; in positions, if each has a label, [classes].
-        divergences: from the float model by class, Kullback-Leibler, in nats, [samples, classes].
+        divergences: from the float model by class, Kullback-Leibler, in nats, [samples, classes], sparse: most samples
+            are of one class.
         further: distance of the outputs that count beside the class scores (see `gradient.further`), [samples].
     """
 
     answers: Array
     hits: Array
     counted: Array
-    divergences: Array
+    divergences: csr_array
     further: Array
 
     @property
@@ -70,7 +72,7 @@ class Measured:
 
     def losses(self, class_weights: Array) -> Array:
         """What each sample adds to the loss, so that their mean is the loss, [samples]."""
-        scale = len(self.divergences) / (class_weights @ self.counted)
+        scale = len(self.further) / (class_weights @ self.counted)
         return np.asarray(scale * (self.divergences @ class_weights) + self.further)
 
 
@@ -192,9 +194,10 @@ class PlanMeasure:
 
     def _measured(self, taken: Sequence[Part]) -> Measured:
         """What a model does on these batches, the first ones."""
-        divergences, further = (np.concatenate([getattr(one, name) for one in taken]) for name in _BY_SAMPLE)
+        divergences = vstack([one.divergences for one in taken], format="csr")
+        further = np.concatenate([one.further for one in taken])
         # As if all classes were as frequent so far as they are in the end.
-        counted = self._counted * (len(divergences) / self._count)
+        counted = self._counted * (len(further) / self._count)
         answers, hits = (sum(getattr(one, name) for one in taken) for name in _BY_CLASS)
         return Measured(answers, hits, counted, divergences, further)
 

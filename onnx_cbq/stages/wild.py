@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from onnx_cbq.system.store import Entry
 
 # So many are named.
 _NAMED = 3
+# Samples are compared with so many at most, from everywhere, so that memory has a bound.
+_TOGETHER = 1 << 15
 
 
 def without_wild(work: Workload, indices: Indices, progress: Progress = silent) -> Workload:
@@ -32,7 +35,7 @@ def without_wild(work: Workload, indices: Indices, progress: Progress = silent) 
     worst = work.cache.of(
         _KEPT,
         lambda: [digests.model(work.model), work.layers.products, digests.samples(work.samples, indices), size],
-        lambda: _worst(collect_sizes(work.model, work.layers, work.samples, indices, size, progress, work.engine)),
+        lambda: _worst(work, indices, size, progress),
     )
     if not worst:
         return work
@@ -49,8 +52,24 @@ def without_wild(work: Workload, indices: Indices, progress: Progress = silent) 
     return replace(work, samples=samples, notes=(*work.notes, note))
 
 
-def _worst(sizes: Mapping[str, Sizes]) -> dict[int, tuple[float, str]]:
+def _worst(work: Workload, indices: Indices, size: int, progress: Progress) -> dict[int, tuple[float, str]]:
     """The wild samples by position: how many times as large as usual, and in which tensor."""
+    worst: dict[int, tuple[float, str]] = {}
+    blocks = -(-len(indices) // _TOGETHER)
+    for first in range(blocks):
+        block = indices[first::blocks]
+        tell = partial(_tell, progress, first * _TOGETHER, len(indices))
+        sizes = collect_sizes(work.model, work.layers, work.samples, block, size, tell, work.engine)
+        worst |= {first + blocks * place: why for place, why in _worst_of(sizes).items()}
+    return worst
+
+
+def _tell(progress: Progress, before: int, total: int, what: str, done: int, _of: int) -> None:
+    progress(what, min(before + done, total), total)
+
+
+def _worst_of(sizes: Mapping[str, Sizes]) -> dict[int, tuple[float, str]]:
+    """The same of some samples."""
     worst: dict[int, tuple[float, str]] = {}
     for name, size in sizes.items():
         usual = float(np.median(size.peaks))

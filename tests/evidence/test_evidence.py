@@ -172,8 +172,8 @@ def test_measures_hold_samples_back_and_round_as_they_say(work: Workload) -> Non
     evidence = scene.evidence
     for piece in (measure_by_tables, measure_by_nearest):
         found = evidence.of(piece).run({})
-        assert len(found.divergences) == len(evidence.held.indices)
-        np.testing.assert_allclose(found.divergences, 0, atol=1e-9)
+        assert len(found.further) == len(evidence.held.indices)
+        np.testing.assert_allclose(found.divergences.data, 0, atol=1e-9)
     assert evidence.of(measure_by_tables) is not evidence.of(measure_by_nearest)
 
 

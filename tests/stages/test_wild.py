@@ -15,6 +15,7 @@ from onnx_cbq import CalibrationSet, QuantizeConfig, evaluate, quantize, score
 from onnx_cbq.calibration.draw import draw, everything
 from onnx_cbq.evidence.workload import prepare
 from onnx_cbq.model import Array
+from onnx_cbq.stages import wild as wild_stage
 from onnx_cbq.stages.wild import without_wild
 from tests.graphs import make_model, node
 
@@ -62,6 +63,18 @@ def test_usual_samples_change_nothing() -> None:
     """The samples that are drawn, and so every number of a result, are those that a rule for accidents never saw."""
     work = prepare(net(), CalibrationSet.from_arrays(X, LABELS))
     assert without_wild(work, np.arange(200)) is work
+
+
+def test_wild_samples_are_found_among_blocks_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What every sample is in every tensor was once held for all of them: a gigabyte for a million images."""
+    alone = prepare(net(), CalibrationSet.from_arrays(with_value(1e6), LABELS))
+    whole, seen = without_wild(alone, np.arange(3, 200)), list[tuple[int, int]]()
+    monkeypatch.setattr(wild_stage, "_TOGETHER", 60)
+    blocks = without_wild(alone, np.arange(3, 200), lambda _, done, total: seen.append((done, total)))
+    assert blocks.samples.set_aside == whole.samples.set_aside == {7}
+    assert blocks.notes[-1].startswith("left out of the calibration")
+    assert seen[-1] == (197, 197)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
 def test_wild_samples_are_not_drawn_but_evaluated_on() -> None:
