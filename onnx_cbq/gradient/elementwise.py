@@ -36,13 +36,17 @@ def prelu(site: Site) -> Gradients:
 
 
 def clip(site: Site) -> Gradients:
-    """y = min(max(x, low), high): dx = dy strictly between the bounds, as Relu has 0 at 0."""
+    """y = min(max(x, low), high): dx = dy strictly between the bounds, as Relu has 0 at 0; beyond, the bound has it."""
     b = site.build
-    grad = site.grad
+    grad, bounds = site.grad, list[str | None]()
     for index, comparison in ((1, "Greater"), (2, "Less")):
+        bounds.append(None)
         if site.has_input(index):
-            grad = b.where(b.op(comparison, site.x, site.node.input[index]), grad)
-    return [grad]
+            passed = b.where(b.op(comparison, site.x, site.node.input[index]), grad)
+            if site.needed[index]:
+                bounds[-1] = b.op("ReduceSum", b.op("Sub", grad, passed), keepdims=0)
+            grad = passed
+    return [grad, *bounds]
 
 
 def elu(site: Site) -> Gradients:

@@ -13,7 +13,7 @@ from onnx_cbq.model import Array
 from onnx_cbq.quantize.activations import Histogram
 from onnx_cbq.records import ActivationGrid, Evaluation, Layer, LayerScores
 from onnx_cbq.stages.scene import Scene
-from onnx_cbq.stages.solution import Solution
+from onnx_cbq.stages.solution import Solution, grids_of
 
 BINS = 48
 # Weights of a layer that its histograms are made of, and classes that are named for a channel.
@@ -92,11 +92,12 @@ def _describe(scene: Scene, solution: Solution, layer: Layer, scores: LayerScore
     step = -(-plain.size // _WEIGHTS)
     before, after = plain[::step], chosen.values(layer).reshape(-1)[::step]
     reach = float(max(np.abs(before).max(initial=0), np.abs(after).max(initial=0))) or 1.0
+    grids = grids_of(scene, solution.rounded)
     names = dict.fromkeys(scene.work.placement.grid_of(use.activation) for use in layer.uses)
     inputs = tuple(
-        _input(name, scene.grids[name], scene.seen[name])
+        _input(name, grids[name], scene.seen[name])
         for name in names
-        if layer.kind == "product" and name in scene.grids and name in scene.seen
+        if layer.kind == "product" and name in grids and name in scene.seen
     )
     detail = LayerDetail(
         layer.name,

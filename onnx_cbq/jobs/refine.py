@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from onnx_cbq.calibration.draw import draw
 from onnx_cbq.methods import Learning, Method
 from onnx_cbq.stages.scene import Scene
-from onnx_cbq.stages.solution import Solution, make_solution
+from onnx_cbq.stages.solution import Solution, grids_of, make_solution
 from onnx_cbq.training.records import Course, Quantized, Rate, Task
 from onnx_cbq.training.settings import RefineConfig
 
@@ -60,7 +60,8 @@ def refine(
     found, course = run_training(task, start, config, scene.progress)
     if course.best_update:
         scene = replace(scene, grids=found.grids)
-        solution = make_solution(scene, replace(solution.chosen, rounded=found.rounded))
+        rounded = replace(found.rounded, grids={})
+        solution = make_solution(scene, replace(solution.chosen, rounded=rounded))
     return scene, solution, (_note(course, config),)
 
 
@@ -72,7 +73,7 @@ def quantized_by(scene: Scene, solution: Solution, rate: Rate | None = None) -> 
             grid = scene.work.placement.grid_of(use.activation)
             if scene.work.target.file.bias == "int32" and use.bias is not None and grid in scene.grids:
                 found[use.bias] = layer.name, grid
-    return Quantized(solution.rounded, scene.grids, found, rate)
+    return Quantized(solution.rounded, grids_of(scene, solution.rounded), found, rate)
 
 
 def _note(course: Course, config: RefineConfig) -> str:

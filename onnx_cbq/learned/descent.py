@@ -1,4 +1,4 @@
-"""Learning itself: latent weights, scales and biases follow the gradient of the divergence from the float model.
+"""Learning itself: latent weights, biases and all scales follow the gradient of the divergence from the float model.
 
 With q(theta) the net whose weights are theta's rounded to their grids, and p the float model, what falls is
 
@@ -19,24 +19,26 @@ import numpy as np
 from onnx_cbq.evidence.measure import PlanMeasure
 from onnx_cbq.evidence.scoring import batch_size
 from onnx_cbq.learned.adam import Adam
+from onnx_cbq.learned.grids import LearnedScale
 from onnx_cbq.learned.latent import Latent
 from onnx_cbq.learned.pace import by_time, rate_at, rise
 from onnx_cbq.learned.settings import LearnedConfig
 from onnx_cbq.learned.student import Student, make_student
 from onnx_cbq.learned.teacher import Lesson, Teacher
 from onnx_cbq.model import Array
-from onnx_cbq.records import LayerWeights, Uniform
+from onnx_cbq.records import ActivationGrid, LayerWeights, Uniform
 from onnx_cbq.system.progress import Progress, silent
 
 # Of what is learned, in the last digit too.
-LEARNED = 1
+LEARNED = 2
 
 
 @dataclass(frozen=True)
 class Learned:
-    """Weights and biases as they are in the end.
+    """Weights, biases and grids as they are in the end.
 
     Attributes:
+        grids: of activations whose scale is another now, by tensor.
         before, after: loss of the samples held back.
         left: layers whose weights stay as they were: no gradient is known of a table, a ConvTranspose or a recurrent
             node with respect to its weight, or the answers do not depend on it.
@@ -46,6 +48,7 @@ class Learned:
 
     weights: Mapping[str, LayerWeights]
     biases: Mapping[str, Array]
+    grids: Mapping[str, ActivationGrid]
     before: float
     after: float
     updates: int
@@ -60,11 +63,17 @@ class State:
 
     latents: Mapping[str, Latent]
     biases: Mapping[str, Array]
+    scales: Mapping[str, LearnedScale]
     memory: Mapping[tuple[str, str], Adam]
 
     def constants(self) -> dict[str, Array]:
         """What the student is given."""
-        return {one.layer.weight: one.weight() for one in self.latents.values()} | dict(self.biases)
+        weights = {one.layer.weight: one.weight() for one in self.latents.values()}
+        return {**weights, **self.biases, **{name: one.value for name, one in self.scales.items()}}
+
+    def grids(self) -> dict[str, ActivationGrid]:
+        """Those of activations that are learned."""
+        return {name: grid for one in self.scales.values() for name, grid in one.grids().items()}
 
     def moved(self, gradients: Mapping[str, Array], weight_rate: float, rate: float) -> State:
         """The state after an update."""
@@ -86,7 +95,12 @@ class State:
                 scale = move((name, "scale"), scale, by_scale, rate)
             latents[name] = replace(one, rows=rows, log_scale=scale)
         biases = {name: move((name, "bias"), value, gradients[name], rate) for name, value in self.biases.items()}
-        return State(latents, biases, memory)
+        scales = {}
+        for name, scale_of in self.scales.items():
+            slope = gradients[name] * scale_of.value
+            found = move((name, "activations"), scale_of.log_scale, slope, rate)
+            scales[name] = replace(scale_of, log_scale=found)
+        return State(latents, biases, scales, memory)
 
 
 def learn(
@@ -132,7 +146,8 @@ def learn(
             break
     weights = {**start, **{name: one.integers() for name, one in best.latents.items()}} if kept else start
     left = tuple(layer.name for layer in lesson.work.layers if layer.name not in state.latents)
-    return Learned(weights, {**biases, **best.biases} if kept else biases, before, loss, done, kept, left, on_time)
+    found_biases, grids = ({**biases, **best.biases}, best.grids()) if kept else (biases, {})
+    return Learned(weights, found_biases, grids, before, loss, done, kept, left, on_time)
 
 
 def _begin(lesson: Lesson, start: Mapping[str, LayerWeights], biases: Mapping[str, Array]) -> tuple[Student, State]:
@@ -156,4 +171,4 @@ def _begin(lesson: Lesson, start: Mapping[str, LayerWeights], biases: Mapping[st
         if layer.weight in student.gradients
     }
     learned = {name: np.asarray(value, np.float32) for name, value in every.items() if name in student.gradients}
-    return student, State(latents, learned, {})
+    return student, State(latents, learned, student.scales, {})

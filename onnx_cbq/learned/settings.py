@@ -17,8 +17,8 @@ class LearnedConfig:
             repeated run may give another file.
         batch: samples per update, fewer where their activations would not fit.
         weight_rate: of latent weights, in spacings of their layer's grid.
-        rate: of biases and of logarithms of scales. Both rise where learning starts far from the float model, with the
-            square root of the loss.
+        rate: of biases and of logarithms of scales, those of activations among them. Both rates rise where learning
+            starts far from the float model, with the square root of the loss.
         held_back: share of each class that no update sees, by which the best state is chosen.
         check_every: updates between two looks at these.
     """

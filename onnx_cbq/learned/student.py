@@ -1,9 +1,9 @@
 """The net that learns, as an ONNX graph: its weights are inputs, its outputs their gradients.
 
-The float model's graph with the activations on their grids, the divergence from what the float model answers behind it,
-and the backward graph of that (`gradient.backward`) with respect to weights and biases. Rounding of activations passes
-gradients on as they are (straight-through), none where a grid of less than 8 bits ends. Grids are put into the expanded
-graph here: the graph of a file lacks the Relus that its grids make superfluous, and gradients need them.
+The float model's graph with the activations on their grids (`learned.grids`), the divergence from what the float model
+answers behind it, and the backward graph of that (`gradient.backward`) with respect to weights, biases and scales of
+activations. Grids are put into the expanded graph: the graph of a file lacks the Relus that its grids make superfluous,
+and gradients need them.
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ from functools import cached_property
 import numpy as np
 from onnx import ModelProto, helper
 
-from onnx_cbq.errors import UnsupportedOperatorError
 from onnx_cbq.evidence.workload import Workload
 from onnx_cbq.execution import Place
 from onnx_cbq.gradient.backward import build_backward
 from onnx_cbq.gradient.expand import expand
 from onnx_cbq.gradient.rules import RULES
-from onnx_cbq.gradient.site import Builder, Gradients, Site
+from onnx_cbq.gradient.site import Builder
+from onnx_cbq.learned.grids import LearnedScale, on_grids
 from onnx_cbq.model import Array, Model
 from onnx_cbq.records import ActivationGrid, Grouping, Seen
 from onnx_cbq.records.answers import Kind, Reading
 from onnx_cbq.runtime import Session
-from onnx_cbq.settings import MOST_BITS
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,7 @@ class Student:
         net: the net itself, and what stands in it for tensors of the float model.
         backward: gives the gradients; the constants that they are of are inputs.
         gradients: constant -> the output that holds its gradient; of those that the answers depend on.
+        scales: of activations, by the constant that holds each; of those that the answers depend on.
         taught: tensor -> the input for what the float model says; `counts` likewise for what its elements count.
         place: what runs it.
     """
@@ -44,6 +44,7 @@ class Student:
     net: Seen
     backward: Model
     gradients: Mapping[str, str]
+    scales: Mapping[str, LearnedScale]
     taught: Mapping[str, str]
     counts: Mapping[str, str]
     place: Place
@@ -74,16 +75,19 @@ class Student:
 def make_student(
     work: Workload, grids: Mapping[str, ActivationGrid], groups: Grouping, learned: Sequence[str]
 ) -> Student:
-    """The net of a workload with its activations on their grids; the constants `learned` become inputs.
+    """The net of a workload with its activations on their grids.
+
+    The constants `learned`, and the scales of activations that can be learned, become inputs.
 
     Raises:
         UnsupportedOperatorError: an operator on the way has no gradient.
     """
     logits, further = work.logits, [one.tensor for one in work.further.counted]
-    expanded, stand_ins = on_grids(expand(work.model, work.example).model, grids)
-    tensors = {name: stand_ins.get(name, name) for name in dict.fromkeys((logits.tensor, *further))}
+    gridded = on_grids(expand(work.model, work.example).model, grids, work)
+    expanded, learned = gridded.model, [*learned, *gridded.scales]
+    tensors = {name: gridded.stand_ins.get(name, name) for name in dict.fromkeys((logits.tensor, *further))}
     shapes = work.example.shapes(expanded)
-    rules = {**RULES, **STRAIGHT_THROUGH}
+    rules = {**RULES, **gridded.rules}
     answer = tensors[logits.tensor]
     others = [name for name in tensors.values() if name != answer]
     backward = build_backward(expanded, shapes, answer, learned, others, rules)
@@ -105,7 +109,8 @@ def make_student(
     constants = {**losses.constants, **backward.build.constants}
     whole = expanded.with_graph(nodes, constants, infos, backward.gradients.values())
     given = as_inputs(whole, backward.gradients)
-    return Student(Seen(expanded, tensors), given, backward.gradients, taught, counts, work.engine.place)
+    scales = {name: one for name, one in gridded.scales.items() if name in backward.gradients}
+    return Student(Seen(expanded, tensors), given, backward.gradients, scales, taught, counts, work.engine.place)
 
 
 def _pull(build: Builder, logits: str, taught: str, how: tuple[Kind, Reading, Grouping, int]) -> str:
@@ -127,51 +132,6 @@ def _pull(build: Builder, logits: str, taught: str, how: tuple[Kind, Reading, Gr
     joined = build.op("Max", joined, build.number(1e-30))
     back = build.op("Transpose", joined, perm=[int(i) for i in np.argsort(perm)])
     return build.op("Mul", shares, build.op("Sub", build.number(1.0), build.op("Div", taught, back)))
-
-
-def on_grids(model: Model, grids: Mapping[str, ActivationGrid]) -> tuple[Model, dict[str, str]]:
-    """A model with some tensors on their grids, and what stands for each of these tensors where it is read.
-
-    Raises:
-        UnsupportedOperatorError: a tensor is not in the model.
-    """
-    build = Builder(model.fresh_names(), np.dtype(np.float32))
-    stand_ins, after = {}, {}
-    inputs = {spec.name for spec in model.inputs}
-    for name, grid in grids.items():
-        if name not in inputs and name not in model.producers:
-            raise UnsupportedOperatorError(f"tensor {name!r} has a grid, but is gone once operators are expanded")
-        stand_ins[name] = _on_grid(build, name, grid)
-        after[name] = list(build.nodes)
-        build.nodes.clear()
-    skeleton = ModelProto()
-    skeleton.CopyFrom(model.skeleton)
-    nodes = list(skeleton.graph.node)
-    skeleton.graph.ClearField("node")
-    for name, added in after.items():
-        skeleton.graph.node.extend(added if name in inputs else ())
-    for node in nodes:
-        for i, name in enumerate(node.input):
-            node.input[i] = stand_ins.get(name, name)
-        skeleton.graph.node.append(node)
-        for name in node.output:
-            skeleton.graph.node.extend(after.get(name, ()))
-    return Model(skeleton, model.weights).with_graph(constants=build.constants), stand_ins
-
-
-def _on_grid(build: Builder, name: str, grid: ActivationGrid) -> str:
-    if grid.bits < MOST_BITS:
-        low, high = grid.ends
-        name = build.op("Clip", name, build.number(low), build.number(high))
-    scale, zero = build.number(grid.scale), build.constant(grid.stored_zero)
-    return build.op("DequantizeLinear", build.op("QuantizeLinear", name, scale, zero), scale, zero)
-
-
-def _passed_on(site: Site) -> Gradients:
-    return [site.grad, None, None]
-
-
-STRAIGHT_THROUGH = {"QuantizeLinear": _passed_on, "DequantizeLinear": _passed_on}
 
 
 def as_inputs(model: Model, constants: Iterable[str]) -> Model:

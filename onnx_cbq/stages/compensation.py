@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 
 import numpy as np
@@ -20,18 +20,23 @@ from onnx_cbq.quantize.moments import mean_shift
 from onnx_cbq.quantize.problem import Problem, make_problem
 from onnx_cbq.quantize.settings import RoundingConfig
 from onnx_cbq.quantize.weights import as_weights, quantize_layer
-from onnx_cbq.records import Layer, Layers, LayerWeights, Plan, Seen
+from onnx_cbq.records import ActivationGrid, Layer, Layers, LayerWeights, Plan, Seen
 from onnx_cbq.system.progress import Progress, silent
 from onnx_cbq.system.store import Entry
 
 
 @dataclass(frozen=True)
 class Rounded:
-    """Integer weights by layer, corrected biases by name, and what a user should know."""
+    """Integer weights by layer, corrected biases by name, and what a user should know.
+
+    Attributes:
+        grids: of activations, where they are others than those of the scene, by tensor.
+    """
 
     weights: Mapping[str, LayerWeights]
     biases: Mapping[str, Array]
     notes: tuple[str, ...]
+    grids: Mapping[str, ActivationGrid] = field(default_factory=dict)
 
     def noting(self, note: str) -> Rounded:
         """With one more thing that a user should know."""
@@ -85,7 +90,7 @@ def round_in_order(
     return Rounded(weights, biases, tuple(notes))
 
 
-def kept_rounded(layers: Layers, name: str = "rounding", version: int = 3) -> Kept[Rounded]:
+def kept_rounded(layers: Layers, name: str = "rounding", version: int = 4) -> Kept[Rounded]:
     """Integers of these layers on uniform grids, and biases."""
 
     def pack(rounded: Rounded) -> Entry:
@@ -94,7 +99,8 @@ def kept_rounded(layers: Layers, name: str = "rounding", version: int = 3) -> Ke
             weights = rounded.weights[layer.name]
             arrays |= {f"{i}/{kind}": getattr(weights, kind) for kind in ("codes", "scale", "bits")}
         arrays |= {f"bias/{i}": value for i, value in enumerate(rounded.biases.values())}
-        return Entry(arrays, {"biases": list(rounded.biases), "notes": list(rounded.notes)})
+        grids = {name: asdict(grid) for name, grid in rounded.grids.items()}
+        return Entry(arrays, {"biases": list(rounded.biases), "notes": list(rounded.notes), "grids": grids})
 
     def unpack(entry: Entry) -> Rounded:
         arrays, weights = entry.arrays, {}
@@ -105,7 +111,8 @@ def kept_rounded(layers: Layers, name: str = "rounding", version: int = 3) -> Ke
             )
             weights[layer.name] = LayerWeights(codes, scale, bits)
         biases = {str(name): arrays[f"bias/{i}"] for i, name in enumerate(entry.facts["biases"])}
-        return Rounded(weights, biases, tuple(map(str, entry.facts["notes"])))
+        grids = {str(name): ActivationGrid(**grid) for name, grid in entry.facts["grids"].items()}
+        return Rounded(weights, biases, tuple(map(str, entry.facts["notes"])), grids)
 
     return Kept(name, version, pack, unpack)
 

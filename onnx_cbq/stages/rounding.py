@@ -107,7 +107,7 @@ class Learn(LearnedConfig, Compensate):
         except UnsupportedOperatorError as error:
             what = str(error).partition(";")[0]
             return rounded.noting(f"--rounding learned: {what}: nothing was learned, weights are as compensated")
-        better = replace(rounded, weights=found.weights, biases=found.biases)
+        better = replace(rounded, weights=found.weights, biases=found.biases, grids=found.grids)
         if found.left:
             more = f" and {len(found.left) - _NAMED} more layers" if len(found.left) > _NAMED else ""
             names = ", ".join(found.left[:_NAMED])

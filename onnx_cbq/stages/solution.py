@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from onnx_cbq.model import Model
 from onnx_cbq.quantize.weights import leave_room_for_biases
-from onnx_cbq.records import Plan, Removal, Written
+from onnx_cbq.records import ActivationGrid, Plan, Removal, Written
 from onnx_cbq.stages.compensation import Rounded
 from onnx_cbq.stages.removal import Run, remove_channels
 from onnx_cbq.stages.scene import Scene
@@ -84,27 +85,33 @@ def make_solution(scene: Scene, chosen: Chosen) -> Solution:
     work, rounded = scene.work, with_room(scene, chosen.rounded)
     with scene.clock.stage("removal"):
         plain = Written(work.model.with_constants(rounded.biases), work.layers, rounded.weights)
-        run = Run(work.placement, scene.grids, work.shapes, work.example, work.target.file)
+        run = Run(work.placement, grids_of(scene, rounded), work.shapes, work.example, work.target.file)
         written, removal = remove_channels(plain, run)
     return Solution(replace(chosen, rounded=rounded), written, removal)
+
+
+def grids_of(scene: Scene, rounded: Rounded) -> Mapping[str, ActivationGrid]:
+    """How activations are quantized beside these weights."""
+    return {**scene.grids, **rounded.grids}
 
 
 def emit_solution(scene: Scene, solution: Solution, storage: Storage | None = None) -> Model:
     """The quantized model that a solution makes, with another storage than that of the settings if one is given."""
     written, work, storage = solution.written, scene.work, storage or scene.settings.storage
+    grids = grids_of(scene, solution.rounded)
     output = emit_qdq(
-        written.model, written.layers, written.weights, work.placement, scene.grids, storage.codes(), work.target.file
+        written.model, written.layers, written.weights, work.placement, grids, storage.codes(), work.target.file
     )
     return storage.finish(output)
 
 
 def with_room(scene: Scene, rounded: Rounded) -> Rounded:
     """Coarser scales where a bias would not fit beside the weights."""
-    work = scene.work
+    work, grids = scene.work, grids_of(scene, rounded)
     corrected = work.model.with_constants(rounded.biases)
     weights = dict(rounded.weights)
     for layer in work.layers if work.target.file.bias == "int32" else ():
-        read = [(use.bias, scene.grids.get(work.placement.grid_of(use.activation))) for use in layer.uses]
+        read = [(use.bias, grids.get(work.placement.grid_of(use.activation))) for use in layer.uses]
         biases = [(corrected.weight(bias), grid.scale) for bias, grid in read if bias is not None and grid is not None]
         if biases:
             weights[layer.name] = leave_room_for_biases(layer, weights[layer.name], biases)

@@ -69,6 +69,7 @@ ELEMENTWISE = [
     Case("Clip", (X2,), constants=(number(-0.5), number(0.8))),
     Case("Clip", (X2,), constants=(None, number(0.8)), note="no-minimum"),
     Case("Clip", (X2,), constants=(number(0.1),), note="no-maximum"),
+    Case("Clip", (X2, (), ()), note="between"),
     Case("Elu", (X2,), {"alpha": 0.7}),
     Case("Elu", ((3, 2),), low=90.0, high=100.0, note="exp-overflows"),
     Case("Celu", (X2,), {"alpha": 1.5}),
@@ -316,7 +317,7 @@ def case_model(case: Case, operands: dict[str, Array]) -> onnx.ModelProto:
         nodes.append(node("Neg", outputs[0], "y"))
     batch: int | str = BATCH if case.fixed_batch else "N"
     shapes = {
-        name: [batch, *shape[1:]] if shape[0] == BATCH else list(shape)
+        name: [batch, *shape[1:]] if shape[:1] == (BATCH,) else list(shape)
         for name, shape in zip(inputs, case.inputs, strict=True)
         if name not in operands
     }

@@ -50,7 +50,7 @@ def test_gradient_agrees_with_finite_differences(case: Case) -> None:
     """Guards every rule against a wrong sign, axis, pad, or a broadcast that is not summed back."""
     random = np.random.default_rng(len(case.id))
     values = {f"x{i}": random.uniform(case.low, case.high, s).astype(np.float32) for i, s in enumerate(case.inputs)}
-    graph_inputs = [name for name, value in values.items() if len(value) == BATCH]
+    graph_inputs = [name for name, value in values.items() if value.shape[:1] == (BATCH,)]
     model = load(case_model(case, {name: values[name] for name in values if name not in graph_inputs}))
     feeds = {name: values[name] for name in graph_inputs}
     example = Example(feeds)
@@ -117,7 +117,7 @@ def finite_differences(forward: onnx.ModelProto, values: dict[str, Array], seed:
     gradients = {}
     for name, value in exact.items():
         gradient = np.zeros_like(value)
-        each = len(value) == BATCH and len(seed) == BATCH
+        each = value.shape[:1] == (BATCH,) and len(seed) == BATCH
         for place in np.ndindex(value.shape[1:] if each else value.shape):
             index = (slice(None), *place) if each else place
             moved = (phi(value, index, STEP) - phi(value, index, -STEP)) / (2 * STEP)

@@ -44,6 +44,10 @@ def test_samples_held_back_are_answered_better() -> None:
     before, found = learned(LearnedConfig(updates=60))
     assert found.after < 0.6 * found.before
     assert (found.left, found.by_time) == ((), False)
+    coarse = {name: grid for name, grid in start()[0].grids.items() if grid.bits == 4}
+    assert found.grids.keys() == coarse.keys()
+    assert all(0.5 < grid.scale / coarse[name].scale < 2 for name, grid in found.grids.items())
+    assert all(grid.scale != coarse[name].scale for name, grid in found.grids.items())
     assert 0 < found.kept <= found.updates == 60
     for layer in start()[0].work.layers:
         weights = found.weights[layer.name]
@@ -77,6 +81,13 @@ def test_time_ends_it_too() -> None:
     assert found.after <= found.before
 
 
+def activation_scales(proto: onnx.ModelProto) -> dict[str, float]:
+    """By the tensor that is quantized."""
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    quantizers = (node for node in proto.graph.node if node.op_type == "QuantizeLinear")
+    return {node.input[0]: float(constants[node.input[1]]) for node in quantizers}
+
+
 def test_a_whole_run_says_what_was_learned() -> None:
     """The file holds what was learned, and a note tells of it."""
     config = replace(CONFIG, rounding="learned", learned=LearnedConfig(updates=30), samples=100)
@@ -84,6 +95,10 @@ def test_a_whole_run_says_what_was_learned() -> None:
     (note,) = [note for note in found.notes if note.startswith("--rounding learned")]
     assert "30 updates on 450 samples of the card" in note
     assert found.quantized.top1 > 0.9 * found.reference.top1
+    plain = quantize(DIGITS_MODEL, DIGITS_CARD, replace(config, rounding="compensate"))
+    before, after = (activation_scales(one.proto) for one in (plain, found))
+    assert before.keys() == after.keys()
+    assert sum(before[name] != after[name] for name in before) == 3
 
 
 @pytest.mark.parametrize(

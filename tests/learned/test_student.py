@@ -46,7 +46,8 @@ def test_answers_are_those_of_the_simulated_net(bits: int) -> None:
     constants = constants_of(lesson)
     work, logits = scene.work, scene.work.logits.tensor
     student = make_student(work, scene.grids, lesson.groups, list(constants))
-    assert student.gradients.keys() == constants.keys()
+    assert student.gradients.keys() == constants.keys() | student.scales.keys()
+    assert len(student.scales) == (3 if bits == 4 else 0)
     feeds = work.samples.read(scene.drawn.indices[:8])
     made = student.of(constants)
     name = made.name(logits)
