@@ -58,10 +58,10 @@ class Place:
     threads: int = 0
     provider: str = CPU
 
-    def session(self, model: Model | ModelFile) -> Session:
-        """The model, ready to run here; a file on the CPU, as it is meant to run."""
+    def session(self, model: Model | ModelFile, *, plain: bool = False) -> Session:
+        """The model, ready to run here; a file on the CPU, as it is meant to run; a `plain` one in float throughout."""
         if isinstance(model, Model):
-            return Session(model, threads=self.threads, provider=self.provider)
+            return Session(model, float_weights=plain, threads=self.threads, provider=self.provider)
         source = model.path if model.content is None else model.content
         return Session(source, float_weights=model.float_weights, threads=self.threads)
 

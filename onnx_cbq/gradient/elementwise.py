@@ -39,10 +39,11 @@ def clip(site: Site) -> Gradients:
     """y = min(max(x, low), high): dx = dy strictly between the bounds, as Relu has 0 at 0; beyond, the bound has it."""
     b = site.build
     grad, bounds = site.grad, list[str | None]()
-    for index, comparison in ((1, "Greater"), (2, "Less")):
+    for index in (1, 2):
         bounds.append(None)
         if site.has_input(index):
-            passed = b.where(b.op(comparison, site.x, site.node.input[index]), grad)
+            ends = (site.y, site.node.input[1]) if index == 1 else (site.node.input[2], site.y)
+            passed = b.op("Mul", grad, b.not_zero(b.op("Sub", *ends)))
             if site.needed[index]:
                 bounds[-1] = b.op("ReduceSum", b.op("Sub", grad, passed), keepdims=0)
             grad = passed

@@ -51,7 +51,7 @@ class Student:
 
     @cached_property
     def _session(self) -> Session:
-        return self.place.session(self.backward)
+        return self.place.session(self.backward, plain=True)
 
     def open(self) -> None:
         """Be ready to differentiate."""
