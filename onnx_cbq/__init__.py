@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from onnx_cbq.search.cbq import CbqConfig
     from onnx_cbq.search.rate_distortion import RateDistortionConfig
     from onnx_cbq.search.widths import DifferentiableConfig
+    from onnx_cbq.stages.activations import AutoBits
     from onnx_cbq.stepping.session import Step, SteppingSession
     from onnx_cbq.storage.archive import Archive, archive, restore
     from onnx_cbq.training.settings import RefineConfig, StepConfig
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Archive",
     "ArchiveError",
+    "AutoBits",
     "CalibrationError",
     "CalibrationSet",
     "CbqConfig",
@@ -105,6 +107,7 @@ __all__ = [
 _WHERE = {
     "Archive": "onnx_cbq.storage.archive",
     "ArchiveError": "onnx_cbq.errors",
+    "AutoBits": "onnx_cbq.stages.activations",
     "CalibrationError": "onnx_cbq.errors",
     "CalibrationSet": "onnx_cbq.calibration",
     "CbqConfig": "onnx_cbq.search.cbq",

@@ -12,6 +12,7 @@ import onnx_cbq
 NAMES = [
     "Archive",
     "ArchiveError",
+    "AutoBits",
     "CalibrationError",
     "CalibrationSet",
     "CbqConfig",

@@ -175,11 +175,14 @@ class PlanMeasure:
         """Run the model with some constants replaced over the held-back samples."""
         return self._total(self._crew.each(MeasureModel(self._variances, constants=constants)))[0]
 
-    def run_instead(self, seen: Seen) -> Measured:
-        """Run another model over the held-back samples; `seen.names` says what stands for the scores in it."""
+    def run_instead(self, seen: Seen, stop: Callable[[Measured], bool] | None = None) -> Measured:
+        """Run another model over the held-back samples; `seen.names` says what stands for the scores in it.
+
+        After each batch `stop` may say that the others need not be run.
+        """
         names = tuple(seen.name(name) for name in self._names)
         other = seen.model.with_graph(outputs=dict.fromkeys(names)), names
-        return self._total(self._crew.each(MeasureModel(self._variances, other=other)))[0]
+        return self._total(self._crew.each(MeasureModel(self._variances, other=other)), stop)[0]
 
     def _total(
         self, parts: Iterator[Part], stop: Callable[[Measured], bool] | None = None, taken: list[Part] | None = None

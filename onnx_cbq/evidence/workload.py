@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,7 @@ class Workload:
         example: a few samples to measure shapes on.
         further: the outputs that count beside the class scores.
         target: what the file is for, and `placement` the activations that are quantized for it.
+        chosen_widths: of some of these, in place of the one for all.
         cache: where evidence is looked for, and kept.
         engine: who runs models over samples.
     """
@@ -67,6 +68,7 @@ class Workload:
     further: FurtherOutputs = NO_FURTHER
     target: Target = CPU
     placement: Placement = NO_ACTIVATIONS
+    chosen_widths: Mapping[str, int] = field(default_factory=dict)
     cache: Cache = NO_CACHE
     engine: Engine = IN_PROCESS
 
@@ -77,13 +79,26 @@ class Workload:
         return 100 * max(total - self.layers.size, 0) / max(total, 1)
 
     def widths(self, activation_bits: int) -> Mapping[str, int]:
-        """The width of every activation that has a grid: what layers multiply has `activation_bits`.
+        """The width of every activation that has a grid.
 
-        The model's own inputs and what is only added stay at 8 bits.
+        What layers multiply has `activation_bits`, or what was chosen; the model's own inputs and what is only added
+        stay at 8 bits.
         """
+        narrow = self.narrow
+        return {
+            name: self.chosen_widths.get(name, activation_bits) if name in narrow else MOST_BITS
+            for name in self.placement.measured
+        }
+
+    @property
+    def narrow(self) -> frozenset[str]:
+        """The activations whose width is free: what layers multiply, but for the model's own inputs."""
         multiplied = {self.placement.grid_of(use.activation) for layer in self.layers.products for use in layer.uses}
-        narrow = multiplied - {spec.name for spec in self.model.inputs}
-        return {name: activation_bits if name in narrow else MOST_BITS for name in self.placement.measured}
+        return frozenset(multiplied & set(self.placement.measured)) - {spec.name for spec in self.model.inputs}
+
+    def with_widths(self, widths: Mapping[str, int], activation_bits: int) -> Workload:
+        """The same with widths of some activations chosen, and layers that follow what these demand."""
+        return _ruled(replace(self, chosen_widths=widths), activation_bits)
 
 
 def aimed_at(work: Workload, target: Target, activation_bits: int) -> Workload:
@@ -95,8 +110,12 @@ def aimed_at(work: Workload, target: Target, activation_bits: int) -> Workload:
     check_model(work.model, target)
     if activation_bits:
         work = replace(work, placement=place_activations(work.model, work.layers, target.placement))
-    work = replace(work, target=target)
-    widths = work.widths(activation_bits)
+    return _ruled(replace(work, target=target), activation_bits)
+
+
+def _ruled(work: Workload, activation_bits: int) -> Workload:
+    """`work` with what its target and its activations demand of the weights."""
+    target, widths = work.target, work.widths(activation_bits)
 
     def rules(layer: Layer) -> WeightRules:
         grids = [work.placement.grid_of(use.activation) for use in layer.uses if layer.kind == "product"]

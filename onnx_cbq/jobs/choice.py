@@ -113,4 +113,4 @@ def check_together(choice: Choice, averages: Iterable[float]) -> None:
         check(fit.fractions or float(bits).is_integer(), "--bits", f"a whole number with {beside}", bits)
     needed = goal.goes_with(storage)
     check(not needed, goal.option, f"{needed} beside it", f"--storage {storage.name}")
-    check_target(choice.target, settings.activations.bits, storage.name, option if method.shares_values else "")
+    check_target(choice.target, settings.activations.widths, storage.name, option if method.shares_values else "")

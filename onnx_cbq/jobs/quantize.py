@@ -36,6 +36,7 @@ from onnx_cbq.jobs.result import CurvePoint, Result
 from onnx_cbq.jobs.settings import QuantizeConfig
 from onnx_cbq.jobs.versions import all_versions
 from onnx_cbq.methods import Learning
+from onnx_cbq.stages.activation_widths import choose_widths
 from onnx_cbq.stages.equalize import equalize
 from onnx_cbq.stages.samples import draw_samples, weights_of
 from onnx_cbq.stages.scene import Scene, make_scene
@@ -108,6 +109,9 @@ def _quantize(
     if choice.equalizes and choice.scene.activations.bits:
         with clock.stage("equalize"):
             work = equalize(work, choice.scene, choice.goal.bits, progress)
+    if choice.scene.activations.auto is not None:
+        with clock.stage("activations"):
+            work = choose_widths(work, choice.scene, progress)
     scene = make_scene(work, choice.scene, clock, progress)
     met = choice.goal.meet(scene, choice.method)
     solution, seen = met.solution, met.notes

@@ -37,7 +37,7 @@ from onnx_cbq.settings import (
     option,
 )
 from onnx_cbq.stages import rounding as rounding_room
-from onnx_cbq.stages.activations import ActivationSettings
+from onnx_cbq.stages.activations import ActivationSettings, AutoBits, read_bits
 from onnx_cbq.stages.rounding import find_rounding
 from onnx_cbq.stages.samples import SampleSettings
 from onnx_cbq.stages.scene import SceneSettings
@@ -98,6 +98,10 @@ def _counted(samples: int | str | None) -> int | str:
     return 0 if samples is None else samples
 
 
+def _auto_as_text(bits: int | AutoBits) -> int | str:
+    return str(bits) if isinstance(bits, AutoBits) else bits
+
+
 def read_clusters(text: str | int) -> int | tuple[tuple[str, ...], ...]:
     """A number of groups, or those of a file.
 
@@ -122,7 +126,8 @@ class QuantizeConfig:
         keep: layers whose names match a pattern, as in a shell, keep that width; repeatable.
         keep_quantized: leave layers that are quantized already as they are, with the grids of what they read; without
             that they are taken as float layers of the same values. Not with --refine or training.
-        activation_bits: 2 to 8, or 0 to leave activations float.
+        activation_bits: 2 to 8, or 0 to leave activations float; auto:6 gives each the width that it needs, 6 bits on
+            average of what is multiplied (auto:6:4,8 only 4 or 8).
         target: the runtime and the processor that the file is for; cpu is onnxruntime on any.
         run_check: run the integer kernels of the result here, and hold what they give against the file; without that
             the figures are those of the plain graph, as kernels that never saturate compute it.
@@ -160,7 +165,9 @@ class QuantizeConfig:
     rounding: str = option("compensate", CHOOSE, members=lambda: rounding_room.ROUNDINGS)
     keep: tuple[tuple[str, int], ...] = option((), CHOOSE, "NAME=BITS", read=_kept, written=_pairs)
     keep_quantized: bool = option(default=False, panel=CHOOSE, shown="quantized again")
-    activation_bits: int = option(ActivationSettings.bits, ACTIVATIONS, "2..8|0")
+    activation_bits: int | AutoBits = option(
+        ActivationSettings.bits, ACTIVATIONS, "2..8|0|auto:A", read=read_bits, written=_auto_as_text
+    )
     target: str | Target = option("cpu", FIRST, members=lambda: target_room.TARGETS)
     run_check: bool = option(default=True, panel=ACTIVATIONS, shown="the result is run as it will run")
     activation_range: str = option(ActivationSettings.range, ACTIVATIONS, "|".join(RANGES))
@@ -233,7 +240,7 @@ def _choose(config: QuantizeConfig) -> Choice:
         rounding=find_rounding(config.rounding, lambda kind: fields_of(kind, given)),
         storage=storage,
         samples=SampleSettings(config.classes, config.class_weights, config.samples, config.seed, method.held_back),
-        activations=ActivationSettings(config.activation_bits, config.activation_range),
+        activations=ActivationSettings.of(config.activation_bits, config.activation_range),
         evidence=EvidenceSettings(config.scoring, config.compensation, config.seed),
         keep=config.keep,
         clusters=config.clusters,

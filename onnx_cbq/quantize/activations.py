@@ -105,6 +105,17 @@ def choose_grid(
     return make(*RANGES[criterion](seen, (low, high), make))
 
 
+def relative_error(histogram: Histogram, grid: ActivationGrid, response: Response | None = None) -> float:
+    """Squared error of a grid for what the histogram counted, over the sum of the squares; 0 where all of these are 0.
+
+    Both are those of `response`, as in `choose_grid`.
+    """
+    used = np.flatnonzero(histogram.counts)
+    centres = histogram.centres(used)
+    errors = _Errors.of(_Seen(histogram.counts[used], centres, _finite(response, centres) or _unchanged))
+    return float(max(errors.of_grids([grid])[0], 0.0)) / errors.power if errors.power else 0.0
+
+
 def join_grids(grids: Sequence[ActivationGrid], rules: ActivationRules = UNSIGNED) -> ActivationGrid:
     """One grid that reaches as far as all of them do."""
     lows, highs = zip(*(grid.ends for grid in grids), strict=True)
@@ -176,6 +187,10 @@ class _Errors:
 
     def least(self, grids: Sequence[ActivationGrid]) -> int:
         """Which of grids of the same codes has the least; the first of those that differ by rounding alone."""
+        return int(np.argmin(np.rint(self.of_grids(grids) / (_ALIKE * self.power))))
+
+    def of_grids(self, grids: Sequence[ActivationGrid]) -> Array:
+        """Those of grids of the same codes, [grids]."""
         scale = np.array([[grid.scale] for grid in grids])
         codes = np.arange(grids[0].bottom, grids[0].top + 1)
         levels = (codes - np.array([[grid.zero_point] for grid in grids])) * scale  # [grids, levels]
@@ -183,8 +198,7 @@ class _Errors:
         at = np.pad(behind, ((0, 0), (1, 1)), constant_values=((0, 0), (0, len(self.seen.centres))))
         number, total = np.diff(self.number[at]), np.diff(self.total[at])
         becomes = self.seen.response(levels)
-        errors = self.power + (becomes * (becomes * number - 2 * total)).sum(axis=1)
-        return int(np.argmin(np.rint(errors / (_ALIKE * self.power))))
+        return np.asarray(self.power + (becomes * (becomes * number - 2 * total)).sum(axis=1))
 
 
 def _least_error(seen: _Seen, ends: tuple[float, float], make: _Maker) -> tuple[float, float]:

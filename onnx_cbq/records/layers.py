@@ -125,9 +125,10 @@ class Layer:
     @property
     def macs(self) -> int:
         """Multiplications with a weight for one sample, in all uses."""
-        return sum(self._macs_of(use) for use in self.uses)
+        return sum(self.macs_of(use) for use in self.uses)
 
-    def _macs_of(self, use: Use) -> int:
+    def macs_of(self, use: Use) -> int:
+        """Those of one use."""
         if self.kind == "table":
             return 0
         if self.kind == "recurrent":

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from onnx_cbq.calibration.draw import Draw
+from onnx_cbq.errors import ConfigError
 from onnx_cbq.evidence.kept import kept_histograms
 from onnx_cbq.evidence.scoring import batch_size
 from onnx_cbq.evidence.tensors import collect_histograms
@@ -16,23 +17,82 @@ from onnx_cbq.records import ActivationGrid, ActivationRules
 from onnx_cbq.settings import MOST_BITS, check, check_kinds, either
 from onnx_cbq.system.progress import Progress, silent
 
+_WIDTHS = tuple(range(2, MOST_BITS + 1))
+_AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class AutoBits:
+    """A width for each activation, by what it costs there: see `stages.activation_widths`.
+
+    Attributes:
+        average: bits of what is multiplied, a multiplication counting as much as any other.
+        widths: those that may be chosen, in rising order.
+    """
+
+    average: float
+    widths: tuple[int, ...] = _WIDTHS
+
+    def __post_init__(self) -> None:
+        check_kinds(self)
+        known = bool(self.widths) and set(self.widths) <= set(_WIDTHS) and list(self.widths) == sorted(set(self.widths))
+        check(known, "--activation-bits auto", "widths from 2 to 8, in rising order", self.widths)
+        low, high = self.widths[0], self.widths[-1]
+        expected = f"an average from {low} to {high}"
+        check(low <= self.average <= high, "--activation-bits auto", expected, self.average)
+
+    def __str__(self) -> str:
+        """As on the command line."""
+        widths = "" if self.widths == _WIDTHS else f":{','.join(map(str, self.widths))}"
+        return f"{_AUTO}:{self.average:g}{widths}"
+
+
+def read_bits(text: str | int) -> int | AutoBits:
+    """A width for all activations, or `auto:AVERAGE` for one for each, or `auto:AVERAGE:4,8` for some alone.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    kind, _, numbers = str(text).partition(":")
+    average, given, widths = numbers.partition(":")
+    try:
+        if kind != _AUTO:
+            return int(text)
+        return AutoBits(float(average), tuple(map(int, widths.split(","))) if given else _WIDTHS)
+    except ValueError:
+        expected = "2 to 8, 0 for float, auto:6 for an average, or auto:6:4,8 for some widths alone"
+        raise ConfigError(f"--activation-bits: expected {expected}, got {text}") from None
+
 
 @dataclass(frozen=True)
 class ActivationSettings:
     """How activations are quantized.
 
     Attributes:
-        bits: 2 to 8, or 0 to leave them float.
+        bits: 2 to 8, or 0 to leave them float; with `auto` what is done before widths are chosen has this.
+        auto: chooses widths; None for one for all.
         range: "mse" (least squared error), "percentile" (99.99 % of the values) or "minmax".
     """
 
     bits: int = MOST_BITS
     range: str = "mse"
+    auto: AutoBits | None = None
+
+    @staticmethod
+    def of(bits: int | AutoBits, range_: str) -> ActivationSettings:
+        """One width, or widths around an average."""
+        if isinstance(bits, AutoBits):
+            return ActivationSettings(round(bits.average), range_, bits)
+        return ActivationSettings(bits, range_)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Those that activations may have."""
+        return (self.bits,) if self.auto is None else self.auto.widths
 
     def __post_init__(self) -> None:
         check_kinds(self)
-        widths = (0, *range(2, MOST_BITS + 1))
-        check(self.bits in widths, "--activation-bits", "2 to 8, or 0 for float", self.bits)
+        check(self.bits in (0, *_WIDTHS), "--activation-bits", "2 to 8, or 0 for float", self.bits)
         check(self.range in RANGES, "--activation-range", either(tuple(RANGES)), self.range)
 
 
@@ -40,7 +100,7 @@ def choose_grids(
     work: Workload, tensors: Sequence[str], drawn: Draw, settings: ActivationSettings, progress: Progress = silent
 ) -> Mapping[str, ActivationGrid]:
     """Grids for some of the tensors that `work.placement` measures, from the samples drawn."""
-    return grids_for(work, see_activations(work, tensors, drawn, progress), settings)
+    return grids_for(work, see_activations(work, tensors, drawn, progress), work.widths(settings.bits), settings.range)
 
 
 def see_activations(
@@ -58,12 +118,12 @@ def see_activations(
 
 
 def grids_for(
-    work: Workload, histograms: Mapping[str, Histogram], settings: ActivationSettings
+    work: Workload, histograms: Mapping[str, Histogram], widths: Mapping[str, int], criterion: str
 ) -> Mapping[str, ActivationGrid]:
-    """Grids for tensors with these values."""
-    widths, rules = work.widths(settings.bits), work.target.activation
+    """Grids of these widths for tensors with these values; `criterion` is one of `RANGES`."""
+    rules = work.target.activation
     grids = {
-        name: choose_grid(histogram, widths[name], settings.range, rules, find_response(work.model, name))
+        name: choose_grid(histogram, widths[name], criterion, rules, find_response(work.model, name))
         for name, histogram in histograms.items()
     }
     for group in work.placement.alike:

@@ -126,7 +126,7 @@ def make_scene(
         groups = find_groups(work, drawn, settings.clusters)
     with clock.stage("activations"):
         seen = see_activations(work, work.placement.measured, drawn, progress)
-        grids = grids_for(work, seen, settings.activations)
+        grids = grids_for(work, seen, work.widths(settings.activations.bits), settings.activations.range)
         simulated = simulate_activations(work.model, work.placement, grids) if grids else None
     evidence = Evidence(work, train, held, weights, groups, settings.evidence, clock, progress)
     return Scene(work, settings, drawn, weights, evidence, grids, simulated, clock, progress, seen=seen)

@@ -11,13 +11,15 @@ from onnx_cbq.targets import TARGETS
 from onnx_cbq.targets.target import Target
 
 
-def check_target(target: Target, activation_bits: int, storage: str, sharing: str = "") -> None:
-    """Make sure that a target can express settings; `sharing` is the option that makes weights share values, if any.
+def check_target(target: Target, activations: tuple[int, ...], storage: str, sharing: str = "") -> None:
+    """Make sure that a target can express settings.
+
+    `activations` are the widths that these may have, `sharing` is the option that makes weights share values, if any.
 
     Raises:
         ConfigError: it cannot express a setting; the message says which can.
     """
-    for option, can, why in _demands(activation_bits, storage, sharing):
+    for option, can, why in _demands(activations, storage, sharing):
         if not can(target):
             others = ", ".join(other.name for other in TARGETS if can(other))
             raise ConfigError(
@@ -44,12 +46,12 @@ def check_model(model: Model, target: Target) -> None:
 
 
 def _demands(
-    bits: int, storage: str, sharing: str
+    widths: tuple[int, ...], storage: str, sharing: str
 ) -> Iterator[tuple[str, Callable[[Target], bool], Callable[[Target], str]]]:
     """What settings ask of a target: the option, whether a target can, and why one cannot."""
     yield (
-        f"--activation-bits {bits}",
-        lambda target: bits in target.activation_bits,
+        f"--activation-bits {' or '.join(map(str, widths))}",
+        lambda target: set(widths) <= set(target.activation_bits),
         lambda target: (
             "activations there have " + " or ".join(f"{b}" if b else "float" for b in target.activation_bits) + " bits"
         ),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from onnx_cbq import (
+    AutoBits,
     CbqConfig,
     DataFreeConfig,
     DifferentiableConfig,
@@ -199,6 +200,7 @@ QUICKLY = QuantizeConfig(
         replace(QUICKLY, storage="archive", coder="huffman", bits=2, max_class_drop=90.0),
         replace(QUICKLY, storage="archive", codebook="ecsq", codebook_scope="net", bits=2.0),
         replace(QUICKLY, storage="packed", bytes=13_000, target="openvino", activation_bits=6),
+        replace(QUICKLY, method="uniform", bits=4, activation_bits=AutoBits(4.5, (4, 8))),
         replace(QUICKLY, method="differentiable", differentiable=DifferentiableConfig("layer", 3, rate=0.05), bits=3),
         replace(
             QUICKLY, method="uniform", bits=2, rounding="learned", learned=LearnedConfig(2, batch=16, check_every=1)
@@ -207,7 +209,7 @@ QUICKLY = QuantizeConfig(
             QUICKLY, method="uniform", bits=2, refine=RefineConfig(updates=2, views=2, augment=("flip",), check_every=1)
         ),
     ],
-    ids=["classes", "cbq", "clusters", "archive", "ecsq", "bytes", "differentiable", "learned", "refine"],
+    ids=["classes", "cbq", "clusters", "archive", "ecsq", "bytes", "auto", "differentiable", "learned", "refine"],
 )
 def test_a_result_is_repeated_from_its_own_report(config: QuantizeConfig, tmp_path: Path, command: Command) -> None:
     """Whatever was set in Python, among it what is no option of the command line."""

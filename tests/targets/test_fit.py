@@ -53,12 +53,12 @@ def test_refusals_come_before_the_model_is_read(command: Command) -> None:
 
 def test_what_a_target_cannot_express_says_why_and_which_can() -> None:
     """The option that makes weights share values is the caller's; a storage that nobody knows is nobody's."""
-    check_target(find_target("cpu"), 4, "archive", "--codebook kmeans")
+    check_target(find_target("cpu"), (4,), "archive", "--codebook kmeans")
     with pytest.raises(ConfigError) as caught:
-        check_target(find_target("tensorrt"), 8, "int8", "--codebook kmeans")
+        check_target(find_target("tensorrt"), (8,), "int8", "--codebook kmeans")
     assert str(caught.value).startswith("--codebook kmeans cannot be had with --target tensorrt: weights cannot share ")
     with pytest.raises(ConfigError, match=r"--activation-bits 4 cannot be had with --target qnn: .* 8 bits; targets t"):
-        check_target(find_target("qnn"), 4, "int8")
+        check_target(find_target("qnn"), (4,), "int8")
 
 
 def test_an_unknown_target_lists_the_known_ones() -> None:
