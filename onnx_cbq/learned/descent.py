@@ -11,11 +11,12 @@ is the best of what was seen on samples held back, which may be the start.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from onnx_cbq.calibration.samples import Batch
 from onnx_cbq.evidence.measure import PlanMeasure
 from onnx_cbq.evidence.scoring import batch_size
 from onnx_cbq.learned.adam import Adam
@@ -24,13 +25,15 @@ from onnx_cbq.learned.latent import Latent
 from onnx_cbq.learned.pace import by_time, rate_at, rise
 from onnx_cbq.learned.settings import LearnedConfig
 from onnx_cbq.learned.student import Student, make_student
-from onnx_cbq.learned.teacher import Lesson, Teacher
+from onnx_cbq.learned.teacher import Lesson, Taught, Teacher
 from onnx_cbq.model import Array
 from onnx_cbq.records import ActivationGrid, LayerWeights, Uniform
 from onnx_cbq.system.progress import Progress, silent
 
 # Of what is learned, in the last digit too.
 LEARNED = 2
+# Samples of an update, at least.
+_FEWEST = 16
 
 
 @dataclass(frozen=True)
@@ -129,13 +132,14 @@ def learn(
     before = loss = loss_of(state)
     student.open()
     best, kept, done, on_time, begun = state, 0, 0, False, time.monotonic()
-    for batch, taught in Teacher.of(lesson, size).endless():
+    batches, each = Teacher.of(lesson, size).endless(), _batches_each(config, work.samples.fixed_batch or size)
+    while True:
         spent, share = (time.monotonic() - begun) / (60 * config.minutes), done / config.updates
         on_time = on_time or spent >= 1 or by_time(done, config.updates, spent)
         share = spent if on_time else share
         if share < 1:
             speed = rate_at(rise(before), done, share)
-            gradients = student.differentiate(batch.feeds, state.constants(), taught)
+            gradients = _mean_gradients(student, state.constants(), [next(batches) for _ in range(each)])
             state, done = state.moved(gradients, speed * config.weight_rate, speed * config.rate), done + 1
             progress("learned rounding", done, config.updates)
         if share >= 1 or done % config.check_every == 0 or done == config.updates:
@@ -148,6 +152,22 @@ def learn(
     left = tuple(layer.name for layer in lesson.work.layers if layer.name not in state.latents)
     found_biases, grids = ({**biases, **best.biases}, best.grids()) if kept else (biases, {})
     return Learned(weights, found_biases, grids, before, loss, done, kept, left, on_time)
+
+
+def _batches_each(config: LearnedConfig, size: int) -> int:
+    """How many batches an update takes: gradients of a few samples are mostly noise, and some models take only one."""
+    return -(-min(config.batch, _FEWEST) // size)
+
+
+def _mean_gradients(
+    student: Student, constants: Mapping[str, Array], batches: Sequence[tuple[Batch, Taught]]
+) -> dict[str, Array]:
+    """The gradient of each constant over some batches of the same size."""
+    total: dict[str, Array] = {}
+    for batch, taught in batches:
+        found = student.differentiate(batch.feeds, constants, taught)
+        total = {name: total[name] + value for name, value in found.items()} if total else found
+    return {name: np.asarray(value / len(batches), value.dtype) for name, value in total.items()}
 
 
 def _begin(lesson: Lesson, start: Mapping[str, LayerWeights], biases: Mapping[str, Array]) -> tuple[Student, State]:
