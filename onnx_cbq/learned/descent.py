@@ -5,11 +5,13 @@ With q(theta) the net whose weights are theta's rounded to their grids, and p th
     E KL(p(x) || q(x; theta))      by Adam, gradients straight through the rounding
 
 (quantization-aware distillation; Mishra and Marr, arXiv 1711.05852). Labels say only what a sample counts. What is kept
-is the best of what was seen on samples held back, which may be the start.
+is the best of what was seen on samples held back, which may be the start. What is seen there are running means of what
+is learned (Polyak and Juditsky, 1992): single states swing around these by as much as learning saves at 3 bits.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,8 +32,11 @@ from onnx_cbq.model import Array
 from onnx_cbq.records import ActivationGrid, LayerWeights, Uniform
 from onnx_cbq.system.progress import Progress, silent
 
+_LOG = logging.getLogger("onnx_cbq")
 # Of what is learned, in the last digit too.
-LEARNED = 2
+LEARNED = 3
+# What the newest state counts in the mean of those before.
+_NEW = 0.05
 # Samples of an update, at least.
 _FEWEST = 16
 
@@ -78,6 +83,23 @@ class State:
         """Those of activations that are learned."""
         return {name: grid for one in self.scales.values() for name, grid in one.grids().items()}
 
+    def towards(self, other: State, share: float) -> State:
+        """The mean of both, the other counting for a share; what an optimizer remembers is left behind."""
+
+        def mean(first: Array, second: Array) -> Array:
+            return np.asarray(first + share * (second - first), first.dtype)
+
+        latents = {}
+        for name, one in self.latents.items():
+            to = other.latents[name]
+            latents[name] = replace(one, rows=mean(one.rows, to.rows), log_scale=mean(one.log_scale, to.log_scale))
+        biases = {name: mean(value, other.biases[name]) for name, value in self.biases.items()}
+        scales = {
+            name: replace(one, log_scale=mean(one.log_scale, other.scales[name].log_scale))
+            for name, one in self.scales.items()
+        }
+        return State(latents, biases, scales, {})
+
     def moved(self, gradients: Mapping[str, Array], weight_rate: float, rate: float) -> State:
         """The state after an update."""
         memory: dict[tuple[str, str], Adam] = {}
@@ -122,7 +144,7 @@ def learn(
         UnsupportedOperatorError: an operator on the way has no gradient.
     """
     work, size = lesson.work, min(config.batch, batch_size(lesson.work.layers))
-    student, state = _begin(lesson, start, biases)
+    student, state = begin(lesson, start, biases)
     outputs, held = (work.logits, lesson.groups, work.further.counted), (work.samples, lesson.held, size)
     measure = PlanMeasure(work.model, work.layers, held, outputs, None, engine=work.engine)
 
@@ -132,6 +154,7 @@ def learn(
     before = loss = loss_of(state)
     student.open()
     best, kept, done, on_time, begun = state, 0, 0, False, time.monotonic()
+    mean = state
     batches, each = Teacher.of(lesson, size).endless(), _batches_each(config, work.samples.fixed_batch or size)
     while True:
         spent, share = (time.monotonic() - begun) / (60 * config.minutes), done / config.updates
@@ -141,11 +164,13 @@ def learn(
             speed = rate_at(rise(before), done, share)
             gradients = _mean_gradients(student, state.constants(), [next(batches) for _ in range(each)])
             state, done = state.moved(gradients, speed * config.weight_rate, speed * config.rate), done + 1
+            mean = mean.towards(state, max(1 / done, _NEW))
             progress("learned rounding", done, config.updates)
         if share >= 1 or done % config.check_every == 0 or done == config.updates:
-            found = loss_of(state)
+            found = loss_of(mean)
+            _LOG.debug("learned rounding, update %d: divergence on samples held back %.5f", done, found)
             if found < loss:
-                best, kept, loss = replace(state, memory={}), done, found
+                best, kept, loss = mean, done, found
         if share >= 1 or done == config.updates:
             break
     weights = {**start, **{name: one.integers() for name, one in best.latents.items()}} if kept else start
@@ -170,7 +195,7 @@ def _mean_gradients(
     return {name: np.asarray(value / len(batches), value.dtype) for name, value in total.items()}
 
 
-def _begin(lesson: Lesson, start: Mapping[str, LayerWeights], biases: Mapping[str, Array]) -> tuple[Student, State]:
+def begin(lesson: Lesson, start: Mapping[str, LayerWeights], biases: Mapping[str, Array]) -> tuple[Student, State]:
     """The student, and the state to start from: layers on uniform grids, and biases, that the answers depend on."""
     work = lesson.work
     own = {use.bias: work.model.weight(use.bias) for layer in work.layers for use in layer.uses if use.bias is not None}

@@ -14,7 +14,7 @@ import pytest
 
 from onnx_cbq import CalibrationSet, LearnedConfig, QuantizeConfig, quantize
 from onnx_cbq.errors import ConfigError
-from onnx_cbq.learned.descent import Learned, learn
+from onnx_cbq.learned.descent import Learned, begin, learn
 from onnx_cbq.learned.teacher import Lesson
 from onnx_cbq.records import LayerWeights, fits_bits
 from onnx_cbq.stages.compensation import Rounded
@@ -160,3 +160,24 @@ def test_updates_of_a_fixed_batch_see_as_many_samples() -> None:
     falls = [after / before for before, after in losses]
     assert abs(falls[1] - falls[0]) < 0.06
     assert max(falls) < 0.75
+
+
+def test_the_mean_of_states_lies_between_them() -> None:
+    """What is looked at is a running mean: single states swing around it by as much as learning saves."""
+    scene, rounded = start()
+    parts = scene.drawn.indices, scene.drawn.indices, scene.class_weights, scene.evidence.groups
+    lesson = Lesson(scene.work, scene.grids, *parts)
+    _, first = begin(lesson, rounded.weights, rounded.biases)
+    gradients = {name: np.ones_like(value) for name, value in first.constants().items()}
+    second = first.moved(gradients, 0.2, 0.1)
+    for share, same in ((0.0, first), (1.0, second)):
+        found = first.towards(second, share).constants()
+        for name, value in same.constants().items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-6, atol=1e-7)
+    middle = first.towards(second, 0.5)
+    for name, value in middle.biases.items():
+        np.testing.assert_allclose(value, (first.biases[name] + second.biases[name]) / 2, rtol=1e-6, atol=1e-7)
+    for name, one in middle.scales.items():
+        ends = first.scales[name].value, second.scales[name].value
+        np.testing.assert_allclose(one.value, np.sqrt(ends[0] * ends[1]), rtol=1e-6)
+    assert middle.memory == {}
