@@ -6,7 +6,8 @@ With q(theta) the net whose weights are theta's rounded to their grids, and p th
 
 (quantization-aware distillation; Mishra and Marr, arXiv 1711.05852). Labels say only what a sample counts. What is kept
 is the best of what was seen on samples held back, which may be the start. What is seen there are running means of what
-is learned (Polyak and Juditsky, 1992): single states swing around these by as much as learning saves at 3 bits.
+is learned, theta_t counting (1 + eta) / (t + eta) (Shamir and Zhang, ICML 2013): single states swing around these by as
+much as learning saves at 3 bits.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from onnx_cbq.system.progress import Progress, silent
 _LOG = logging.getLogger("onnx_cbq")
 # Of what is learned, in the last digit too.
 LEARNED = 3
-# What the newest state counts in the mean of those before.
-_NEW = 0.05
+# Means are over about an eighth of what was done.
+_ETA = 7
 # Samples of an update, at least.
 _FEWEST = 16
 
@@ -164,7 +165,7 @@ def learn(
             speed = rate_at(rise(before), done, share)
             gradients = _mean_gradients(student, state.constants(), [next(batches) for _ in range(each)])
             state, done = state.moved(gradients, speed * config.weight_rate, speed * config.rate), done + 1
-            mean = mean.towards(state, max(1 / done, _NEW))
+            mean = mean.towards(state, (1 + _ETA) / (done + _ETA))
             progress("learned rounding", done, config.updates)
         if share >= 1 or done % config.check_every == 0 or done == config.updates:
             found = loss_of(mean)
