@@ -23,7 +23,7 @@ from common import CARDS, Requirements, data_file, print_table
 from latency import quantize_by_onnxruntime
 from onnxruntime.quantization import QuantType
 
-from onnx_cbq import CalibrationSet, QuantizeConfig, evaluate, quantize
+from onnx_cbq import AutoBits, CalibrationSet, QuantizeConfig, evaluate, quantize
 from onnx_cbq.evidence.workload import prepare
 
 MODEL = "resnet20_cifar10.onnx"
@@ -55,6 +55,7 @@ ROWS = (
     Row("default, float activations", FLOAT),
     Row("default, 8-bit activations", EIGHT),
     Row("default, 4-bit activations", FOUR, (4.0,)),
+    Row("default, activations of 4 bits on average", QuantizeConfig(activation_bits=AutoBits(4.0)), (4.0,)),
     Row(
         "uniform, to nearest, float activations", replace(FLOAT, method="uniform", rounding="nearest"), (4.0, 3.0, 2.0)
     ),

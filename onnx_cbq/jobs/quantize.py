@@ -115,11 +115,11 @@ def _quantize(
     scene = make_scene(work, choice.scene, clock, progress)
     met = choice.goal.meet(scene, choice.method)
     solution, seen = met.solution, met.notes
+    curve = tuple(_curve_point(scene, choice, bits) for bits in config.curve)
     if refinement is not None:
         with clock.stage("refine"):
             scene, solution, refined = _refined(scene, choice, solution, refinement)
         seen = (*seen, *refined)
-    curve = tuple(_curve_point(scene, choice, bits) for bits in config.curve)
     with clock.stage("emit"):
         output = write_solution(scene, choice.method.label, solution)
     with clock.stage("verify"):

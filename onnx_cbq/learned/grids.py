@@ -20,6 +20,7 @@ from onnx import ModelProto, NodeProto
 
 from onnx_cbq.errors import UnsupportedOperatorError
 from onnx_cbq.evidence.workload import Workload
+from onnx_cbq.gradient.elementwise import clip
 from onnx_cbq.gradient.site import Builder, Gradients, Rule, Site
 from onnx_cbq.model import Array, Model
 from onnx_cbq.records import ActivationGrid
@@ -138,7 +139,7 @@ def _with_nodes(model: Model, after: Mapping[str, list[NodeProto]], stand_ins: M
 
 
 def _rules(clipped: Mapping[str, str]) -> dict[str, Rule]:
-    """Gradients through QuantizeLinear and DequantizeLinear; `clipped` is what became each of these codes."""
+    """Gradients through QuantizeLinear, DequantizeLinear and Clips; `clipped` is what became each of these codes."""
 
     def quantized(site: Site) -> Gradients:
         return [site.grad, None, None]
@@ -151,4 +152,8 @@ def _rules(clipped: Mapping[str, str]) -> dict[str, Rule]:
         total = build.op("ReduceSum", build.op("Mul", site.grad, error), keepdims=0)
         return [site.grad, build.op("Div", total, site.node.input[1]), None]
 
-    return {"QuantizeLinear": quantized, "DequantizeLinear": dequantized}
+    def cut(site: Site) -> Gradients:
+        return clip(site, finite=site.y in ours)
+
+    ours = set(clipped.values())
+    return {"QuantizeLinear": quantized, "DequantizeLinear": dequantized, "Clip": cut}

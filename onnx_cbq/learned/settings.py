@@ -15,7 +15,8 @@ class LearnedConfig:
         updates: so many updates at most.
         minutes: so long at most; where they run out first, rates fall by the time, and a
             repeated run may give another file.
-        batch: samples per update, down to 16 where their activations would not fit.
+        batch: samples per update; fewer where their activations would not fit, but at least 16. Of a model that takes
+            only so many at a time as often as many as it takes for 16.
         weight_rate: of latent weights, in spacings of their layer's grid.
         rate: of biases and of logarithms of scales, those of activations among them. Both rates rise where learning
             starts far from the float model, with the square root of the loss.

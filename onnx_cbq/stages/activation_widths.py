@@ -41,9 +41,12 @@ from onnx_cbq.system.store import Entry
 
 # Widths are measured on so many of the samples held back, and trade so often.
 _MOST_HELD = 250
+# What one activation costs is known once its standard error is below this share of it, or it is next to nothing beside
+# the most that one costs.
+_KNOWN, _LITTLE = 0.1, 0.01
 _SEARCH = RateDistortionConfig(exchanges=40, strengths=(2.0,))
-# What costs nothing measurable is taken to cost this share of what costs most.
-_LEAST = 1e-4
+# What costs nothing measurable is taken to cost this share of what costs most; exact grids have some error, too.
+_LEAST, _EXACT = 1e-4, 1e-9
 
 Unit = tuple[str, ...]
 Grids = Mapping[str, ActivationGrid]
@@ -51,28 +54,35 @@ Grids = Mapping[str, ActivationGrid]
 
 @dataclass(frozen=True)
 class _Found:
-    """The width of each unit, int8 [units]; the measured loss, and that of the plan alike for all multiplications."""
+    """The width of each unit, int8 [units]; the measured loss, and that of one width for all."""
 
     widths: Array
     loss: float
-    alike: float
+    even: float
 
 
 def choose_widths(work: Workload, settings: SceneSettings, progress: Progress = silent) -> Workload:
     """`work`, aimed at its target, with widths of its activations as `settings.activations.auto` asks, and a note.
 
-    Cost: for each activation one run over a few hundred samples, and for each of at most 40 trades up to one.
+    Cost: for each activation a run over up to 250 samples, a tenth of them where its cost is soon known, and likewise
+    for each of at most 40 trades.
 
     Raises:
         OnnxCbqError: the samples are too few, or a class is unknown.
     """
     auto, bits = settings.activations.auto, settings.activations.bits
     units = _units(work)
-    if auto is None or not units:
+    if auto is None:
         return work
     weights = weights_of(work, settings.samples)
     train, held = draw_samples(work, settings.samples, weights).split(_SEARCH.held_back)
     held = Draw((thinned(held.indices, _MOST_HELD),))
+    if not units or not len(held.indices):
+        why = "no activation has a width to choose" if not units else "a single sample, so nothing can be measured"
+        note = f"--activation-bits {auto}: {why}; {auto.even} bits each"
+        free = {name for unit in units for name in unit}
+        widths = {name: auto.even if name in free else MOST_BITS for name in work.narrow}
+        return replace(work.with_widths(widths, bits), notes=(*work.notes, note))
     sizes = np.array([_macs(work, unit) for unit in units], np.float64)
     digests = work.cache.digests
     found = work.cache.of(
@@ -95,7 +105,7 @@ def _note(found: _Found, auto: AutoBits, sizes: Array) -> str:
     average = sizes @ found.widths / sizes.sum()
     return (
         f"--activation-bits {auto}: bits of activations {listed}, {average:.2f} on average of what is multiplied; "
-        f"measured divergence with float weights {found.loss:.4g}, {found.alike:.4g} if all had alike"
+        f"measured divergence with float weights {found.loss:.4g}, {found.even:.4g} at {auto.even} bits each"
     )
 
 
@@ -157,7 +167,7 @@ class _Trials:
         return _Trials(work, units, grids, errors, measure, weights)
 
     def losses(self, widths: Array, hopeless: Hopeless | None = None) -> Array:
-        """What each sample adds to the loss at these widths, [samples]; of the first alone once they are hopeless."""
+        """What each sample adds to the loss at these widths, [samples]; of the first alone once these are enough."""
         grids = dict(self.grids[MOST_BITS])
         for unit, width in zip(self.units, widths.tolist(), strict=True):
             grids |= {name: self.grids[width][name] for name in unit}
@@ -169,7 +179,7 @@ class _Trials:
 def _find(trials: _Trials, sizes: Array, auto: AutoBits, progress: Progress) -> _Found:
     """The best widths by measurement."""
     count, steps = len(sizes), iter(range(1, 10**9))
-    total = count + 1 + _SEARCH.exchanges
+    total = count + 2 + _SEARCH.exchanges
 
     def losses(bits: Array, hopeless: Hopeless | None = None) -> Array:
         progress("activation widths", min(next(steps), total), total)
@@ -177,10 +187,14 @@ def _find(trials: _Trials, sizes: Array, auto: AutoBits, progress: Progress) -> 
 
     probe = min(max(round(auto.average), 2), MOST_BITS - 1)
     finest = np.full(count, MOST_BITS, np.int8)
-    base = float(losses(finest).mean())
-    alone = np.array([losses(widths).mean() for widths in _each_at(finest, probe)]) - base
+    base, costs = losses(finest), list[float]()
+    for widths in _each_at(finest, probe):
+        found = losses(widths, lambda found: _is_known(found - base[: len(found)], max(costs, default=0.0)))
+        costs.append(float((found - base[: len(found)]).mean()))
+    alone = np.array(costs)
     alone = np.maximum(alone, max(float(alone.max()), np.finfo(np.float64).tiny) * _LEAST)
-    errors = np.maximum(trials.errors, np.finfo(np.float64).tiny)
+    least = _EXACT * trials.errors.max(axis=1, keepdims=True, where=np.isfinite(trials.errors), initial=0.0)
+    errors = np.maximum(trials.errors, np.maximum(least, np.finfo(np.float64).tiny))
     criteria = {
         "measured": alone[:, None] * errors / errors[:, [probe]],
         "error": errors,
@@ -188,9 +202,17 @@ def _find(trials: _Trials, sizes: Array, auto: AutoBits, progress: Progress) -> 
     }
     allowed = np.isin(np.arange(MOST_BITS + 1), auto.widths) & np.ones((count, 1), bool)
     finite = {name: np.where(allowed, predicted, 0.0) for name, predicted in criteria.items()}
-    found = search_plan(finite, np.arange(count), sizes, allowed, auto.average, losses, _SEARCH)
+    plan = search_plan(finite, np.arange(count), sizes, allowed, auto.average, losses, _SEARCH)
+    even = np.full(count, auto.even, np.int8)
+    loss = float(losses(even).mean())
     progress("activation widths", total, total)
-    return _Found(found.bits, found.loss, found.measured["alike"])
+    return _Found(plan.bits, plan.loss, loss) if plan.loss <= loss else _Found(even, loss, loss)
+
+
+def _is_known(costs: Array, most: float) -> bool:
+    """Whether the mean of what the first samples cost tells what all do, where the dearest activation costs `most`."""
+    mean, error = float(costs.mean()), float(costs.std()) / np.sqrt(len(costs))
+    return bool(error < _KNOWN * abs(mean) or mean + 2 * error < _LITTLE * most)
 
 
 def _each_at(widths: Array, width: int) -> Iterator[Array]:
@@ -203,10 +225,10 @@ def _each_at(widths: Array, width: int) -> Iterator[Array]:
 
 def _kept(units: int) -> Kept[_Found]:
     def pack(found: _Found) -> Entry:
-        return Entry({"widths": found.widths}, {"loss": found.loss, "alike": found.alike})
+        return Entry({"widths": found.widths}, {"loss": found.loss, "even": found.even})
 
     def unpack(entry: Entry) -> _Found:
         widths = checked(entry.arrays["widths"], "i1", (units,))
-        return _Found(widths, float(entry.facts["loss"]), float(entry.facts["alike"]))
+        return _Found(widths, float(entry.facts["loss"]), float(entry.facts["even"]))
 
-    return Kept("activation widths", 1, pack, unpack)
+    return Kept("activation widths", 2, pack, unpack)

@@ -44,7 +44,12 @@ class AutoBits:
     def __str__(self) -> str:
         """As on the command line."""
         widths = "" if self.widths == _WIDTHS else f":{','.join(map(str, self.widths))}"
-        return f"{_AUTO}:{self.average:g}{widths}"
+        return f"{_AUTO}:{float(self.average)!r}".removesuffix(".0") + widths
+
+    @property
+    def even(self) -> int:
+        """The widest that all activations can have alike."""
+        return max(width for width in self.widths if width <= self.average)
 
 
 def read_bits(text: str | int) -> int | AutoBits:
@@ -54,10 +59,11 @@ def read_bits(text: str | int) -> int | AutoBits:
         ConfigError: it is something else.
     """
     kind, _, numbers = str(text).partition(":")
+    whole = isinstance(text, (str, int)) and not isinstance(text, bool)
     average, given, widths = numbers.partition(":")
     try:
         if kind != _AUTO:
-            return int(text)
+            return int(text if whole else "")
         return AutoBits(float(average), tuple(map(int, widths.split(","))) if given else _WIDTHS)
     except ValueError:
         expected = "2 to 8, 0 for float, auto:6 for an average, or auto:6:4,8 for some widths alone"

@@ -157,7 +157,7 @@ def round_plan(scene: Scene, plan: Plan) -> Rounded:
     def parts_learned() -> list[object]:
         outputs = work.logits, work.further.counted, scene.evidence.groups
         samples = [work.cache.digests.samples(work.samples, part) for part in rounding.samples_of(scene)]
-        return [*parts(), rounding, scene.settings.samples.seed, *outputs, *samples]
+        return [*parts(), scene.grids, rounding, scene.settings.samples.seed, *outputs, *samples]
 
     kept = kept_rounded(work.layers, "learned rounding", LEARNED)
     return work.cache.of(kept, parts_learned, lambda: rounding.go_on(scene, rounded))

@@ -50,7 +50,7 @@ def _demands(
 ) -> Iterator[tuple[str, Callable[[Target], bool], Callable[[Target], str]]]:
     """What settings ask of a target: the option, whether a target can, and why one cannot."""
     yield (
-        f"--activation-bits {' or '.join(map(str, widths))}",
+        f"--activation-bits {widths[0] if len(widths) == 1 else 'auto:A:' + ','.join(map(str, widths))}",
         lambda target: set(widths) <= set(target.activation_bits),
         lambda target: (
             "activations there have " + " or ".join(f"{b}" if b else "float" for b in target.activation_bits) + " bits"

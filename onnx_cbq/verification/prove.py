@@ -95,7 +95,7 @@ def attempt(work: Workload, method: Method, settings: SceneSettings, *, run_chec
         VerificationError: what would be written cannot be loaded, or is not what it should be; or this processor
             cannot run what is for the target.
     """
-    integers = settings.activations.bits * bool(work.placement.measured)
+    integers = max(settings.activations.widths) * bool(work.placement.measured)
     meets = lanes((2,), (1 << integers) - 1) is not None
     if run_check and work.target.needs == "vnni" and meets and saturates():
         raise VerificationError(

@@ -20,6 +20,7 @@ from onnx_cbq.model import Array
 from onnx_cbq.runtime import Session
 from tests.gradient.cases import BATCH, CASES, Case, case_model
 from tests.gradient.reference import evaluator
+from tests.graphs import make_model, node
 
 # Central differences with step h err by h^2 f''' / 6 plus rounding 1e-16 |f| / h: about 1e-9 at h = 1e-5. What is
 # left is that the rules' own constants (window counts, resize weights) are rounded to float32, 6e-8 each.
@@ -27,6 +28,7 @@ STEP = 1e-5
 DIFFERENCE_TOLERANCE = 1e-6
 # float32 rounds to 6e-8; sums of up to a hundred products of numbers around 1 stay below 1e-5 of the largest.
 FLOAT32_TOLERANCE = 2e-5
+ZERO = np.array(0.0, np.float32)
 
 # What the issue of the field asks for: each of these has to be differentiable, by a rule or by its definition.
 REQUIRED = set(
@@ -72,6 +74,19 @@ def test_gradient_agrees_with_finite_differences(case: Case) -> None:
         assert gradient.shape == values[name].shape
         np.testing.assert_allclose(gradient, expected[name], rtol=0, atol=DIFFERENCE_TOLERANCE * scale)
         np.testing.assert_allclose(single[output], expected[name], rtol=0, atol=FLOAT32_TOLERANCE * scale)
+
+
+def test_nothing_passes_where_an_infinite_gradient_is_cut() -> None:
+    """The slope of Sqrt is infinite at 0, where Clip ends: 0 times that is no number."""
+    model = load(
+        make_model([node("Clip", "x low", "c"), node("Sqrt", "c", "y")], {"x": ["N", 3]}, ["y"], {"low": ZERO})
+    )
+    feeds = {"x": np.array([[-1.0, 0.0, 4.0]], np.float32)}
+    shapes = Example(feeds).shapes(model)
+    backward = build_backward(model, shapes, "y", ["x"])
+    whole = attach(model, backward, "y", shapes, [backward.gradients["x"]])
+    found = Session(whole).run({**feeds, backward.seed: np.ones((1, 3), np.float32)})
+    np.testing.assert_array_equal(found[backward.gradients["x"]], [[0.0, 0.0, 0.25]])
 
 
 def as_double(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -12,7 +12,7 @@ from onnx_cbq import CalibrationSet
 from onnx_cbq.evidence.workload import Workload, aimed_at, prepare
 from onnx_cbq.gradient.backward import attach, build_backward
 from onnx_cbq.gradient.rules import RULES
-from onnx_cbq.learned.grids import LearnedScale, learned_scales, on_grids
+from onnx_cbq.learned.grids import learned_scales, on_grids
 from onnx_cbq.learned.student import as_inputs
 from onnx_cbq.model import Array
 from onnx_cbq.records import ActivationGrid
@@ -87,4 +87,3 @@ def test_grids_that_have_to_be_alike_have_one_scale() -> None:
     moved = replace(found[0], log_scale=np.asarray(np.log(3), np.float32))
     assert moved.grids().keys() == {"a", "b"}
     assert moved.grids()["a"].scale == pytest.approx(1.5)
-    assert isinstance(moved, LearnedScale)

@@ -43,9 +43,9 @@ def average(work: Workload) -> float:
 
 
 def figures(work: Workload) -> tuple[float, float]:
-    """The measured divergences in the note: as chosen, and alike for all."""
+    """The measured divergences in the note: as chosen, and with one width for all."""
     (note,) = [note for note in work.notes if note.startswith("--activation-bits auto")]
-    found = re.search(r"float weights (\S+), (\S+) if all", note)
+    found = re.search(r"float weights (\S+), (\S+) at \d bits each", note)
     assert found is not None
     return float(found[1]), float(found[2])
 
@@ -69,6 +69,14 @@ def test_weights_follow_the_widths_that_they_meet() -> None:
         widths = work.widths(0)[work.placement.grid_of(layer.uses[0].activation)]
         assert layer.rules.top == 2**widths - 1
     assert {layer.rules.top for layer in work.layers.products} == {15, 255}
+
+
+def test_a_single_sample_has_one_width_and_a_note() -> None:
+    """Nothing can be measured then; it was once an unforeseen error."""
+    config = replace(CONFIG, samples=1, classes=("3",), activation_bits=AutoBits(4.5))
+    work = chosen(DIGITS_MODEL, DIGITS_CARD, config)
+    assert set(work.chosen_widths.values()) == {4}
+    assert "--activation-bits auto:4.5: a single sample, so nothing can be measured; 4 bits each" in work.notes
 
 
 def data() -> CalibrationSet:
@@ -123,7 +131,8 @@ def test_a_file_has_the_widths_that_were_chosen(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("4", 4), (0, 0), ("auto:6", AutoBits(6.0)), ("auto:5.5:4,8", AutoBits(5.5, (4, 8)))],
+    [("4", 4), (0, 0), ("auto:6", AutoBits(6.0)), ("auto:5.5:4,8", AutoBits(5.5, (4, 8)))]
+    + [(str(AutoBits(13 / 3)), AutoBits(13 / 3))],
 )
 def test_texts_are_read_as_they_are_written(text: Any, expected: object) -> None:
     """What `--json` writes `--config` takes back."""
@@ -133,9 +142,10 @@ def test_texts_are_read_as_they_are_written(text: Any, expected: object) -> None
 
 
 @pytest.mark.parametrize(
-    "text", ["auto", "auto:", "auto:x", "auto:9", "auto:1", "auto:6:9", "auto:6:8,4", "auto:3:4,8", "x"]
+    "text",
+    ["auto", "auto:", "auto:x", "auto:9", "auto:1", "auto:6:9", "auto:6:8,4", "auto:3:4,8", "x", 4.7, True, None],
 )
-def test_what_means_nothing_is_refused(text: str) -> None:
+def test_what_means_nothing_is_refused(text: Any) -> None:
     """In one line that names the option."""
     with pytest.raises(ConfigError, match=r"^--activation-bits") as caught:
         read_bits(text)
@@ -144,5 +154,7 @@ def test_what_means_nothing_is_refused(text: str) -> None:
 
 def test_targets_without_such_widths_refuse_them() -> None:
     """Before anything runs."""
-    with pytest.raises(ConfigError, match="--activation-bits 4 or 8 cannot be had with --target qnn"):
+    with pytest.raises(
+        ConfigError, match="--activation-bits auto:A:4,8 cannot be had with --target qnn: activations there have 8"
+    ):
         QuantizeConfig(activation_bits=AutoBits(6.0, (4, 8)), target="qnn")
