@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnx_cbq import QuantizeConfig, RateDistortionConfig, Result, RoundingConfig, quantize
+from onnx_cbq import QuantizeConfig, RateDistortionConfig, RefineConfig, Result, RoundingConfig, quantize
 from onnx_cbq.evidence import pieces
 from onnx_cbq.jobs.settings import CURVE
 from tests.command import Command
@@ -51,6 +51,15 @@ def test_points_of_a_curve_are_what_a_run_at_their_bits_gives(monkeypatch: pytes
         np.testing.assert_array_equal(point.evaluation.confusion, alone.quantized.confusion)
         assert point.evaluation.bytes == alone.quantized.bytes
     assert result.curve[0].evaluation.top1 < result.curve[1].evaluation.top1
+
+
+def test_training_leaves_the_points_of_a_curve_alone() -> None:
+    """They once took the grids of activations that were trained for another plan."""
+    pytest.importorskip("torch")
+    config = replace(QUICK, method="uniform", bits=2, activation_bits=2, curve=(2.0, 4.0))
+    trained = quantize(DIGITS_MODEL, DIGITS_CARD, replace(config, refine=RefineConfig(updates=20, check_every=5)))
+    for point, plain in zip(trained.curve, quantize(DIGITS_MODEL, DIGITS_CARD, config).curve, strict=True):
+        np.testing.assert_array_equal(point.evaluation.confusion, plain.evaluation.confusion)
 
 
 @pytest.mark.parametrize("method", ["rate-distortion", "uniform"])

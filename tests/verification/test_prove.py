@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import NodeProto
 
-from onnx_cbq import CalibrationSet, QuantizeConfig, RoundingConfig, VerificationError, quantize
+from onnx_cbq import AutoBits, CalibrationSet, QuantizeConfig, RoundingConfig, VerificationError, quantize
 from onnx_cbq.evidence.workload import prepare
 from onnx_cbq.goals.goal import solve
 from onnx_cbq.graph.load import load
@@ -115,9 +115,13 @@ def test_codes_that_overflow_are_found_on_any_processor(monkeypatch: pytest.Monk
         quantize(DIGITS_MODEL, DIGITS_CARD, UNIFORM)
 
 
-def test_a_file_for_vnni_is_not_proved_where_kernels_saturate(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bits", [8, AutoBits(6.0, (4, 8))])
+def test_a_file_for_vnni_is_not_proved_where_kernels_saturate(
+    monkeypatch: pytest.MonkeyPatch, bits: int | AutoBits
+) -> None:
+    """The widest activation that may come counts."""
     monkeypatch.setattr(proving, "saturates", lambda: True)
-    config = replace(UNIFORM, target="vnni")
+    config = replace(UNIFORM, target="vnni", activation_bits=bits)
     with pytest.raises(VerificationError, match=r"--target vnni: .* saturate.*use --target cpu, or say --no-run-check"):
         quantize(DIGITS_MODEL, DIGITS_CARD, config)
     result = quantize(DIGITS_MODEL, DIGITS_CARD, replace(config, run_check=False))
