@@ -129,6 +129,8 @@ def _gaussian(site: Site) -> str:
     return site.build.op("Exp", site.build.op("Neg", square))
 
 
+# Below the root of every normal float32: at 0, where the slope of Sqrt is infinite, norms and what a Relu cut have none.
+_LEAST_ROOT = 1e-19
 # The slope f'(x) as a tensor, from x and y.
 SLOPES: Mapping[str, Callable[[Site], str]] = {
     "Sigmoid": lambda s: s.build.op("Mul", s.y, s.build.op("Sub", s.build.number(1.0), s.y)),
@@ -137,7 +139,7 @@ SLOPES: Mapping[str, Callable[[Site], str]] = {
     "Erf": lambda s: s.build.op("Mul", s.build.number(2.0 / math.sqrt(math.pi)), _gaussian(s)),
     "Exp": lambda s: s.y,
     "Log": lambda s: s.build.op("Reciprocal", s.x),
-    "Sqrt": lambda s: s.build.op("Div", s.build.number(0.5), s.y),
+    "Sqrt": lambda s: s.build.op("Div", s.build.number(0.5), s.build.op("Max", s.y, s.build.number(_LEAST_ROOT))),
     "Abs": lambda s: s.build.op("Sign", s.x),
     "Neg": lambda s: s.build.number(-1.0),
     "Reciprocal": lambda s: s.build.op("Neg", s.build.op("Mul", s.y, s.y)),

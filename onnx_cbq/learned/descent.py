@@ -53,6 +53,7 @@ class Learned:
             node with respect to its weight, or the answers do not depend on it.
         by_time: whether time decided, so that a repeated run may give something else.
         updates: how many were done; `kept` after how many that was which is kept, 0 for the start.
+        skipped: how many of them did nothing, since a gradient was not finite.
     """
 
     weights: Mapping[str, LayerWeights]
@@ -64,6 +65,7 @@ class Learned:
     kept: int
     left: tuple[str, ...] = ()
     by_time: bool = False
+    skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -154,8 +156,7 @@ def learn(
 
     before = loss = loss_of(state)
     student.open()
-    best, kept, done, on_time, begun = state, 0, 0, False, time.monotonic()
-    mean = state
+    best, mean, kept, done, skipped, on_time, begun = state, state, 0, 0, 0, False, time.monotonic()
     batches, each = Teacher.of(lesson, size).endless(), _batches_each(config, work.samples.fixed_batch or size)
     while True:
         spent, share = (time.monotonic() - begun) / (60 * config.minutes), done / config.updates
@@ -164,7 +165,11 @@ def learn(
         if share < 1:
             speed = rate_at(rise(before), done, share)
             gradients = _mean_gradients(student, state.constants(), [next(batches) for _ in range(each)])
-            state, done = state.moved(gradients, speed * config.weight_rate, speed * config.rate), done + 1
+            done += 1
+            if all(np.isfinite(value).all() for value in gradients.values()):
+                state = state.moved(gradients, speed * config.weight_rate, speed * config.rate)
+            else:
+                skipped += 1
             mean = mean.towards(state, (1 + _ETA) / (done + _ETA))
             progress("learned rounding", done, config.updates)
         if share >= 1 or done % config.check_every == 0 or done == config.updates:
@@ -177,7 +182,7 @@ def learn(
     weights = {**start, **{name: one.integers() for name, one in best.latents.items()}} if kept else start
     left = tuple(layer.name for layer in lesson.work.layers if layer.name not in state.latents)
     found_biases, grids = ({**biases, **best.biases}, best.grids()) if kept else (biases, {})
-    return Learned(weights, found_biases, grids, before, loss, done, kept, left, on_time)
+    return Learned(weights, found_biases, grids, before, loss, done, kept, left, on_time, skipped)
 
 
 def _batches_each(config: LearnedConfig, size: int) -> int:

@@ -112,6 +112,10 @@ class Learn(LearnedConfig, Compensate):
             more = f" and {len(found.left) - _NAMED} more layers" if len(found.left) > _NAMED else ""
             names = ", ".join(found.left[:_NAMED])
             better = better.noting(f"--rounding learned: weights stay as compensated in {names}{more}")
+        if found.skipped:
+            better = better.noting(
+                f"--rounding learned: {found.skipped} updates did nothing: gradients were not finite"
+            )
         until = ", until the minutes were over" if found.by_time else ""
         after = f"{found.after:.4f} kept (update {found.kept})" if found.kept else "never less, so the start is kept"
         return better.noting(

@@ -76,6 +76,21 @@ def test_what_is_never_better_leaves_the_start() -> None:
     assert found.weights == before
 
 
+def test_updates_that_are_no_numbers_do_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A single one made everything NaN, and the start was kept without a word why."""
+    differentiate, asked = Student.differentiate, list[int]()
+
+    def sometimes(self: Student, *given: Any) -> dict[str, Array]:
+        asked.append(0)
+        found = differentiate(self, *given)
+        return found if len(asked) % 4 else {name: value * np.nan for name, value in found.items()}
+
+    monkeypatch.setattr(Student, "differentiate", sometimes)
+    _, found = learned(LearnedConfig(updates=40))
+    assert (found.updates, found.skipped) == (40, 10)
+    assert found.after < 0.8 * found.before
+
+
 def test_time_ends_it_too() -> None:
     """And the last state counts, whenever that is."""
     _, found = learned(LearnedConfig(updates=100_000, minutes=0.02))
