@@ -129,7 +129,7 @@ def _gaussian(site: Site) -> str:
     return site.build.op("Exp", site.build.op("Neg", square))
 
 
-# Below the root of every normal float32: at 0, where the slope of Sqrt is infinite, norms and what a Relu cut have none.
+# Below the root of every normal float32: at 0 the slope of Sqrt is infinite, but norms and what a Relu cut have none.
 _LEAST_ROOT = 1e-19
 # The slope f'(x) as a tensor, from x and y.
 SLOPES: Mapping[str, Callable[[Site], str]] = {
