@@ -18,7 +18,7 @@ from onnx_cbq.graph.load import load
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.model import Array
 from onnx_cbq.runtime import Session
-from tests.gradient.cases import BATCH, CASES, Case, case_model
+from tests.gradient.cases import BATCH, CASES, SETTINGS, Case, case_model
 from tests.gradient.reference import evaluator
 from tests.graphs import make_model, node
 
@@ -47,7 +47,7 @@ def test_every_rule_and_every_required_operator_has_a_case() -> None:
     assert REQUIRED - covered == set()
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", [*CASES, *SETTINGS], ids=lambda case: case.id)
 def test_gradient_agrees_with_finite_differences(case: Case) -> None:
     """Guards every rule against a wrong sign, axis, pad, or a broadcast that is not summed back."""
     random = np.random.default_rng(len(case.id))
