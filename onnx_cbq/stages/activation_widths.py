@@ -78,11 +78,9 @@ def choose_widths(work: Workload, settings: SceneSettings, progress: Progress = 
     train, held = draw_samples(work, settings.samples, weights).split(_SEARCH.held_back)
     held = Draw((thinned(held.indices, _MOST_HELD),))
     if not units or not len(held.indices):
-        why = "no activation has a width to choose" if not units else "a single sample, so nothing can be measured"
-        note = f"--activation-bits {auto}: {why}; {auto.even} bits each"
-        free = {name for unit in units for name in unit}
-        widths = {name: auto.even if name in free else MOST_BITS for name in work.narrow}
-        return replace(work.with_widths(widths, bits), notes=(*work.notes, note))
+        alone = f"a single sample, so nothing can be measured; {auto.even} bits each"
+        why = alone if units else "no activation has a width to choose"
+        return _with(work, units, np.full(len(units), auto.even), f"--activation-bits {auto}: {why}", bits)
     sizes = np.array([_macs(work, unit) for unit in units], np.float64)
     digests = work.cache.digests
     found = work.cache.of(
@@ -94,9 +92,14 @@ def choose_widths(work: Workload, settings: SceneSettings, progress: Progress = 
         ],
         lambda: _find(_Trials.of(work, settings, (train, held), units, weights), sizes, auto, progress),
     )
-    chosen = {name: int(width) for unit, width in zip(units, found.widths, strict=True) for name in unit}
-    widths = {**dict.fromkeys(work.narrow, MOST_BITS), **chosen}
-    return replace(work.with_widths(widths, bits), notes=(*work.notes, _note(found, auto, sizes)))
+    return _with(work, units, found.widths, _note(found, auto, sizes), bits)
+
+
+def _with(work: Workload, units: Sequence[Unit], widths: Array, note: str, bits: int) -> Workload:
+    """The workload with these widths, 8 bits for what shares a grid with others, and a note."""
+    chosen = {name: int(width) for unit, width in zip(units, widths, strict=True) for name in unit}
+    every = {**dict.fromkeys(work.narrow, MOST_BITS), **chosen}
+    return replace(work.with_widths(every, bits), notes=(*work.notes, note))
 
 
 def _note(found: _Found, auto: AutoBits, sizes: Array) -> str:
@@ -166,12 +169,12 @@ class _Trials:
         measure = PlanMeasure(work.model, work.layers, samples, outputs, None, engine=work.engine)
         return _Trials(work, units, grids, errors, measure, weights)
 
-    def losses(self, widths: Array, hopeless: Hopeless | None = None) -> Array:
+    def losses(self, widths: Array, enough: Hopeless | None = None) -> Array:
         """What each sample adds to the loss at these widths, [samples]; of the first alone once these are enough."""
         grids = dict(self.grids[MOST_BITS])
         for unit, width in zip(self.units, widths.tolist(), strict=True):
             grids |= {name: self.grids[width][name] for name in unit}
-        stop = None if hopeless is None else lambda found: hopeless(found.losses(self.weights))
+        stop = None if enough is None else lambda found: enough(found.losses(self.weights))
         simulated = simulate_activations(self.work.model, self.work.placement, grids)
         return self.measure.run_instead(simulated, stop).losses(self.weights)
 

@@ -86,6 +86,14 @@ def data() -> CalibrationSet:
     return CalibrationSet.from_arrays(x.astype(np.float32), labels)
 
 
+def test_a_net_without_hidden_activations_says_so() -> None:
+    """Its input keeps 8 bits, and there is nothing else."""
+    weight = np.random.default_rng(4).normal(size=(6, 3)).astype(np.float32)
+    work = chosen(make_model([node("MatMul", "x w", "y")], {"x": ["N", 6]}, ["y"], {"w": weight}), data(), CONFIG)
+    assert work.chosen_widths == {}
+    assert "--activation-bits auto:4: no activation has a width to choose" in work.notes
+
+
 def two_ways() -> ModelProto:
     """Two hidden layers of the same size; what the class scores take from the second is next to nothing."""
     random = np.random.default_rng(9)
