@@ -95,17 +95,22 @@ def mish(site: Site) -> Gradients:
     return [b.op("Mul", site.grad, b.op("Add", tanh, slope))]
 
 
+# At 0 roots are infinitely steep, but norms of nothing and what a Relu cut have no slope: 0 times this is still 0, and
+# every root of a normal float32 is above its inverse.
+_STEEPEST = 1e19
+
+
 def power(site: Site) -> Gradients:
-    """y = x^p: dx = dy p x^(p-1), dp = dy y log x; both may broadcast."""
+    """y = x^p: dx = dy p x^(p-1), dp = dy y log x; both may broadcast. At x = 0 with p < 1 they stay numbers."""
     b = site.build
     base, exponent = site.node.input
     gradients: list[str | None] = [None, None]
     if site.needed[0]:
         lower = b.op("Pow", base, b.op("Sub", exponent, b.op("CastLike", b.number(1.0), exponent)))
-        slope = b.op("Mul", b.op("CastLike", exponent, base), lower)
+        slope = b.op("Mul", b.op("CastLike", exponent, base), b.op("Min", lower, b.number(_STEEPEST)))
         gradients[0] = site.sum_to_input(b.op("Mul", site.grad, slope), 0)
     if site.needed[1]:
-        slope = b.op("Mul", site.y, b.op("Log", base))
+        slope = b.op("Mul", site.y, b.op("Log", b.op("Max", base, b.number(1 / _STEEPEST))))
         gradients[1] = site.sum_to_input(b.op("Mul", site.grad, slope), 1)
     return gradients
 
@@ -129,8 +134,6 @@ def _gaussian(site: Site) -> str:
     return site.build.op("Exp", site.build.op("Neg", square))
 
 
-# Below the root of every normal float32: at 0 the slope of Sqrt is infinite, but norms and what a Relu cut have none.
-_LEAST_ROOT = 1e-19
 # The slope f'(x) as a tensor, from x and y.
 SLOPES: Mapping[str, Callable[[Site], str]] = {
     "Sigmoid": lambda s: s.build.op("Mul", s.y, s.build.op("Sub", s.build.number(1.0), s.y)),
@@ -139,7 +142,7 @@ SLOPES: Mapping[str, Callable[[Site], str]] = {
     "Erf": lambda s: s.build.op("Mul", s.build.number(2.0 / math.sqrt(math.pi)), _gaussian(s)),
     "Exp": lambda s: s.y,
     "Log": lambda s: s.build.op("Reciprocal", s.x),
-    "Sqrt": lambda s: s.build.op("Div", s.build.number(0.5), s.build.op("Max", s.y, s.build.number(_LEAST_ROOT))),
+    "Sqrt": lambda s: s.build.op("Div", s.build.number(0.5), s.build.op("Max", s.y, s.build.number(1 / _STEEPEST))),
     "Abs": lambda s: s.build.op("Sign", s.x),
     "Neg": lambda s: s.build.number(-1.0),
     "Reciprocal": lambda s: s.build.op("Neg", s.build.op("Mul", s.y, s.y)),

@@ -76,12 +76,13 @@ def test_gradient_agrees_with_finite_differences(case: Case) -> None:
         np.testing.assert_allclose(single[output], expected[name], rtol=0, atol=FLOAT32_TOLERANCE * scale)
 
 
-@pytest.mark.parametrize(("cut", "root"), [("Clip", "Log"), ("Clip", "Sqrt"), ("Relu", "Sqrt")])
+@pytest.mark.parametrize(("cut", "root"), [("Clip", "Log"), ("Clip", "Sqrt"), ("Relu", "Sqrt"), ("Relu", "Pow")])
 def test_nothing_passes_where_a_gradient_is_cut(cut: str, root: str) -> None:
-    """The slopes of Sqrt and Log are infinite at 0, where Clip and Relu end: 0 times that is no number."""
-    given, low = ("x low", {"low": ZERO}) if cut == "Clip" else ("x", {})
-    nodes = [node(cut, given, "c"), node(root, "c", "y")]
-    model = load(make_model(nodes, {"x": ["N", 3]}, ["y"], low))
+    """The slopes of roots and Log are infinite at 0, where Clip and Relu end: 0 times that is no number."""
+    constants = {"low": ZERO} if cut == "Clip" else {}
+    half = {"half": np.array(0.5, np.float32)} if root == "Pow" else {}
+    nodes = [node(cut, " ".join(["x", *constants]), "c"), node(root, " ".join(["c", *half]), "y")]
+    model = load(make_model(nodes, {"x": ["N", 3]}, ["y"], {**constants, **half}))
     feeds = {"x": np.array([[-1.0, 0.0, 4.0]], np.float32)}
     shapes = Example(feeds).shapes(model)
     backward = build_backward(model, shapes, "y", ["x"])

@@ -90,7 +90,7 @@ def test_all_are_usable_where_every_operator_has_a_gradient(evidence: Evidence) 
 
 
 def test_an_infinite_gradient_leaves_the_criteria_that_need_none() -> None:
-    """That of a square root at 0 is: the model runs all the same, and can be quantized."""
+    """That of 1 / x near 0 is, also where a Clip cuts it: the model runs all the same, and can be quantized."""
     rng = np.random.default_rng(0)
     constants = {
         "w": rng.standard_normal((6, 4)).astype(np.float32),
@@ -99,10 +99,13 @@ def test_an_infinite_gradient_leaves_the_criteria_that_need_none() -> None:
     nodes = [
         node("MatMul", "x t", "c"),
         node("Relu", "c", "r"),
-        node("Sqrt", "r", "s"),
+        node("Add", "r least", "a"),
+        node("Reciprocal", "a", "i"),
+        node("Min", "i most", "s"),
         node("MatMul", "s v", "y"),
     ]
-    model = make_model(nodes, {"x": ["n", 4]}, ["y"], {"t": constants["w"].T.copy(), "v": constants["v"]})
+    numbers = {"least": np.array(1e-20, np.float32), "most": np.array(4, np.float32)}
+    model = make_model(nodes, {"x": ["n", 4]}, ["y"], {"t": constants["w"].T.copy(), "v": constants["v"], **numbers})
     samples = CalibrationSet.from_arrays(rng.standard_normal((60, 4)).astype(np.float32), np.arange(60) % 3)
     result = quantize(model, samples, QuantizeConfig(bits=6, activation_bits=0))
     assert any("holds NaN or infinity" in note and "by the noise that they make alone" in note for note in result.notes)
