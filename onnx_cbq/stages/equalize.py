@@ -2,8 +2,8 @@
 
 An activation has one scale for all its channels, so a small channel gets few of its levels. Making the channels alike
 (see `graph.equalize`) helps there, but the weights behind it must follow, and a row of weights of unlike size rounds
-worse. Which of the two counts for more is measured: the model with its activations on their grids, and every second
-layer of a pair rounded to the width asked for, runs over held-back samples with and without.
+worse. Which of the two counts for more is measured: the model with its activations on their grids, and every layer
+behind a pair rounded to the width asked for, runs over held-back samples with and without.
 
 Where that loses nothing worth having without, nothing is equalized. Else all pairs together, first, at each of a few
 strengths. If the best lowers the divergence beyond chance, each pair is left out in turn, the least promising first,
@@ -27,8 +27,9 @@ from onnx_cbq.evidence.scoring import batch_size
 from onnx_cbq.evidence.tables import run_of
 from onnx_cbq.evidence.tensors import collect_ranges
 from onnx_cbq.evidence.workload import Workload
-from onnx_cbq.graph.equalize import Pair, equalized, factors, find_pairs, scale_columns
+from onnx_cbq.graph.equalize import equalized, factors, scale_columns
 from onnx_cbq.graph.normalise import normalise
+from onnx_cbq.graph.pairs import Pair, find_pairs
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.model import Array, Model
 from onnx_cbq.records import ActivationGrid, Grouping, Layer, Layers, Plan
@@ -139,7 +140,7 @@ def _find(
     (few, held, seen), (width, weights) = drawn, wanted
     axes = {pair.tensor: pair.channel_axis for pair in pairs}
     found = collect_ranges(work.model, axes, work.samples, seen, batch_size(work.layers), work.engine)
-    ranges = {pair: found[pair.tensor] for pair in pairs}
+    ranges = {pair: pair.of_tensor(found[pair.tensor]) for pair in pairs}
     noise = {pair: _noise(work.model, pair, ranges[pair]) for pair in pairs}
     promising = sorted((pair for pair in pairs if noise[pair] < _LARGEST_NOISE), key=lambda pair: noise[pair])
     if not promising:
@@ -247,15 +248,16 @@ def _rounded(
     Wide layers would take minutes to compensate; there it is rounding to nearest with one bit more.
     """
     compensates = settings.rounding.compensates
-    wide = [p.second for p in pairs if not compensates or p.second.weights_per_channel > _WIDEST_COMPENSATED]
-    rest = [p.second for p in pairs if p.second not in wide]
+    layers = [reader.layer for pair in pairs for reader in pair.readers]
+    wide = [layer for layer in layers if not compensates or layer.weights_per_channel > _WIDEST_COMPENSATED]
+    rest = [layer for layer in layers if layer not in wide]
     nearest, quick = _plan(wide, min(width + compensates, MOST_BITS)), _plan(rest, width)
     constants = round_to_nearest(work.model, Layers(tuple(wide)), nearest).constants(Layers(tuple(wide)))
     if rest:
         quickly = replace(settings.compensation, refits=0, sweeps=0, rows=_ROWS, passes=1)
         run = run_of(work, drawn, quickly, weights_of(work, settings.samples))
-        layers, fitting = Layers(tuple(rest)), fitting_plan(quick, quickly)
-        constants |= round_in_order(work.model, None, layers, fitting, run, engine=work.engine).constants(layers)
+        rounded, fitting = Layers(tuple(rest)), fitting_plan(quick, quickly)
+        constants |= round_in_order(work.model, None, rounded, fitting, run, engine=work.engine).constants(rounded)
     return constants
 
 
@@ -270,11 +272,11 @@ def _kept(pairs: Sequence[Pair]) -> Kept[_Found]:
         return Entry(ranges, {"before": found.before, "after": found.after, "chosen": chosen})
 
     def unpack(entry: Entry) -> _Found:
-        ranges = {pair: checked(entry.arrays[str(i)], "f4", (pair.first.channels,)) for i, pair in enumerate(pairs)}
+        ranges = {pair: checked(entry.arrays[str(i)], "f4", (pair.count,)) for i, pair in enumerate(pairs)}
         chosen = {pairs[int(i)]: float(strength) for i, strength in entry.facts["chosen"]}
         return _Found(ranges, float(entry.facts["before"]), float(entry.facts["after"]), chosen)
 
-    return Kept("equalization", 3, pack, unpack)
+    return Kept("equalization", 4, pack, unpack)
 
 
 def _scales(ranges: Mapping[Pair, Array], strengths: Chosen) -> dict[Pair, Array]:
@@ -286,11 +288,13 @@ def _inverse(scales: Mapping[Pair, Array]) -> dict[Pair, Array]:
 
 
 def _constants(pair: Pair) -> list[str]:
-    return [name for name in (pair.second.weight, pair.second.uses[0].bias) if name is not None]
+    layers = [reader.layer for reader in pair.readers]
+    return [name for layer in layers for name in (layer.weight, layer.uses[0].bias) if name is not None]
 
 
 def _noise(model: Model, pair: Pair, ranges: Array) -> float:
-    """Power of the noise behind the second layer, relative to that without equalization: |W2 S|^2 / |W2|^2."""
-    weight = model.weight(pair.second.weight).astype(np.float64)
-    scaled = scale_columns(pair, weight, factors(ranges, 1.0, pair.bound))
-    return float(np.square(scaled).sum() / max(float(np.square(weight).sum()), np.finfo(np.float32).tiny))
+    """Power of the noise behind the readers, relative to that without equalization: |W2 S|^2 / |W2|^2."""
+    weights = [(reader, model.weight(reader.layer.weight).astype(np.float64)) for reader in pair.readers]
+    scales = factors(ranges, 1.0, pair.bound)
+    scaled = sum(float(np.square(scale_columns(reader, weight, scales)).sum()) for reader, weight in weights)
+    return scaled / max(sum(float(np.square(weight).sum()) for _, weight in weights), float(np.finfo(np.float32).tiny))

@@ -10,9 +10,10 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_cbq.graph.equalize import SMALLEST_RANGE, Pair, equalized, factors, find_pairs
+from onnx_cbq.graph.equalize import SMALLEST_RANGE, equalized, factors
 from onnx_cbq.graph.layers import find_layers
 from onnx_cbq.graph.load import load
+from onnx_cbq.graph.pairs import Pair, find_pairs
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.model import Array, Model
 from onnx_cbq.runtime import Session

@@ -20,8 +20,8 @@ from onnx import numpy_helper
 
 from onnx_cbq import QuantizeConfig, Result, quantize
 from onnx_cbq.evidence.workload import Workload, aimed_at, prepare
-from onnx_cbq.graph.equalize import Pair
 from onnx_cbq.graph.normalise import normalise
+from onnx_cbq.graph.pairs import Maker, Pair
 from onnx_cbq.model import Array
 from onnx_cbq.runtime import Session, fused_operators, median_latency
 from onnx_cbq.stages import equalize as equalizing
@@ -233,6 +233,20 @@ def test_two_samples_of_each_class_are_enough_to_try() -> None:
     assert note.startswith("channels equalized between w -> v")
 
 
+def test_a_normalization_gives_its_scales_to_all_its_readers() -> None:
+    """Queries, keys and the like read the same tensor: all or none of them are scaled."""
+    width, classes, random = 20, 10, np.random.default_rng(0)
+    nodes = [node("LayerNormalization", "x scale shift", "l"), node("MatMul", "l q", "a"), node("MatMul", "l k", "b")]
+    nodes += [node("Tanh", "a", "t"), node("Tanh", "b", "u"), node("Add", "t u", "s"), node("Gemm", "s v")]
+    sizes = np.logspace(-3, 0, width).astype(np.float32)
+    values = {"scale": sizes, "shift": random.standard_normal(width).astype(np.float32) * sizes}
+    values |= {n: random.standard_normal((width, 16)).astype(np.float32) / sizes[:, None] / 8 for n in "qk"}
+    values["v"] = random.standard_normal((16, classes)).astype(np.float32)
+    work = prepare(make_model(nodes, {"x": ["N", width]}, ["y"], values), random_set((width,), 200, classes))
+    (note,) = equalized(work, rounding="compensate").notes
+    assert note.startswith("channels equalized between LayerNormalization_l -> q, k: measured divergence")
+
+
 def test_too_few_samples_tell_nothing() -> None:
     work = prepare(out_of_scale(digits(), spread), DIGITS_CARD)
     assert equalized(work, samples=30).model is work.model
@@ -267,8 +281,7 @@ class FakeTrials:
     ],
 )
 def test_pairs_are_kept_that_lower_the_loss(gains: list[float], taken: list[int]) -> None:
-    layer = prepare(DIGITS_MODEL, DIGITS_CARD).layers.layers[0]
-    pairs = [Pair(layer, layer, str(number), 1, ()) for number in range(3)]
+    pairs = [Pair(Maker("maker", (), str(number), 1), (0, 3), str(number), 1) for number in range(3)]
     trials = FakeTrials(pairs, gains)
     steps: list[tuple[int, int]] = []
     search: Any = equalizing._search
