@@ -22,6 +22,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from onnx_cbq.graph.layouts import spread
 from onnx_cbq.graph.pairs import Pair, Reader
 from onnx_cbq.model import Array, Model
 
@@ -38,8 +39,8 @@ def factors(ranges: Array, strength: float, bound: float = math.inf) -> Array:
 
 def scale_columns(reader: Reader, weight: Array, scales: Array) -> Array:
     """The weight W2 S of a layer that reads channels, in float64: what reads channel c is multiplied by scales[c]."""
-    layer, per_input = reader.layer, np.repeat(scales, reader.columns)
-    if layer.operator == "Gemm":
+    layer, per_input = reader.layer, spread(reader.axis, scales)
+    if layer.operator != "Conv":
         return np.asarray(weight * np.expand_dims(per_input, layer.weight_axis))
     # [I] -> [g, 1, I/g] -> [g, O/g, I/g] -> [O, I/g, *1]
     groups, outputs = layer.groups, layer.channels

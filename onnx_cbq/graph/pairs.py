@@ -8,18 +8,19 @@ may make queries and keys as well, and are read by the layer behind the heads.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from heapq import heappop, heappush
 
 from onnx import NodeProto
 
-from onnx_cbq.graph.paths import Place, Selection, Step, place_behind, selections
+from onnx_cbq.graph.layouts import Axis, Layout
+from onnx_cbq.graph.paths import Selection, Step, layout_behind, selections
 from onnx_cbq.graph.shapes import Shapes
 from onnx_cbq.model import Array, Model, attributes
 from onnx_cbq.records import Layer, Layers
 
-_OPERATORS = ("Conv", "Gemm")
+_OPERATORS = ("Conv", "Gemm", "MatMul")
 # What gives channels another range; ranges are taken behind it.
 _SHAPING = frozenset(("Relu", "LeakyRelu", "PRelu", "Clip", "Mul", "Div", "MatMul"))
 # Those that multiply channels by their second input and add their third, and the axis of the channels.
@@ -39,10 +40,10 @@ class Maker:
 
 @dataclass(frozen=True)
 class Reader:
-    """A layer that sums over the channels; above 1 `columns` of its input are positions of one."""
+    """A layer that sums over the channels, and the factors of the axis along which it does."""
 
     layer: Layer
-    columns: int = 1
+    axis: Axis
 
 
 @dataclass(frozen=True)
@@ -82,66 +83,56 @@ class Pair:
 def find_pairs(model: Model, layers: Layers, shapes: Shapes) -> tuple[Pair, ...]:
     """The pairs that can be equalized: nothing else may read what is made, nor the constants on both sides.
 
-    No layer reads for two of them.
+    No layer reads for two of them. Cost: for every maker the nodes up to its readers, in Python.
     """
     finder = _Finder(model, layers, shapes)
     taken, pairs = set[str](), list[Pair]()
     for maker in finder.makers():
         for pair in finder.pairs(maker):
             names = {reader.layer.name for reader in pair.readers}
-            if not names & taken and len(names) == len(pair.readers):
+            if not names & taken and pair.count > 1:
                 pairs.append(pair)
                 taken |= names
     return tuple(pairs)
 
 
 @dataclass(frozen=True)
-class _Walk:
+class _Way:
     """How far the channels were followed.
 
     Attributes:
-        count: channels of the maker.
-        seen: the tensors that were reached from the maker; what joins two ways is not linear in the channels.
         alone: whether all of what was made lies in one tensor.
         due: whether the ranges are others since they were last to be had along one axis.
     """
 
     pair: Pair
-    count: int
-    seen: set[str]
     alone: bool = True
     due: bool = False
 
-    @property
-    def has_all(self) -> bool:
-        """Whether no channels were told apart yet."""
-        return self.pair.channels == (0, self.count)
+    def behind(self, node: NodeProto, layout: Layout, bound: float | None) -> _Way:
+        """Behind a node that leaves the channels so; its bound, if it is a Clip."""
+        pair, result, plain = self.pair, node.output[0], layout.plain
+        due = self.alone and (self.due or node.op_type in _SHAPING)
+        if due and plain is not None:
+            pair, due = replace(pair, tensor=result, channel_axis=plain), False
+        pair = replace(pair, bound=pair.bound if bound is None else bound)
+        return replace(self, pair=pair, due=due)
 
-    def changed(self, **changes: Any) -> _Walk:
-        """With another pair."""
-        return replace(self, pair=replace(self.pair, **changes))
 
-
-@dataclass(frozen=True)
 class _Finder:
-    model: Model
-    layers: Layers
-    shapes: Shapes
-    by_use: dict[tuple[str, str], Layer] = field(init=False)
+    """Finds makers, and follows what they make."""
 
-    def __post_init__(self) -> None:
-        simple = [layer for layer in self.layers if layer.operator in _OPERATORS and len(layer.uses) == 1]
-        object.__setattr__(self, "by_use", {(x.uses[0].activation, x.uses[0].output): x for x in simple})
+    def __init__(self, model: Model, layers: Layers, shapes: Shapes) -> None:
+        self.model, self.shapes = model, shapes
+        self.by_output = {layer.uses[0].output: layer for layer in layers if _is_simple(layer)}
+        self.order = {name: i for i, node in enumerate(model.nodes) for name in node.output if name}
 
     def makers(self) -> Iterator[Maker]:
         """Layers, then normalizations and products with vectors, in the order of the graph."""
-        for layer in self.by_use.values():
-            use = layer.uses[0]
-            bias = self._sole(use.bias, layer.channels)
-            given = [name for name in self.model.producers[use.output].input[2:] if name]
-            if bias is not None or (use.bias is None and not given):
-                constants = ((layer.weight, layer.weight_axis), *(((bias, 0),) if bias is not None else ()))
-                yield Maker(layer.name, constants, use.output, use.channel_axis)
+        for layer in self.by_output.values():
+            maker = self._layer(layer)
+            if maker is not None:
+                yield maker
         for node in self.model.nodes:
             maker = self._normalization(node) if node.op_type in _NORMALIZATIONS else self._product(node)
             if maker is not None:
@@ -149,16 +140,22 @@ class _Finder:
 
     def pairs(self, maker: Maker) -> Iterator[Pair]:
         """All channels of the maker as one pair, or those that attention tells apart as one each."""
-        count = self.shapes[maker.output][maker.axis]
-        walk = _Walk(Pair(maker, (0, count), maker.output, maker.axis), count, set())
-        yield from self._follow(walk, maker.output, Place((maker.axis,)))
+        shape = self.shapes[maker.output]
+        pair = Pair(maker, (0, shape[maker.axis]), maker.output, maker.axis)
+        yield from self._follow(_Way(pair), maker.output, Layout.of(shape, maker.axis))
 
-    def _sole(self, name: str | None, channels: int) -> str | None:
-        """A constant with a number for each channel that nothing else reads."""
-        known = name is not None and self.model.is_constant(name) and name not in self.model.outputs
-        if name is None or not known or len(self.model.consumers[name]) != 1:
-            return None
-        return name if self.model.weight(name).shape == (channels,) else None
+    def _layer(self, layer: Layer) -> Maker | None:
+        use = layer.uses[0]
+        weight, given = (layer.weight, layer.weight_axis), self.model.producers[use.output].input[2:]
+        if layer.operator == "MatMul":
+            added = self._added(use.output, use.channel_axis % len(self.shapes[use.output]))
+            constants, output = (weight, *added[0]), added[1]
+        else:
+            bias = self._sole(use.bias, layer.channels)
+            if bias is None and (use.bias is not None or any(given)):
+                return None
+            constants, output = (weight, *(((bias, 0),) if bias is not None else ())), use.output
+        return Maker(layer.name, constants, output, use.channel_axis % len(self.shapes[output]))
 
     def _normalization(self, node: NodeProto) -> Maker | None:
         shape = self.shapes[node.output[0]]
@@ -177,14 +174,25 @@ class _Finder:
         vector = self._vector(node) if node.op_type == "Mul" else None
         if vector is None:
             return None
-        (name, axis), output = vector, node.output[0]
-        constants = [(name, self._axis_of(name))]
+        name, axis = vector
+        added, output = self._added(node.output[0], axis)
+        return Maker(node.name or output, ((name, self._axis_of(name)), *added), output, axis)
+
+    def _added(self, output: str, axis: int) -> tuple[tuple[tuple[str, int], ...], str]:
+        """The vector that an Add behind a tensor adds to its channels, if that alone reads it, and what it gives."""
         readers = self.model.consumers.get(output, [])
-        added = self._vector(readers[0]) if len(readers) == 1 and readers[0].op_type == "Add" else None
-        if added is not None and added[1] == axis and output not in self.model.outputs:
-            constants.append((added[0], self._axis_of(added[0])))
-            output = readers[0].output[0]
-        return Maker(node.name or output, tuple(constants), output, axis)
+        only = len(readers) == 1 and readers[0].op_type == "Add" and output not in self.model.outputs
+        added = self._vector(readers[0]) if only else None
+        if added is None or added[1] != axis:
+            return (), output
+        return ((added[0], self._axis_of(added[0])),), readers[0].output[0]
+
+    def _sole(self, name: str | None, channels: int) -> str | None:
+        """A constant with a number for each channel that nothing else reads."""
+        known = name is not None and self.model.is_constant(name) and name not in self.model.outputs
+        if name is None or not known or len(self.model.consumers[name]) != 1:
+            return None
+        return name if self.model.weight(name).shape == (channels,) else None
 
     def _vector(self, node: NodeProto) -> tuple[str, int] | None:
         """The operand that is a number for each channel, read by nothing else, and the axis of these channels."""
@@ -202,73 +210,89 @@ class _Finder:
     def _axis_of(self, name: str) -> int:
         return max(range(self.model.weight(name).ndim), key=self.model.weight(name).shape.__getitem__)
 
-    def _follow(self, walk: _Walk, name: str, place: Place) -> Iterator[Pair]:
-        """The pairs that end behind a tensor whose channels lie at a place."""
-        readers = self.model.consumers.get(name, [])
-        if not readers or name in self.model.outputs or name in walk.seen:
-            return
-        walk.seen.add(name)
-        walk = walk.changed(path=(*walk.pair.path, name))
-        steps = [Step(self.model, self.shapes, node, i, place) for node in readers for i in _inputs(node, name)]
-        parts = [selections(step) for step in steps]
-        if walk.has_all and all(parts):
-            yield from self._apart(walk, [part for found in parts for part in found])
-        elif len(steps) == 1:
-            yield from self._behind(walk, steps[0])
-        else:
-            yield from self._together(replace(walk, alone=False), steps)
-
-    def _apart(self, walk: _Walk, parts: Sequence[Selection]) -> Iterator[Pair]:
-        """Channels that are taken once are pairs of their own."""
-        for part in parts:
-            if sum(part.overlaps(other) for other in parts) == 1:
-                yield from self._follow(walk.changed(channels=(part.start, part.stop)), part.tensor, part.place)
-
-    def _together(self, walk: _Walk, steps: Sequence[Step]) -> Iterator[Pair]:
-        """One pair of all that several readers lead to, if each leads to layers only."""
-        found = list[Pair]()
-        for step in steps:
-            ends = list(self._behind(walk, step))
-            if len(ends) != 1 or ends[0].channels != walk.pair.channels:
+    def _follow(self, way: _Way, start: str, layout: Layout) -> Iterator[Pair]:
+        """The pairs that end behind a tensor, node after node in the order of the graph."""
+        walk, readers = _Walk(self, list(way.pair.path)), list[Reader]()
+        fine = walk.reach(start, layout)
+        while fine and walk.queue:
+            step = walk.next_step()
+            layer = self.by_output.get(step.node.output[0])
+            if layer is not None:
+                axis = _summed_axis(step)
+                fine = axis is not None
+                readers += [Reader(layer, axis)] if axis is not None else []
+                continue
+            parts = None if readers else self._told_apart(way, walk, step)
+            if parts is not None:
+                for part in parts:
+                    pair = replace(way.pair, channels=(part.start, part.stop), path=tuple(walk.path))
+                    yield from self._follow(replace(way, pair=pair), part.tensor, part.layout)
                 return
-            found += ends
-        path = tuple(dict.fromkeys(tensor for pair in found for tensor in pair.path))
-        yield replace(found[0], readers=tuple(reader for pair in found for reader in pair.readers), path=path)
+            way = replace(way, alone=way.alone and len(self.model.consumers[step.name]) == 1)
+            bound = self._bound(way, step) if step.node.op_type == "Clip" else None
+            behind = step.layout if bound is not None else layout_behind(step)
+            fine = behind is not None and behind.shape == step.after and walk.reach(step.node.output[0], behind)
+            way = way if behind is None else way.behind(step.node, behind, bound)
+        if fine and readers:
+            yield replace(way.pair, readers=tuple(readers), path=tuple(walk.path))
 
-    def _behind(self, walk: _Walk, step: Step) -> Iterator[Pair]:
-        """What one reader of a tensor leads to."""
-        node, result = step.node, step.node.output[0]
-        layer = self.by_use.get((node.input[step.index], result))
-        if layer is not None:
-            if step.index == 0 and _sums_over(step):
-                yield replace(walk.pair, readers=(Reader(layer, step.place.columns),))
-            return
-        behind = self._behind_clip(walk, step) if node.op_type == "Clip" else place_behind(step)
-        if behind is None:
-            return
-        if node.op_type == "Clip":
-            walk = walk.changed(bound=_upper_bound(self.model, node))
-        due = walk.alone and (walk.due or node.op_type in _SHAPING)
-        if due and len(behind.axes) == behind.columns == 1:
-            walk, due = walk.changed(tensor=result, channel_axis=behind.axes[0]), False
-        walk = replace(walk, due=due)
-        yield from self._follow(walk, result, behind)
+    def _told_apart(self, way: _Way, walk: _Walk, step: Step) -> list[Selection] | None:
+        """The channels that are taken once, where all that reads them takes some; None where it does not."""
+        has_all = way.pair.channels == (0, self.shapes[way.pair.maker.output][way.pair.maker.axis])
+        steps = [step, *(walk.step(number) for number in walk.queue)]
+        found = [selections(other) if other.name == step.name else [] for other in steps]
+        if not has_all or not all(found):
+            return None
+        parts = [part for several in found for part in several]
+        return [part for part in parts if sum(part.overlaps(other) for other in parts) == 1]
 
-    def _behind_clip(self, walk: _Walk, step: Step) -> Place | None:
+    def _bound(self, way: _Way, step: Step) -> float | None:
         """A Clip from 0 is passed once, where its bound holds for all that was made."""
-        known = walk.alone and step.place.columns == 1 and math.isinf(walk.pair.bound)
-        return step.place if known and step.index == 0 and _upper_bound(self.model, step.node) is not None else None
+        known = way.alone and step.layout.plain is not None and math.isinf(way.pair.bound)
+        return _upper_bound(self.model, step.node) if known and list(step.layouts) == [0] else None
 
 
-def _inputs(node: NodeProto, name: str) -> list[int]:
-    return [i for i, given in enumerate(node.input) if given == name]
+class _Walk:
+    """Where the channels lie so far, and the nodes that read them and were not looked at, by number."""
+
+    def __init__(self, finder: _Finder, path: list[str]) -> None:
+        self._finder, self.path = finder, path
+        self._held: dict[str, Layout] = {}
+        self.queue: list[int] = []
+
+    def reach(self, name: str, layout: Layout | None) -> bool:
+        """Take in a tensor; whether it is nodes of the graph, and they alone, that see what becomes of it."""
+        readers = self._finder.model.consumers.get(name, [])
+        if layout is None or not readers or name in self._finder.model.outputs:
+            return False
+        self._held[name] = layout
+        self.path.append(name)
+        for number in {self._finder.order[next(filter(None, node.output))] for node in readers}.difference(self.queue):
+            heappush(self.queue, number)
+        return True
+
+    def step(self, number: int) -> Step:
+        """The node of that number, and what it reads."""
+        node = self._finder.model.nodes[number]
+        held = {i: self._held[name] for i, name in enumerate(node.input) if name in self._held}
+        return Step(self._finder.model, self._finder.shapes, node, held)
+
+    def next_step(self) -> Step:
+        """The first node in the order of the graph: all that it reads is known."""
+        return self.step(heappop(self.queue))
 
 
-def _sums_over(step: Step) -> bool:
-    """Whether the channels lie along the axis that a layer sums over, and are all that lies there."""
-    if step.node.op_type == "Conv":
-        return step.place == Place((1,))
-    return step.place.axes == (len(step.before) - 1,)
+def _is_simple(layer: Layer) -> bool:
+    """Whether the layer multiplies what it reads by its weight, once."""
+    use = layer.uses[0]
+    known = layer.operator in _OPERATORS and len(layer.uses) == 1
+    return known and (layer.operator != "MatMul" or (use.weight_index == 1 and len(layer.weight_shape) == 2))
+
+
+def _summed_axis(step: Step) -> Axis | None:
+    """The axis that a layer sums over, if all digits of the channels lie along it."""
+    axis = 1 if step.node.op_type == "Conv" else len(step.layout.axes) - 1
+    return step.layout.axes[axis] if list(step.layouts) == [0] and step.layout.holders == [axis] else None
 
 
 def _upper_bound(model: Model, node: NodeProto) -> float | None:

@@ -1,72 +1,89 @@
-"""Follow channels from where they are made to the layers that sum over them, through what multiplies with them.
+"""What operators do to channels that are multiplied: f(s x) = s f(x) for s > 0 in every channel, or something else.
 
-f(s x) = s f(x) for s > 0 in every channel holds for ReLU, pooling, means, products with another tensor, sums of values
-that attention weighs, and whatever moves or selects. A channel may come to lie along several axes on the way: those of
-heads and of what is within.
+It holds for ReLU, pooling, means, products with another tensor, sums of values that attention weighs, whatever moves or
+selects, and whatever joins tensors that all have the factors.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from dataclasses import dataclass
+from itertools import accumulate
 
+import numpy as np
 from onnx import NodeProto
 
+from onnx_cbq.graph.layouts import Factor, Layout
 from onnx_cbq.graph.shapes import Shapes
 from onnx_cbq.model import Model, attributes
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where channels lie in a tensor: the row-major index over `axes` is channel * columns + position."""
-
-    axes: tuple[int, ...]
-    columns: int = 1
-
-    def moved(self, axes: Mapping[int, int]) -> Place | None:
-        """The same along other axes; None if one of them is gone."""
-        return replace(self, axes=tuple(axes[a] for a in self.axes)) if all(a in axes for a in self.axes) else None
-
-
-@dataclass(frozen=True)
 class Step:
-    """A node that reads the channels of its input number `index`, which lie at `place` there."""
+    """A node that reads channels.
+
+    Attributes:
+        layouts: of the inputs that hold the channels, by number.
+    """
 
     model: Model
     shapes: Shapes
     node: NodeProto
-    index: int
-    place: Place
+    layouts: Mapping[int, Layout]
+
+    @property
+    def name(self) -> str:
+        """The first of these inputs."""
+        return str(self.node.input[next(iter(self.layouts))])
+
+    @property
+    def layout(self) -> Layout:
+        """Where it holds them."""
+        return next(iter(self.layouts.values()))
 
     @property
     def before(self) -> tuple[int, ...]:
-        """Shape of what is read."""
-        return self.shapes[self.node.input[self.index]]
+        """Its shape."""
+        return self.shapes[self.name]
 
     @property
     def after(self) -> tuple[int, ...]:
         """Shape of the result."""
         return self.shapes[self.node.output[0]]
 
+    def axis(self, default: int = 0) -> int:
+        """The attribute of that name, from 0 on."""
+        return int(attributes(self.node).get("axis", default)) % len(self.before)
 
-def place_behind(step: Step) -> Place | None:
+    def numbers(self, index: int, attribute: str = "") -> list[int] | None:
+        """Whole numbers of a constant input, or of the attribute that older operators have in its place."""
+        if index < len(self.node.input) and self.node.input[index]:
+            value = self.model.constant(self.node.input[index])
+            return None if value is None else [int(number) for number in value.reshape(-1)]
+        given = attributes(self.node).get(attribute)
+        return None if given is None else [int(number) for number in given]
+
+
+def layout_behind(step: Step) -> Layout | None:
     """Where the channels lie behind a node; None if it does more to them than f(s x) = s f(x) allows."""
-    node = step.node
-    rule = _RULES.get(node.op_type)
-    alone = list(node.input).count(node.input[step.index]) == 1 and len([name for name in node.output if name]) == 1
-    return rule(step) if rule is not None and alone else None
+    joined = _JOINS.get(step.node.op_type)
+    if joined is not None and len(step.layouts) == len(step.node.input):
+        return joined(step)
+    first, rule = _RULES.get(step.node.op_type, (None, None))
+    if rule is None or len(step.layouts) != 1 or len([name for name in step.node.output if name]) != 1:
+        return None
+    return rule(step) if first is None or first in step.layouts else None
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Channels from start to stop, which alone lie in a tensor at a place."""
+    """Channels from start to stop, which alone lie in a tensor."""
 
     start: int
     stop: int
     tensor: str
-    place: Place
+    layout: Layout
 
     def overlaps(self, other: Selection) -> bool:
         """Whether they share channels."""
@@ -74,141 +91,167 @@ class Selection:
 
 
 def selections(step: Step) -> list[Selection]:
-    """What a Gather of one index, a Slice or a Split takes along the first of the channels' axes; none for other nodes.
+    """What a Gather of one index, a Slice or a Split takes along the first digit of the channels; none for other nodes.
 
     So queries, keys and values of attention are told apart, and a gate from what it lets through.
     """
-    find, axis, place = _STARTS.get(step.node.op_type), step.place.axes[0], step.place
-    taken, starts = find(step) if find is not None and step.index == 0 else (-1, [])
-    if taken % len(step.before) != axis or not starts:
+    find, layout = _STARTS.get(step.node.op_type), step.layout
+    axis, starts = find(step) if find is not None and list(step.layouts) == [0] else (0, [])
+    digits = sorted(f.digit for held in layout.axes for f in held if f.digit is not None)
+    if not starts or [f.digit for f in layout.axes[axis]] != digits[:1]:
         return []
-    single = step.node.op_type == "Gather"
-    if single:
-        keeps = len(step.shapes[step.node.input[1]]) > 0
-        left = replace(place, axes=place.axes[1:]).moved(_kept(len(step.before), {axis}, keeps=keeps))
-        if not left or not left.axes:
-            return []
-        place = left
-    inner = math.prod(step.before[a] for a in step.place.axes[1:])
+    inner = math.prod(f.size for held in layout.axes for f in held if f.digit in digits[1:])
     found = list[Selection]()
     for start, output in zip(starts, step.node.output, strict=True):
-        ends = start * inner, (start + (1 if single else step.shapes[output][axis])) * inner
-        if any(end % place.columns for end in ends):
-            return []
-        found.append(Selection(ends[0] // place.columns, ends[1] // place.columns, output, place))
+        after = step.shapes[output]
+        if step.node.op_type == "Gather":
+            size, kept = 1, layout.replaced(axis, 1)
+            moved = kept if len(after) == len(step.before) else kept.without([axis])
+        else:
+            size = after[axis]
+            only = () if size == 1 else (Factor(size, digits[0]),)
+            moved = Layout((*layout.axes[:axis], only, *layout.axes[axis + 1 :]))
+        found.append(Selection(start * inner, (start + size) * inner, output, moved))
     return found
 
 
 def _start_of_gather(step: Step) -> tuple[int, list[int]]:
-    axis, index = int(attributes(step.node).get("axis", 0)), step.model.constant(step.node.input[1])
-    alone = index is not None and index.size == 1
-    return axis, [int(index.item()) % step.before[axis]] if index is not None and alone else []
+    axis, index = step.axis(), step.numbers(1)
+    return axis, [index[0] % step.before[axis]] if index is not None and len(index) == 1 else []
 
 
 def _start_of_slice(step: Step) -> tuple[int, list[int]]:
-    starts, _, axes, steps = (*(step.model.constant(name) for name in step.node.input[1:]), None, None)[:4]
-    if starts is None or axes is None or axes.size != 1 or (steps is not None and steps.item() != 1):
-        return -1, []
-    axis = int(axes.item())
-    return axis, [range(step.before[axis])[int(starts.item()) :].start]
+    starts, axes, steps = (step.numbers(index) for index in (1, 3, 4))
+    if starts is None or axes is None or len(axes) != 1 or (steps or [1]) != [1]:
+        return 0, []
+    axis = axes[0] % len(step.before)
+    return axis, [range(step.before[axis])[starts[0] :].start]
 
 
 def _starts_of_split(step: Step) -> tuple[int, list[int]]:
-    axis = int(attributes(step.node).get("axis", 0))
-    sizes = [step.shapes[output][axis] for output in step.node.output]
-    return axis, list(accumulate(sizes, initial=0))[:-1]
+    sizes = [step.shapes[output][step.axis()] for output in step.node.output]
+    return step.axis(), list(accumulate(sizes, initial=0))[:-1]
 
 
 # The axis along which a node selects, and where each of its outputs starts there.
 _STARTS = {"Gather": _start_of_gather, "Slice": _start_of_slice, "Split": _starts_of_split}
 
 
-def _same(step: Step) -> Place | None:
-    return step.place if step.index == 0 else None
+def _same(step: Step) -> Layout | None:
+    return step.layout
 
 
-def _pooled(step: Step) -> Place | None:
-    """Along axes behind that of the channels."""
-    return step.place if step.place == Place((1,)) else None
+def _resized(step: Step) -> Layout | None:
+    """Other numbers of positions on axes that are free."""
+    layout = step.layout
+    for axis, (old, new) in enumerate(zip(step.before, step.after, strict=True)):
+        if old != new:
+            if not layout.is_free(axis):
+                return None
+            layout = layout.replaced(axis, new)
+    return layout
 
 
-def _product(step: Step) -> Place | None:
+def _pooled(step: Step) -> Layout | None:
+    """Along axes behind the second one."""
+    return _resized(step) if max(step.layout.holders, default=1) <= 1 else None
+
+
+def _padded(step: Step) -> Layout | None:
+    """Free axes with zeros, or with numbers from within."""
+    given = len(step.node.input) > 2 and step.node.input[2]
+    filling = step.model.constant(step.node.input[2]) if given else np.zeros(())
+    constant = attributes(step.node).get("mode", "constant") == "constant"
+    return None if constant and (filling is None or filling.any()) else _resized(step)
+
+
+def _sliced(step: Step) -> Layout | None:
+    """Of positions on free axes."""
+    axes = step.numbers(3)
+    known = range(len(step.before)) if axes is None else [axis % len(step.before) for axis in axes]
+    return _resized(step) if all(step.layout.is_free(axis) for axis in known) else None
+
+
+def _product(step: Step) -> Layout | None:
     """Mul, and Div by something else: the other operand may be anything that stays as it is."""
-    if step.node.op_type == "Div" and step.index != 0:
-        return None
-    shift = len(step.after) - len(step.before)
-    kept = {axis: axis + shift for axis in range(len(step.before)) if step.after[axis + shift] == step.before[axis]}
-    return step.place.moved(kept)
+    return _broadcast(step.layout, step.after)
 
 
-def _transposed(step: Step) -> Place | None:
+def _broadcast(layout: Layout, shape: tuple[int, ...]) -> Layout | None:
+    padded = Layout(((),) * (len(shape) - len(layout.axes)) + layout.axes)
+    for axis, (old, new) in enumerate(zip(padded.shape, shape, strict=True)):
+        padded = padded.replaced(axis, new) if old != new else padded
+    return padded
+
+
+def _transposed(step: Step) -> Layout | None:
     rank = len(step.before)
-    order = [int(a) for a in attributes(step.node).get("perm", range(rank)[::-1])]
-    return step.place.moved({old: new for new, old in enumerate(order)})
+    return step.layout.transposed([int(axis) for axis in attributes(step.node).get("perm", range(rank)[::-1])])
 
 
-def _reshaped(step: Step) -> Place | None:
-    """Axes that hold the channels may be split or laid together, also with positions behind them."""
-    place, before, after = step.place, step.before, step.after
-    first, last = place.axes[0], place.axes[-1]
-    if step.index != 0 or any(b != a + 1 for a, b in pairwise(place.axes)):
+def _reshaped(step: Step) -> Layout | None:
+    return step.layout.reshaped(step.after)
+
+
+def _reduced(step: Step) -> Layout | None:
+    """Over free axes."""
+    given, rank = step.numbers(1, "axes"), len(step.before)
+    if not given:
         return None
-    ahead, own = math.prod(before[:first]), math.prod(before[first : last + 1])
-    # A span of axes of the result with as many numbers ahead of it, and the channels in it.
-    for start in range(len(after)):
-        if math.prod(after[:start]) != ahead or after[start] == 1 < own:
-            continue
-        for end in range(start + 1, len(after) + 1):
-            inner = math.prod(after[start:end])
-            if inner == own:
-                return Place(tuple(range(start, end)), place.columns)
-            # [.., C, *P] -> [.., C P]
-            if end == len(after) and inner == math.prod(before[first:]):
-                return Place(tuple(range(start, end)), place.columns * (inner // own))
-    return None
-
-
-def _mean(step: Step) -> Place | None:
-    """Of other axes than those of the channels."""
-    settings = attributes(step.node)
-    given = step.model.constant(step.node.input[1]) if len(step.node.input) > 1 else settings.get("axes")
-    if given is None or step.index != 0:
+    axes = [axis % rank for axis in given]
+    if not all(step.layout.is_free(axis) for axis in axes):
         return None
-    axes = {int(axis) % len(step.before) for axis in given}
-    keeps = bool(settings.get("keepdims", 1))
-    return None if axes & set(step.place.axes) else step.place.moved(_kept(len(step.before), axes, keeps=keeps))
+    return _resized(step) if len(step.after) == rank else step.layout.without(axes)
 
 
-def _gathered(step: Step) -> Place | None:
-    """Of positions on another axis; indices that are computed may be any."""
-    axis = int(attributes(step.node).get("axis", 0)) % len(step.before)
+def _gathered(step: Step) -> Layout | None:
+    """Of positions on a free axis; indices that are computed may be any."""
+    axis, layout = step.axis(), step.layout
     rank = len(step.shapes[step.node.input[1]])
-    if step.index != 0 or axis in step.place.axes:
+    if not layout.is_free(axis):
         return None
-    return step.place.moved({a: a + (rank - 1) * (a > axis) for a in range(len(step.before))})
+    taken = tuple(Layout.of(step.after[axis : axis + rank], -1).axes)
+    return Layout((*layout.axes[:axis], *taken, *layout.axes[axis + 1 :]))
 
 
-def _weighed(step: Step) -> Place | None:
+def _weighed(step: Step) -> Layout | None:
     """y = p x, x [.., positions, channels]: sums over positions, as attention weighs its values."""
-    shift = len(step.after) - len(step.before)
-    outer = [a for a in range(len(step.before) - 2) if step.after[a + shift] == step.before[a]]
-    kept = {a: a + shift for a in (*outer, len(step.before) - 1)}
-    return step.place.moved(kept) if step.index == 1 and len(step.before) > 1 else None
+    layout, rank = step.layout, len(step.before)
+    if rank < 2 or not layout.is_free(rank - 2):
+        return None
+    return _broadcast(layout.replaced(rank - 2, step.after[-2]), step.after)
 
 
-def _kept(rank: int, gone: set[int], *, keeps: bool) -> dict[int, int]:
-    """New numbers of the axes that stay where some are left out, or `keeps` their places."""
-    left = [axis for axis in range(rank) if axis not in gone]
-    return {old: old if keeps else new for new, old in enumerate(left)}
+def _concatenated(step: Step) -> Layout | None:
+    """Of tensors that hold the same channels, along a free axis."""
+    axis = step.axis()
+    layouts = {layout.replaced(axis, 1) for layout in step.layouts.values() if layout.is_free(axis)}
+    free = all(layout.is_free(axis) for layout in step.layouts.values())
+    return layouts.pop().replaced(axis, step.after[axis]) if free and len(layouts) == 1 else None
 
 
-_RULES: dict[str, Callable[[Step], Place | None]] = {
-    **dict.fromkeys(("Relu", "LeakyRelu", "PRelu", "Identity", "Dropout"), _same),
-    **dict.fromkeys(("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"), _pooled),
-    **dict.fromkeys(("Mul", "Div"), _product),
-    **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), _reshaped),
-    **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax"), _mean),
-    "Transpose": _transposed,
-    "Gather": _gathered,
-    "MatMul": _weighed,
+def _added(step: Step) -> Layout | None:
+    """Sums, and the larger or smaller of tensors, that hold the same channels in the same places."""
+    layouts = {_broadcast(layout, step.after) for layout in step.layouts.values()}
+    return layouts.pop() if len(layouts) == 1 else None
+
+
+# The input that must hold the channels, None for any, and what becomes of them.
+_RULES: dict[str, tuple[int | None, Callable[[Step], Layout | None]]] = {
+    **dict.fromkeys(("Relu", "LeakyRelu", "PRelu", "Identity", "Dropout"), (0, _same)),
+    **dict.fromkeys(("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"), (0, _pooled)),
+    **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), (0, _reshaped)),
+    **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"), (0, _reduced)),
+    "Mul": (None, _product),
+    "Div": (0, _product),
+    "MatMul": (1, _weighed),
+    "Transpose": (0, _transposed),
+    "Gather": (0, _gathered),
+    "Slice": (0, _sliced),
+    "Pad": (0, _padded),
+}
+# The same for nodes all of whose inputs hold them.
+_JOINS: dict[str, Callable[[Step], Layout | None]] = {
+    **dict.fromkeys(("Add", "Sum", "Sub", "Max", "Min", "Mean"), _added),
+    "Concat": _concatenated,
 }

@@ -65,6 +65,14 @@ CONSTANTS: dict[str, Array] = {
     "first": np.array(1),
     "second": np.array(2),
     "flat": integers(-1, TOKENS * WIDTH),
+    "end": integers(TOKENS),
+    "grouped": integers(0, 2, WIDTH // 2, 5, 5),
+    "image": integers(0, WIDTH, 5, 5),
+    "pads": integers(0, 1, 0, 0, 0, 0),
+    "one": np.array(1, np.float32),
+    "both": integers(TOKENS, -1, WIDTH // HEADS),
+    "threes": integers(TOKENS, -1, 3, WIDTH),
+    "back": integers(TOKENS, -1, WIDTH),
     "long": normal(TOKENS * WIDTH, 3),
 }
 NORM = node("LayerNormalization", "x scale shift", "l")
@@ -110,6 +118,21 @@ def split() -> list[onnx.NodeProto]:
     return nodes + attention("q2", "k2", "v2")
 
 
+def tokens_first() -> list[onnx.NodeProto]:
+    """As torch's MultiheadAttention: tokens, samples, channels, and an axis that samples and heads share."""
+    nodes = [NORM, node("Transpose", "l", "lt", perm=[1, 0, 2]), node("MatMul", "lt qkv", "z")]
+    nodes += [node("Add", "z qkv_bias", "b"), node("Reshape", "b threes", "r")]
+    nodes.append(node("Transpose", "r", "t", perm=[2, 0, 1, 3]))
+    for i, (name, index) in enumerate(zip("qkv", ("zeroth", "first", "second"), strict=True)):
+        nodes += [node("Gather", f"t {index}", f"{name}0", axis=0), node("Reshape", f"{name}0 both", f"{name}1")]
+        nodes.append(node("Transpose", f"{name}1", f"{name}2", perm=[1, 0, 2] if i != 1 else [1, 2, 0]))
+    return [
+        *nodes,
+        *(node("MatMul", "q2 k2", "s"), node("Softmax", "s", "p"), node("MatMul", "p v2", "w")),
+        *(node("Transpose", "w", "j", perm=[1, 0, 2]), node("Reshape", "j back", "a"), node("MatMul", "a o")),
+    ]
+
+
 def gated() -> list[onnx.NodeProto]:
     """SwiGLU: the second half lets the first through."""
     return [
@@ -134,7 +157,32 @@ FOUND: dict[str, tuple[list[onnx.NodeProto], list[tuple[str, tuple[int, int], st
     "sliced": (gated(), [("halves", (0, 6), "o")]),
     "mean": ([NORM, MEAN, node("Gemm", "r head")], [("l", (0, 6), "head")]),
     "token": ([NORM, node("Gather", "l zeroth", "r", axis=1), node("Gemm", "r head")], [("l", (0, 6), "head")]),
-    "flat": ([NORM, node("Reshape", "l flat", "r"), node("Gemm", "r long")], []),
+    "flat": ([NORM, node("Reshape", "l flat", "r"), node("Gemm", "r long")], [("l", (0, 6), "long")]),
+    "tokens-first": (tokens_first(), [("b", (12, 18), "o"), ("l", (0, 6), "qkv")]),
+    "rolled": (
+        [
+            NORM,
+            node("Slice", "l tokens end tokens", "s"),
+            node("Slice", "l none tokens tokens", "t"),
+            node("Concat", "s t", "c", axis=1),
+            node("MatMul", "c q"),
+        ],
+        [("l", (0, 6), "q")],
+    ),
+    "shuffled": (
+        [
+            node("Conv", "x made", "z"),
+            node("Reshape", "z grouped", "g"),
+            node("Transpose", "g", "t", perm=[0, 2, 1, 3, 4]),
+            node("Reshape", "t image", "i"),
+            node("Conv", "i pointwise"),
+        ],
+        [("made", (0, 6), "pointwise")],
+    ),
+    "summed": ([NORM, node("Relu", "l", "r"), node("Add", "r l", "s"), node("MatMul", "s q")], [("l", (0, 6), "q")]),
+    "class-token": ([NORM, node("Concat", "l x", "c", axis=1), node("MatMul", "c q")], []),
+    "padded-with-ones": ([NORM, node("Pad", "l pads one", "p"), node("MatMul", "p q")], []),
+    "padded": ([NORM, node("Pad", "l pads", "p"), node("MatMul", "p q")], [("l", (0, 6), "q")]),
     "spelled-out": (
         [node("Mul", "x scale", "m"), node("Add", "m added", "l"), node("MatMul", "l q")],
         [("l", (0, 6), "q")],
