@@ -78,8 +78,10 @@ class Layout:
         return Layout(tuple(self.axes[old] for old in order))
 
     def reshaped(self, shape: Sequence[int]) -> Layout | None:
-        """The same numbers as another shape; None where it cuts through a factor."""
+        """The same numbers as another shape; None where it cuts through a factor, or there are none."""
         left = [factor for axis in self.axes for factor in axis]
+        if 0 in (*shape, *self.shape):
+            return None
         axes = list[Axis]()
         for size in shape:
             axis, wanted = list[Factor](), size

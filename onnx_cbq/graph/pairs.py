@@ -15,7 +15,7 @@ from heapq import heappop, heappush
 from onnx import NodeProto
 
 from onnx_cbq.graph.layouts import Axis, Layout
-from onnx_cbq.graph.paths import Selection, Step, layout_behind, selections
+from onnx_cbq.graph.paths import STANDARD, Selection, Step, layout_behind, selections
 from onnx_cbq.graph.shapes import Shapes
 from onnx_cbq.model import Array, Model, attributes
 from onnx_cbq.records import Layer, Layers
@@ -83,7 +83,8 @@ class Pair:
 def find_pairs(model: Model, layers: Layers, shapes: Shapes) -> tuple[Pair, ...]:
     """The pairs that can be equalized: nothing else may read what is made, nor the constants on both sides.
 
-    No layer reads for two of them. Cost: for every maker the nodes up to its readers, in Python.
+    No layer reads for two of them, and no maker makes for two: what lies in front of both has one grid. Cost: for every
+    maker the nodes up to its readers, in Python.
     """
     finder = _Finder(model, layers, shapes)
     taken, pairs = set[str](), list[Pair]()
@@ -93,6 +94,7 @@ def find_pairs(model: Model, layers: Layers, shapes: Shapes) -> tuple[Pair, ...]
             if not names & taken and pair.count > 1:
                 pairs.append(pair)
                 taken |= names
+                break
     return tuple(pairs)
 
 
@@ -102,21 +104,22 @@ class _Way:
 
     Attributes:
         alone: whether all of what was made lies in one tensor.
-        due: whether the ranges are others since they were last to be had along one axis.
+        stale: whether the ranges are others since they were taken. They are taken at the last tensor that holds all
+            that was made along one axis; at the Clip, if there is one, whose bound they are held against.
     """
 
     pair: Pair
     alone: bool = True
-    due: bool = False
+    stale: bool = False
 
     def behind(self, node: NodeProto, layout: Layout, bound: float | None) -> _Way:
         """Behind a node that leaves the channels so; its bound, if it is a Clip."""
         pair, result, plain = self.pair, node.output[0], layout.plain
-        due = self.alone and (self.due or node.op_type in _SHAPING)
-        if due and plain is not None:
-            pair, due = replace(pair, tensor=result, channel_axis=plain), False
+        stale = self.alone and math.isinf(pair.bound) and (self.stale or node.op_type in _SHAPING)
+        if stale and plain is not None:
+            pair, stale = replace(pair, tensor=result, channel_axis=plain), False
         pair = replace(pair, bound=pair.bound if bound is None else bound)
-        return replace(self, pair=pair, due=due)
+        return replace(self, pair=pair, stale=stale)
 
 
 class _Finder:
@@ -124,8 +127,9 @@ class _Finder:
 
     def __init__(self, model: Model, layers: Layers, shapes: Shapes) -> None:
         self.model, self.shapes = model, shapes
-        self.by_output = {layer.uses[0].output: layer for layer in layers if _is_simple(layer)}
-        self.order = {name: i for i, node in enumerate(model.nodes) for name in node.output if name}
+        self.nodes = model.nodes
+        self.by_output = {layer.uses[0].output: layer for layer in layers if self._is_simple(layer)}
+        self.order = {name: i for i, node in enumerate(self.nodes) for name in node.output if name}
 
     def makers(self) -> Iterator[Maker]:
         """Layers, then normalizations and products with vectors, in the order of the graph."""
@@ -133,7 +137,9 @@ class _Finder:
             maker = self._layer(layer)
             if maker is not None:
                 yield maker
-        for node in self.model.nodes:
+        for node in self.nodes:
+            if node.domain not in STANDARD:
+                continue
             maker = self._normalization(node) if node.op_type in _NORMALIZATIONS else self._product(node)
             if maker is not None:
                 yield maker
@@ -189,21 +195,32 @@ class _Finder:
 
     def _sole(self, name: str | None, channels: int) -> str | None:
         """A constant with a number for each channel that nothing else reads."""
-        known = name is not None and self.model.is_constant(name) and name not in self.model.outputs
-        if name is None or not known or len(self.model.consumers[name]) != 1:
+        if name is None or not self._is_read_once(name):
             return None
         return name if self.model.weight(name).shape == (channels,) else None
+
+    def _is_read_once(self, name: str) -> bool:
+        """Whether a tensor is a constant, and one input of one node is all that it is for."""
+        readers = self.model.consumers.get(name, [])
+        known = self.model.is_constant(name) and name not in self.model.outputs
+        return known and len(readers) == 1 and list(readers[0].input).count(name) == 1
+
+    def _is_simple(self, layer: Layer) -> bool:
+        """Whether the layer multiplies what it reads by its weight, once, and nothing else reads that."""
+        use = layer.uses[0]
+        known = layer.operator in _OPERATORS and len(layer.uses) == 1 and self._is_read_once(layer.weight)
+        return known and (layer.operator != "MatMul" or (use.weight_index == 1 and len(layer.weight_shape) == 2))
 
     def _vector(self, node: NodeProto) -> tuple[str, int] | None:
         """The operand that is a number for each channel, read by nothing else, and the axis of these channels."""
         shape = self.shapes[node.output[0]]
         for name, other in (node.input, reversed(node.input)):
-            if not self.model.is_constant(name) or self.shapes.sizes.get(other) != shape or name in self.model.outputs:
+            if not self._is_read_once(name) or self.shapes.sizes.get(other) != shape:
                 continue
             value = self.model.weight(name)
             axes = [axis - value.ndim for axis, size in enumerate(value.shape) if size > 1]
             fits = len(axes) == 1 and value.size == shape[axes[0]] and value.ndim <= len(shape)
-            if fits and len(self.model.consumers[name]) == 1 and len(shape) + axes[0] > 0:
+            if fits and len(shape) + axes[0] > 0:
                 return name, len(shape) + axes[0]
         return None
 
@@ -231,19 +248,23 @@ class _Finder:
             way = replace(way, alone=way.alone and len(self.model.consumers[step.name]) == 1)
             bound = self._bound(way, step) if step.node.op_type == "Clip" else None
             behind = step.layout if bound is not None else layout_behind(step)
-            fine = behind is not None and behind.shape == step.after and walk.reach(step.node.output[0], behind)
+            fine = walk.reach(step.node.output[0], behind)
             way = way if behind is None else way.behind(step.node, behind, bound)
         if fine and readers:
             yield replace(way.pair, readers=tuple(readers), path=tuple(walk.path))
 
     def _told_apart(self, way: _Way, walk: _Walk, step: Step) -> list[Selection] | None:
-        """The channels that are taken once, where all that reads them takes some; None where it does not."""
+        """What a node selects of the channels, where all that is left to look at selects from the same tensor.
+
+        Of this what is taken once, which may be nothing; None for a node that is to be passed like others.
+        """
         has_all = way.pair.channels == (0, self.shapes[way.pair.maker.output][way.pair.maker.axis])
-        steps = [step, *(walk.step(number) for number in walk.queue)]
-        found = [selections(other) if other.name == step.name else [] for other in steps]
-        if not has_all or not all(found):
+        own = selections(step) if has_all else []
+        others = [walk.step(number) for number in walk.queue] if own else []
+        found = [selections(other) if other.name == step.name else [] for other in others]
+        if not own or not all(found):
             return None
-        parts = [part for several in found for part in several]
+        parts = [*own, *(part for several in found for part in several)]
         return [part for part in parts if sum(part.overlaps(other) for other in parts) == 1]
 
     def _bound(self, way: _Way, step: Step) -> float | None:
@@ -265,6 +286,9 @@ class _Walk:
         readers = self._finder.model.consumers.get(name, [])
         if layout is None or not readers or name in self._finder.model.outputs:
             return False
+        # No rule knows every attribute of every version.
+        if layout.shape != self._finder.shapes[name]:
+            return False
         self._held[name] = layout
         self.path.append(name)
         for number in {self._finder.order[next(filter(None, node.output))] for node in readers}.difference(self.queue):
@@ -273,20 +297,13 @@ class _Walk:
 
     def step(self, number: int) -> Step:
         """The node of that number, and what it reads."""
-        node = self._finder.model.nodes[number]
+        node = self._finder.nodes[number]
         held = {i: self._held[name] for i, name in enumerate(node.input) if name in self._held}
         return Step(self._finder.model, self._finder.shapes, node, held)
 
     def next_step(self) -> Step:
         """The first node in the order of the graph: all that it reads is known."""
         return self.step(heappop(self.queue))
-
-
-def _is_simple(layer: Layer) -> bool:
-    """Whether the layer multiplies what it reads by its weight, once."""
-    use = layer.uses[0]
-    known = layer.operator in _OPERATORS and len(layer.uses) == 1
-    return known and (layer.operator != "MatMul" or (use.weight_index == 1 and len(layer.weight_shape) == 2))
 
 
 def _summed_axis(step: Step) -> Axis | None:

@@ -18,6 +18,9 @@ from onnx_cbq.graph.layouts import Factor, Layout
 from onnx_cbq.graph.shapes import Shapes
 from onnx_cbq.model import Model, attributes
 
+# The domain of ONNX's own operators has two names.
+STANDARD = ("", "ai.onnx")
+
 
 @dataclass(frozen=True)
 class Step:
@@ -67,6 +70,8 @@ class Step:
 
 def layout_behind(step: Step) -> Layout | None:
     """Where the channels lie behind a node; None if it does more to them than f(s x) = s f(x) allows."""
+    if step.node.domain not in STANDARD:
+        return None
     joined = _JOINS.get(step.node.op_type)
     if joined is not None and len(step.layouts) == len(step.node.input):
         return joined(step)
@@ -117,7 +122,8 @@ def selections(step: Step) -> list[Selection]:
 
 def _start_of_gather(step: Step) -> tuple[int, list[int]]:
     axis, index = step.axis(), step.numbers(1)
-    return axis, [index[0] % step.before[axis]] if index is not None and len(index) == 1 else []
+    single = index is not None and len(index) == 1 and len(step.shapes[step.node.input[1]]) < 2
+    return axis, [index[0] % step.before[axis]] if index is not None and single else []
 
 
 def _start_of_slice(step: Step) -> tuple[int, list[int]]:
@@ -158,7 +164,15 @@ def _pooled(step: Step) -> Layout | None:
 
 
 def _padded(step: Step) -> Layout | None:
-    """Free axes with zeros, or with numbers from within."""
+    """Free axes with zeros, or with numbers from within; what is put before and cut off behind moves channels."""
+    pads, axes, rank = step.numbers(1, "pads"), step.numbers(3), len(step.before)
+    padded = range(rank) if axes is None else [axis % rank for axis in axes]
+    if pads is None or any(
+        before or behind
+        for axis, before, behind in zip(padded, pads[: len(padded)], pads[len(padded) :], strict=True)
+        if not step.layout.is_free(axis)
+    ):
+        return None
     given = len(step.node.input) > 2 and step.node.input[2]
     filling = step.model.constant(step.node.input[2]) if given else np.zeros(())
     constant = attributes(step.node).get("mode", "constant") == "constant"
@@ -217,7 +231,7 @@ def _gathered(step: Step) -> Layout | None:
 def _weighed(step: Step) -> Layout | None:
     """y = p x, x [.., positions, channels]: sums over positions, as attention weighs its values."""
     layout, rank = step.layout, len(step.before)
-    if rank < 2 or not layout.is_free(rank - 2):
+    if min(rank, len(step.shapes[step.node.input[0]])) < 2 or not layout.is_free(rank - 2):
         return None
     return _broadcast(layout.replaced(rank - 2, step.after[-2]), step.after)
 

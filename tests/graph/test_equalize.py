@@ -147,7 +147,10 @@ def test_a_graph_output_is_left_alone() -> None:
 
 def test_a_layer_between_two_pairs_is_scaled_on_both_sides() -> None:
     nodes = [CONV, RELU, node("Conv", "a square c", "m"), node("Relu", "m", "n"), node("Conv", "n dense")]
-    others = {"square": normal(CHANNELS, CHANNELS, 1, 1), "c": normal(CHANNELS)}
+    # Of their own, and no channel always 0: what other tests drew before must not matter.
+    own = np.random.default_rng(1)
+    drawn = {"square": own.standard_normal((CHANNELS, CHANNELS, 1, 1)), "c": own.uniform(1, 2, CHANNELS)}
+    others = {name: value.astype(np.float32) for name, value in drawn.items()}
     constants = {name: CONSTANTS[name] for name in ("w", "b", "dense")} | others
     model = load(make_model(nodes, {"x": IMAGE}, ["y"], constants))
     example = Example.made_up(model)

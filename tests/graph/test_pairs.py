@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_cbq.graph.equalize import equalized
+from onnx_cbq.graph.equalize import equalized, factors
 from onnx_cbq.graph.layers import find_layers
 from onnx_cbq.graph.load import load
 from onnx_cbq.graph.normalise import normalise
@@ -70,6 +70,15 @@ CONSTANTS: dict[str, Array] = {
     "image": integers(0, WIDTH, 5, 5),
     "pads": integers(0, 1, 0, 0, 0, 0),
     "one": np.array(1, np.float32),
+    "gain": 1 + normal(WIDTH) ** 2,
+    "table": normal(WIDTH, WIDTH),
+    "two": integers(2),
+    "third": normal(WIDTH // 2, WIDTH),
+    "moving": integers(0, 0, 1, 0, 0, -1),
+    "tokens_and_heads": integers(1, 2),
+    "per_head": normal(WIDTH // HEADS, 3),
+    "weights": normal(TOKENS),
+    "table_ids": np.array([[1]]),
     "both": integers(TOKENS, -1, WIDTH // HEADS),
     "threes": integers(TOKENS, -1, 3, WIDTH),
     "back": integers(TOKENS, -1, WIDTH),
@@ -231,8 +240,46 @@ FOUND: dict[str, tuple[list[onnx.NodeProto], list[tuple[str, tuple[int, int], st
         [],
     ),
     "own-product": (
-        [NORM, node("Relu", "l", "a"), node("Abs", "l", "b"), node("Mul", "a b", "m"), node("MatMul", "m q")],
+        [NORM, node("Relu", "l", "a"), node("LeakyRelu", "l", "b"), node("Mul", "a b", "m"), node("MatMul", "m q")],
         [],
+    ),
+    "divided-by": (
+        [NORM, node("Relu", "l", "a"), node("Add", "a one", "b"), node("Div", "x a", "m"), node("MatMul", "m q")],
+        [],
+    ),
+    "tied-table": (
+        [
+            node("ArgMax", "x", "ids", axis=2, keepdims=0),
+            node("Gather", "table ids", "e"),
+            node("Add", "x e", "f"),
+            node("LayerNormalization", "f scale shift", "l"),
+            node("ReduceMean", "l tokens", "r", keepdims=0),
+            node("Gemm", "r table", transB=1),
+        ],
+        [],
+    ),
+    "one-vector-twice": ([node("LayerNormalization", "x scale scale", "l"), node("MatMul", "l q")], []),
+    "every-other-channel": ([NORM, node("Slice", "l none width last two", "s"), node("MatMul", "s third")], []),
+    "moved-channels": ([NORM, node("Pad", "l moving", "p"), node("MatMul", "p q")], []),
+    "one-of-two-digits": (
+        [NORM, node("Reshape", "l heads", "h"), node("ReduceMean", "h tokens_and_heads", "r", keepdims=0)]
+        + [node("Gemm", "r per_head")],
+        [],
+    ),
+    "weighed-by-a-vector": ([NORM, node("MatMul", "weights l", "w"), node("Gemm", "w head")], [("l", (0, 6), "head")]),
+    "index-of-two-axes": (
+        [
+            NORM,
+            node("MatMul", "l qkv", "z"),
+            node("Reshape", "z parts", "r"),
+            node("Gather", "r table_ids", "g", axis=2),
+        ]
+        + [node("Reshape", "g joined", "j"), node("MatMul", "j o")],
+        [("l", (0, 6), "qkv")],
+    ),
+    "two-makers": (
+        [NORM, node("Mul", "l gain", "m"), node("MatMul", "m q")],
+        [("l", (0, 6), "q")],
     ),
     "two-ways": (
         [
@@ -284,6 +331,26 @@ def test_channels_are_followed_to_all_their_readers(case: str) -> None:
         own = [np.moveaxis(values[pair.tensor], pair.channel_axis, 0) for values in (before, now)]
         old, new = (pair.of_tensor(np.abs(values).reshape(len(values), -1).max(axis=1)) for values in own)
         np.testing.assert_allclose(new * scale, old, rtol=1e-5)
+
+
+def test_a_bound_is_held_against_ranges_in_front_of_a_gate() -> None:
+    """relu6(x + 3) / 6, the hard sigmoid: behind the division ranges say nothing of what the Clip cuts off."""
+    nodes = [node("MatMul", "x q", "z"), node("Add", "z shift", "u"), node("Clip", "u zero six", "c")]
+    nodes += [node("Div", "c six", "d"), node("Mul", "d x", "m"), node("MatMul", "m o")]
+    constants = {name: CONSTANTS[name] for name in ("q", "shift", "o")}
+    constants |= {"zero": np.array(0, np.float32), "six": np.array(6, np.float32)}
+    loaded = load(make_model(nodes, {"x": TEXT}, ["y"], constants))
+    example = Example.made_up(loaded)
+    model = normalise(loaded, example).model
+    shapes = example.shapes(model)
+    (pair,) = find_pairs(model, find_layers(model, shapes), shapes)
+    assert (pair.tensor, pair.bound) == ("c", 6.0)
+    before = Session(model.with_graph(outputs=["y", "c"])).run(example.feeds)
+    ranges = np.abs(before["c"]).reshape(-1, WIDTH).max(axis=0)
+    scales = factors(ranges, 1.0, pair.bound)
+    assert scales.min() < 0.9
+    after = Session(equalized(model, {pair: scales})).run(example.feeds)
+    np.testing.assert_allclose(after["y"], before["y"], rtol=0, atol=4e-6 * np.abs(before["y"]).max())
 
 
 def test_ranges_are_those_of_what_attention_gives() -> None:
