@@ -1,20 +1,20 @@
 """Accuracy of a vision transformer that `vit.py` has trained, by bits, as a Markdown table.
 
 Calibrates on 1,000 samples and evaluates on the 10,000 test images. Every row with channels equalized where that helps,
-and without. The exit code is 1 if a row loses more beside the float model than it may.
+and without. The exit code is 1 if a row loses more beside the float model than it may. Takes some fifteen minutes on
+two cores.
 
-python benchmarks/transformer.py MODEL.onnx
+python benchmarks/transformer.py
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 from accuracy import samples
-from common import Requirements, print_table
+from common import Requirements, data_file, print_table
 
 from onnx_cbq import QuantizeConfig, evaluate, quantize
 
@@ -31,9 +31,7 @@ def top1(model: Path, config: QuantizeConfig) -> float:
 
 def main() -> int:
     """Measure, print, and hold against the limits."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    model = parser.parse_args().model
+    model = data_file("vit_cifar10.onnx")
     float_top1 = evaluate(model, samples("test")).model.top1
     rows, limits = [["float", f"{float_top1:.2f}", ""]], Requirements()
     for bits, activation_bits, allowed in ROWS:

@@ -85,7 +85,8 @@ def debug(
             f"{_label(quantized)}: none of its {len(file.products)} products with a weight is like one of the "
             f"{len(work.layers)} layers of the float model; give two forms of one model"
         )
-    subject = Subject(pairs, find_factors(pairs, example), work.logits, file_logits)
+    factors = find_factors(pairs, example, work.layers, work.shapes)
+    subject = Subject(pairs, factors, work.logits, file_logits)
     noise, whole = diagnose(subject, batch, drawn, progress)
     off, notes = _deviations(loaded, renamed(example, loaded))
     run = Run(file, content if isinstance(content, Path) else content.SerializeToString())

@@ -8,11 +8,16 @@ at from the last one on. A layer whose scale is merely wrong is undone by none, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from onnx_cbq.graph import pairs as paired
+from onnx_cbq.graph.layouts import spread
+from onnx_cbq.graph.shapes import Shapes
 from onnx_cbq.model import Array, Model
+from onnx_cbq.records import Layers
 from onnx_cbq.runtime import Feeds, Session
 from onnx_cbq.verification.pairing import Pair, Pairs, renamed
 
@@ -38,8 +43,10 @@ class Factors:
     made: Array | None = None
 
 
-def find_factors(pairs: Pairs, example: Feeds) -> list[Factors]:
+def find_factors(pairs: Pairs, example: Feeds, layers: Layers, shapes: Shapes) -> list[Factors]:
     """The factors of every pair, by tensors of the float model and of the file on the same samples.
+
+    `layers` are those of the float model, `shapes` those of its tensors.
 
     Cost: a run of both, and a pass over the weights and over the tensors.
     """
@@ -48,6 +55,7 @@ def find_factors(pairs: Pairs, example: Feeds) -> list[Factors]:
     others = Session(quantized.with_graph(outputs=pairs.file_tensors), "off").run(renamed(example, quantized))
     made: dict[str, Array] = {}
     outputs = {pair.use.output for pair in pairs.pairs}
+    followed = {r.layer.name: (p, r) for p in paired.find_pairs(pairs.model, layers, shapes) for r in p.readers}
     found: list[Factors] = []
     for pair in reversed(pairs.pairs):
         own = made.get(pair.use.output)
@@ -58,12 +66,19 @@ def find_factors(pairs: Pairs, example: Feeds) -> list[Factors]:
             source = _maker(pairs.model, pair.use.activation, outputs)
             if source is not None and len(read) == _channels(pairs, source):
                 made.setdefault(source, read)
+            elif pair.layer.name in followed:
+                made |= {name: made.get(name, value) for name, value in _made(pairs, *followed[pair.layer.name], read)}
         found.append(Factors(read, own))
     return found[::-1]
 
 
 def _measured(pair: Pair, x: Array, other: Array) -> Array | None:
-    """f[c] = sum(x^ x) / sum(x^2), by channel, NaN for one that says nothing; None for tensors of another form."""
+    """f[c] = sum(x^ x) / sum(x^2), by channel, NaN for one that says nothing; None for tensors of another form.
+
+    A Gemm may stand for a MatMul of more axes, whose last are the same.
+    """
+    if pair.input_axis == -1 and x.size == other.size and x.shape[-1:] == other.shape[-1:]:
+        other = other.reshape(x.shape)
     if x.shape != other.shape or not -x.ndim <= pair.input_axis < x.ndim:
         return None
     one, two = (
@@ -139,6 +154,17 @@ def _maker(model: Model, tensor: str, outputs: set[str]) -> str | None:
             return None
         tensor = node.input[0]
     return tensor
+
+
+def _made(pairs: Pairs, known: paired.Pair, reader: paired.Reader, read: Array) -> Iterator[tuple[str, Array]]:
+    """The layer output whose channels a reader reads at last, behind heads and the like, and its factors by these."""
+    for pair in pairs.pairs:
+        channels = spread(reader.axis, np.arange(*known.channels))
+        if pair.layer.name == known.maker.name and len(channels) == len(read):
+            factors = np.ones(_channels(pairs, pair.use.output))
+            if len(factors) == pair.layer.channels:
+                factors[channels] = read
+                yield pair.use.output, factors
 
 
 def _channels(pairs: Pairs, output: str) -> int:

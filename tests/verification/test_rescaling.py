@@ -93,6 +93,49 @@ def test_what_is_undone_is_no_error(name: str) -> None:
         assert layer.divergence == pytest.approx(0, abs=1e-7)
 
 
+HEADS, WIDTH, TOKENS = 2, 8, 4
+ATTENTION = {
+    "qkv": draw(7, WIDTH, 3 * WIDTH),
+    "qkv_bias": 0.1 * draw(8, 3 * WIDTH),
+    "o": draw(9, WIDTH, WIDTH),
+    "h": draw(10, WIDTH, CLASSES),
+    "parts": np.array([0, TOKENS, 3, HEADS, WIDTH // HEADS]),
+    "joined": np.array([0, TOKENS, WIDTH]),
+    "tokens": np.array([1]),
+    **{f"index{i}": np.array(i) for i in range(3)},
+}
+
+
+def attention(weights: dict[str, Array], *, graded: bool = False) -> onnx.ModelProto:
+    """Queries, keys and values by one layer, one behind the heads, a mean over the tokens and a Gemm."""
+    nodes = [node("MatMul", "t qkv", "m"), node("Add", "m qkv_bias", "z"), node("Reshape", "z parts", "r")]
+    nodes += [node("Transpose", "r", "p", perm=[2, 0, 3, 1, 4])]
+    nodes += [node("Gather", f"p index{i}", f"g{i}", axis=0) for i in range(3)]
+    nodes += [node("Transpose", "g1", "k", perm=[0, 1, 3, 2]), node("MatMul", "g0 k", "s"), node("Softmax", "s", "e")]
+    nodes += [node("MatMul", "e g2", "w"), node("Transpose", "w", "j", perm=[0, 2, 1, 3])]
+    nodes += [node("Reshape", "j joined", "a"), node("MatMul", "a o", "b")]
+    nodes += [node("ReduceMean", "b tokens", "n", keepdims=0), node("Gemm", "n h", "c")]
+    behind = [node("QuantizeLinear", "c step", "q"), node("DequantizeLinear", "q step")]
+    nodes += behind if graded else [node("Identity", "c")]
+    read = {name for entry in nodes for name in entry.input}
+    known = {name: value for name, value in {**weights, "step": np.array(0.05, np.float32)}.items() if name in read}
+    return make_model(nodes, {"t": ["N", TOKENS, WIDTH]}, ["y"], known, opset=18)
+
+
+def test_values_of_attention_are_followed_behind_the_heads() -> None:
+    """The rows of queries and keys are as they were, those of values larger: no error of the layer that makes all."""
+    rows = np.concatenate([np.ones(2 * WIDTH, np.float32), FACTORS])
+    changed = {"qkv": ATTENTION["qkv"] * rows, "qkv_bias": ATTENTION["qkv_bias"] * rows}
+    changed["o"] = ATTENTION["o"] / FACTORS[:, None]
+    x = 3 * draw(11, 32, TOKENS, WIDTH)
+    data = CalibrationSet.from_arrays(x, np.arange(len(x)) % CLASSES)
+    result = debug(attention(ATTENTION), attention({**ATTENTION, **changed}, graded=True), data)
+    assert len(result.layers) == 3
+    for layer in result.layers:
+        ratios = (layer.weight_snr, layer.alone_snr, layer.accumulated_snr)
+        assert min(ratio for ratio in ratios if ratio is not None) > 90, layer.name
+
+
 @pytest.mark.parametrize(("weight", "position"), [("w", 0), ("k", 1), ("v", 2)])
 @pytest.mark.parametrize("uniform", [False, True])
 def test_what_is_undone_by_nobody_is_one(weight: str, position: int, uniform: bool) -> None:
