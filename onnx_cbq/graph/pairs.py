@@ -30,12 +30,19 @@ _NORMALIZATIONS |= dict.fromkeys(("BatchNormalization", "InstanceNormalization",
 
 @dataclass(frozen=True)
 class Maker:
-    """What makes the channels of `output` along `axis`: constants that are linear in it, and their axes of channels."""
+    """What makes channels.
+
+    Attributes:
+        constants: those that its output is linear in, and their axes of channels.
+        output, axis: the tensor that it makes, and its axis of channels.
+        within: what it makes on the way, in which the channels are as large.
+    """
 
     name: str
     constants: tuple[tuple[str, int], ...]
     output: str
     axis: int
+    within: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ class Pair:
     Attributes:
         channels: start and stop of the channels among those of the maker.
         tensor: what the ranges are taken of; these channels, or all of the maker, lie along `channel_axis`.
-        path: the tensors from the maker's output to the readers' input.
+        path: the tensors from the maker to the readers' input.
         bound: the upper bound of a Clip between them.
     """
 
@@ -147,7 +154,7 @@ class _Finder:
     def pairs(self, maker: Maker) -> Iterator[Pair]:
         """All channels of the maker as one pair, or those that attention tells apart as one each."""
         shape = self.shapes[maker.output]
-        pair = Pair(maker, (0, shape[maker.axis]), maker.output, maker.axis)
+        pair = Pair(maker, (0, shape[maker.axis]), maker.output, maker.axis, path=maker.within)
         yield from self._follow(_Way(pair), maker.output, Layout.of(shape, maker.axis))
 
     def _layer(self, layer: Layer) -> Maker | None:
@@ -161,7 +168,8 @@ class _Finder:
             if bias is None and (use.bias is not None or any(given)):
                 return None
             constants, output = (weight, *(((bias, 0),) if bias is not None else ())), use.output
-        return Maker(layer.name, constants, output, use.channel_axis % len(self.shapes[output]))
+        within = () if output == use.output else (use.output,)
+        return Maker(layer.name, constants, output, use.channel_axis % len(self.shapes[output]), within)
 
     def _normalization(self, node: NodeProto) -> Maker | None:
         shape = self.shapes[node.output[0]]
@@ -182,7 +190,8 @@ class _Finder:
             return None
         name, axis = vector
         added, output = self._added(node.output[0], axis)
-        return Maker(node.name or output, ((name, self._axis_of(name)), *added), output, axis)
+        within = () if output == node.output[0] else (node.output[0],)
+        return Maker(node.name or output, ((name, self._axis_of(name)), *added), output, axis, within)
 
     def _added(self, output: str, axis: int) -> tuple[tuple[tuple[str, int], ...], str]:
         """The vector that an Add behind a tensor adds to its channels, if that alone reads it, and what it gives."""

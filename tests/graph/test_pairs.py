@@ -353,6 +353,12 @@ def test_a_bound_is_held_against_ranges_in_front_of_a_gate() -> None:
     np.testing.assert_allclose(after["y"], before["y"], rtol=0, atol=4e-6 * np.abs(before["y"]).max())
 
 
+def test_what_lies_within_a_maker_has_the_factors_too() -> None:
+    """Where everything is quantized, so is the product in front of the Add."""
+    _, _, (pair,) = parts(FOUND["spelled-out"][0])
+    assert pair.path[:2] == ("m", "l")
+
+
 def test_ranges_are_those_of_what_attention_gives() -> None:
     """It is what is quantized; the values themselves are larger, and others."""
     _, _, (values, _) = parts(FOUND["one-layer"][0])
