@@ -22,7 +22,7 @@ from onnx_cbq.errors import UnsupportedOperatorError
 from onnx_cbq.gradient.rules import NO_GRADIENT, RULES
 from onnx_cbq.gradient.site import Builder, Rule, Site
 from onnx_cbq.graph.shapes import Shapes
-from onnx_cbq.model import Model
+from onnx_cbq.model import STANDARD, Model
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _number_type(model: Model) -> np.dtype[Any]:
 
 def _contributions(site: Site, rules: Mapping[str, Rule]) -> Iterable[tuple[str, str]]:
     node = site.node
-    rule = rules.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    rule = rules.get(node.op_type) if node.domain in STANDARD else None
     if rule is None:
         title = node.name or next(filter(None, node.output))
         operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type

@@ -23,7 +23,7 @@ from onnx_cbq.graph.passes.defaults import is_function, state_defaults
 from onnx_cbq.graph.quantized import is_stored
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.graph.tensors import with_constant_types
-from onnx_cbq.model import Model
+from onnx_cbq.model import STANDARD, Model
 from onnx_cbq.records import Layer, Use
 from onnx_cbq.runtime import Session
 
@@ -121,5 +121,5 @@ def _add_types(typed: onnx.ModelProto, model: Model, example: Example) -> None:
 
 
 def _shorthand(model: Model) -> list[tuple[str, str]]:
-    operators = {node.op_type for node in model.nodes if node.domain in ("", "ai.onnx")}
+    operators = {node.op_type for node in model.nodes if node.domain in STANDARD}
     return [("", name) for name in operators - RULES.keys() - NO_GRADIENT if is_function(name, model.opset)]

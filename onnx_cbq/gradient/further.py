@@ -23,7 +23,7 @@ from onnx_cbq.gradient.rules import NO_GRADIENT, RULES
 from onnx_cbq.graph.logits import Logits
 from onnx_cbq.graph.passes.defaults import is_function
 from onnx_cbq.graph.shapes import Shapes
-from onnx_cbq.model import Model, attributes
+from onnx_cbq.model import STANDARD, Model, attributes
 from onnx_cbq.records import Layers
 
 _REAL = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
@@ -89,7 +89,7 @@ def find_further(
 
 def is_differentiable(node: NodeProto, opset: int) -> bool:
     """Whether gradients flow back through a node, as far as its operator tells."""
-    if node.domain not in ("", "ai.onnx") or node.op_type in NO_GRADIENT:
+    if node.domain not in STANDARD or node.op_type in NO_GRADIENT:
         return False
     if node.op_type == "Cast":
         return attributes(node)["to"] in _REAL

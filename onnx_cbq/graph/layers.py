@@ -20,7 +20,7 @@ from onnx_cbq.graph.load import LAYER_OPERATORS
 from onnx_cbq.graph.quantized import stored_weight
 from onnx_cbq.graph.shapes import Shapes
 from onnx_cbq.graph.windows import find_windows
-from onnx_cbq.model import Array, FreshNames, Model, attributes, is_generated_name
+from onnx_cbq.model import STANDARD, Array, FreshNames, Model, attributes, is_generated_name
 from onnx_cbq.model.captures import is_sealed, nodes_within
 from onnx_cbq.records import GATES, TABLES, KeptQuantized, Layer, Layers, Use, Windows, kind_of
 
@@ -45,7 +45,7 @@ def find_layers(model: Model, shapes: Shapes) -> Layers:
     reasons: dict[str, str] = {}
     kept: list[KeptQuantized] = []
     for node in model.nodes:
-        if node.domain not in ("", "ai.onnx"):
+        if node.domain not in STANDARD:
             continue
         stored = stored_weight(model, node) if node.op_type in LAYER_OPERATORS else None
         if stored is not None:

@@ -17,7 +17,7 @@ from onnx_cbq.errors import ModelError
 from onnx_cbq.graph.normalise import TOLERANCE, outputs_of, relative_error
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.graph.tensors import every_node
-from onnx_cbq.model import Array, Model, attributes, opset_version
+from onnx_cbq.model import STANDARD, Array, Model, attributes, opset_version
 from onnx_cbq.runtime import EndlessRunError
 
 OLDEST_OPSET = 7  # that onnxruntime runs
@@ -33,8 +33,8 @@ def with_known_opset(proto: ModelProto, label: str) -> ModelProto:
         ModelError: it is too old, or newer than onnx.
     """
     opset = opset_version(proto)
-    if not any(entry.domain in ("", "ai.onnx") for entry in proto.opset_import):
-        used = next((node for node in every_node(proto.graph.node) if node.domain in ("", "ai.onnx")), None)
+    if not any(entry.domain in STANDARD for entry in proto.opset_import):
+        used = next((node for node in every_node(proto.graph.node) if node.domain in STANDARD), None)
         if used is not None:
             raise ModelError(
                 f"{label}: imports no version of ONNX's own operators, but has a node of them "

@@ -15,9 +15,9 @@ from heapq import heappop, heappush
 from onnx import NodeProto
 
 from onnx_cbq.graph.layouts import Axis, Layout
-from onnx_cbq.graph.paths import STANDARD, Selection, Step, layout_behind, selections
+from onnx_cbq.graph.paths import Selection, Step, layout_behind, selections
 from onnx_cbq.graph.shapes import Shapes
-from onnx_cbq.model import Array, Model, attributes
+from onnx_cbq.model import STANDARD, Array, Model, attributes
 from onnx_cbq.records import Layer, Layers
 
 _OPERATORS = ("Conv", "Gemm", "MatMul")

@@ -16,10 +16,7 @@ from onnx import NodeProto
 
 from onnx_cbq.graph.layouts import Factor, Layout
 from onnx_cbq.graph.shapes import Shapes
-from onnx_cbq.model import Model, attributes
-
-# The domain of ONNX's own operators has two names.
-STANDARD = ("", "ai.onnx")
+from onnx_cbq.model import STANDARD, Model, attributes
 
 
 @dataclass(frozen=True)
@@ -143,7 +140,7 @@ def _starts_of_split(step: Step) -> tuple[int, list[int]]:
 _STARTS = {"Gather": _start_of_gather, "Slice": _start_of_slice, "Split": _starts_of_split}
 
 
-def _same(step: Step) -> Layout | None:
+def _same(step: Step) -> Layout:
     return step.layout
 
 
@@ -186,19 +183,20 @@ def _sliced(step: Step) -> Layout | None:
     return _resized(step) if all(step.layout.is_free(axis) for axis in known) else None
 
 
-def _product(step: Step) -> Layout | None:
+def _product(step: Step) -> Layout:
     """Mul, and Div by something else: the other operand may be anything that stays as it is."""
     return _broadcast(step.layout, step.after)
 
 
-def _broadcast(layout: Layout, shape: tuple[int, ...]) -> Layout | None:
+def _broadcast(layout: Layout, shape: tuple[int, ...]) -> Layout:
+    """As numpy does; an axis that becomes longer had a single number, which is no channel."""
     padded = Layout(((),) * (len(shape) - len(layout.axes)) + layout.axes)
     for axis, (old, new) in enumerate(zip(padded.shape, shape, strict=True)):
         padded = padded.replaced(axis, new) if old != new else padded
     return padded
 
 
-def _transposed(step: Step) -> Layout | None:
+def _transposed(step: Step) -> Layout:
     rank = len(step.before)
     return step.layout.transposed([int(axis) for axis in attributes(step.node).get("perm", range(rank)[::-1])])
 
@@ -239,9 +237,9 @@ def _weighed(step: Step) -> Layout | None:
 def _concatenated(step: Step) -> Layout | None:
     """Of tensors that hold the same channels, along a free axis."""
     axis = step.axis()
-    layouts = {layout.replaced(axis, 1) for layout in step.layouts.values() if layout.is_free(axis)}
     free = all(layout.is_free(axis) for layout in step.layouts.values())
-    return layouts.pop().replaced(axis, step.after[axis]) if free and len(layouts) == 1 else None
+    layouts = {layout.replaced(axis, step.after[axis]) for layout in step.layouts.values()}
+    return layouts.pop() if free and len(layouts) == 1 else None
 
 
 def _added(step: Step) -> Layout | None:

@@ -29,7 +29,7 @@ from onnx import NodeProto
 from onnx_cbq.graph.integer_rules import ARITHMETIC, MOVEMENT, SATURATION
 from onnx_cbq.graph.laid import root
 from onnx_cbq.graph.load import LAYER_OPERATORS
-from onnx_cbq.model import Model
+from onnx_cbq.model import STANDARD, Model
 from onnx_cbq.records import FUSED, Layer, Layers, PlacementRules, Use
 
 # What keeps the ratios of numbers, or their squares, on the way to a logarithm.
@@ -138,7 +138,7 @@ def _everywhere(model: Model, layers: Layers) -> set[str]:
     wanted = {use.activation for layer in layers.products for use in layer.uses} | outputs
     wanted |= {spec.name for spec in model.inputs if spec.dtype == np.float32}  # others are cast first
     for node in model.nodes:
-        if node.output[0] in outputs or (node.op_type in computing and node.domain in ("", "ai.onnx")):
+        if node.output[0] in outputs or (node.op_type in computing and node.domain in STANDARD):
             depends = [name for name in node.input if name in wanted]
             wanted |= {node.output[0]} if depends else set()
     for name in list(wanted):

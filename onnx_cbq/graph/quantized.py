@@ -14,7 +14,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from onnx_cbq.graph.integer_rules import MOVEMENT
 from onnx_cbq.graph.load import LAYER_OPERATORS
-from onnx_cbq.model import Array, Model
+from onnx_cbq.model import STANDARD, Array, Model
 
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 # What they give is never below 0; of a Clip see `_is_positive`.
@@ -40,7 +40,7 @@ def as_float(model: Model) -> tuple[Model, tuple[str, ...]]:
 def quantized_layers(model: Model) -> Iterator[NodeProto]:
     """The nodes whose weight is made of stored codes."""
     for node in model.nodes:
-        if node.op_type in LAYER_OPERATORS and node.domain in ("", "ai.onnx") and stored_weight(model, node):
+        if node.op_type in LAYER_OPERATORS and node.domain in STANDARD and stored_weight(model, node):
             yield node
 
 

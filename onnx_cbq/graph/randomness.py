@@ -8,7 +8,7 @@ from onnx_cbq.errors import ModelError
 from onnx_cbq.graph.normalise import TOLERANCE, relative_error
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.graph.tensors import every_node
-from onnx_cbq.model import Model
+from onnx_cbq.model import STANDARD, Model
 from onnx_cbq.runtime import Session
 
 _RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
@@ -38,7 +38,7 @@ def random_nodes(model: Model) -> Iterator[str]:
     functions = (node for function in model.skeleton.functions for node in function.node)
     for node in every_node([*model.plain_skeleton().graph.node, *functions]):
         title = node.name or next(iter(node.output), "")
-        if node.op_type in _RANDOM and node.domain in ("", "ai.onnx"):
+        if node.op_type in _RANDOM and node.domain in STANDARD:
             yield f"node {title!r} ({node.op_type}) draws random numbers"
         elif node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]:
             training = model.constant(str(node.input[2]))

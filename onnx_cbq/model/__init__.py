@@ -2,6 +2,7 @@
 
 from onnx_cbq.model.model import (
     INLINE_BYTES,
+    STANDARD,
     Array,
     InputSpec,
     Model,
@@ -16,6 +17,7 @@ from onnx_cbq.model.names import FreshNames, is_generated_name
 
 __all__ = [
     "INLINE_BYTES",
+    "STANDARD",
     "Array",
     "FreshNames",
     "InputSpec",

@@ -31,6 +31,8 @@ from onnx_cbq.system.allowance import allowed
 
 Array = npt.NDArray[Any]
 
+# The domain of ONNX's own operators has two names.
+STANDARD = ("", "ai.onnx")
 # Smaller constants (axes, shapes, scalars) stay inside the protobuf, where graph checks need to see them.
 INLINE_BYTES = 1024
 # A sparse initializer with its zeros may take so many bytes, or so many times those of its values.
@@ -229,7 +231,7 @@ def attributes(node: NodeProto) -> dict[str, Any]:
 
 def opset_version(proto: ModelProto) -> int:
     """Version of the default operator set of `proto`, 0 if it imports none."""
-    return next((int(o.version) for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
+    return next((int(o.version) for o in proto.opset_import if o.domain in STANDARD), 0)
 
 
 def can_stand_outside(dtype: np.dtype[Any]) -> bool:

@@ -14,10 +14,9 @@ from onnx_cbq.graph.integer_rules import MOVEMENT, ON_CODES, SATURATION
 from onnx_cbq.graph.load import LAYER_OPERATORS
 from onnx_cbq.graph.passes.constants import QUANTIZING, fold_constants
 from onnx_cbq.graph.shapes import Example
-from onnx_cbq.model import Array, Model, attributes
+from onnx_cbq.model import STANDARD, Array, Model, attributes
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
-STANDARD = ("", "ai.onnx")
 _CODES_OPERATOR = {
     "QLinearConv": "Conv",
     "ConvInteger": "Conv",

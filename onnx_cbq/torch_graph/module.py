@@ -20,7 +20,7 @@ from onnx import NodeProto
 from torch import Tensor, nn
 
 from onnx_cbq.errors import ConfigError, ModelError, UnsupportedOperatorError
-from onnx_cbq.model import Array, Model
+from onnx_cbq.model import STANDARD, Array, Model
 from onnx_cbq.torch_graph.node import OnnxNode, Run, title
 from onnx_cbq.torch_graph.operators import OPERATORS
 
@@ -230,7 +230,7 @@ def _compile(model: Model) -> tuple[list[_Step], set[str]]:
 
 
 def _operator(node: NodeProto) -> Callable[[OnnxNode], Run]:
-    found = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    found = OPERATORS.get(node.op_type) if node.domain in STANDARD else None
     if found is None:
         operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         raise UnsupportedOperatorError(

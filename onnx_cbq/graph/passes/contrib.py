@@ -17,7 +17,7 @@ import onnx
 from onnx import NodeProto, helper, numpy_helper
 
 from onnx_cbq.graph.shapes import Example, Shapes
-from onnx_cbq.model import Array, FreshNames, Model, attributes
+from onnx_cbq.model import STANDARD, Array, FreshNames, Model, attributes
 
 CONTRIB = "com.microsoft"
 # onnxruntime takes these in the standard's domain, also where the standard's operator set does not have them yet.
@@ -108,7 +108,7 @@ def expand_contrib(model: Model, example: Example) -> Model:
 def _rule(node: NodeProto, opset: int) -> _Rule | None:
     if node.domain == CONTRIB:
         return _RULES.get(node.op_type)
-    if node.domain in ("", "ai.onnx") and node.op_type in _UNOFFICIAL:
+    if node.domain in STANDARD and node.op_type in _UNOFFICIAL:
         known = node.op_type == "LayerNormalization" and opset >= _LAYER_NORMALIZATION
         return None if known else _RULES[node.op_type]
     return None

@@ -13,7 +13,7 @@ from onnx import NodeProto, defs
 
 from onnx_cbq.graph.shapes import Example
 from onnx_cbq.graph.tensors import every_node
-from onnx_cbq.model import Model
+from onnx_cbq.model import STANDARD, Model
 
 
 def state_defaults(model: Model, example: Example) -> Model:
@@ -37,7 +37,7 @@ def is_function(operator: str, opset: int) -> bool:
 
 
 def _missing(node: NodeProto, opset: int) -> list[onnx.AttributeProto]:
-    if node.domain not in ("", "ai.onnx") or not is_function(node.op_type, opset):
+    if node.domain not in STANDARD or not is_function(node.op_type, opset):
         return []
     given = {attribute.name for attribute in node.attribute}
     known = defs.get_schema(node.op_type, opset, "").attributes

@@ -11,7 +11,7 @@ from onnx import NodeProto
 
 from onnx_cbq.graph.remove.links import Flattened, Joined, Link, Opaque, Product, Same, Widened
 from onnx_cbq.graph.shapes import Shapes
-from onnx_cbq.model import Array, Model, attributes
+from onnx_cbq.model import STANDARD, Array, Model, attributes
 from onnx_cbq.records import Layer, Layers, LayerWeights, Use
 
 # They treat every number alike.
@@ -111,7 +111,7 @@ class _Builder:
             link = self._product(node, *self._uses[node.output[0]])
         elif self._free.issuperset(inputs):
             pass
-        elif node.domain in ("", "ai.onnx") and len(node.output) == 1 and not _has_graphs(node):
+        elif node.domain in STANDARD and len(node.output) == 1 and not _has_graphs(node):
             make = self._makers().get(node.op_type)
             link = make(node) if make else None
         if link is not None:

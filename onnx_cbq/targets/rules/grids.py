@@ -8,7 +8,8 @@ import numpy as np
 from onnx import NodeProto
 
 from onnx_cbq.graph.integer_rules import MOVEMENT
-from onnx_cbq.targets.reading import DEQUANTIZE, QUANTIZE, STANDARD, Grid, QdqFile
+from onnx_cbq.model import STANDARD
+from onnx_cbq.targets.reading import DEQUANTIZE, QUANTIZE, Grid, QdqFile
 from onnx_cbq.targets.rules.finding import Finding
 from onnx_cbq.targets.rules.weights import is_power_of_two
 from onnx_cbq.targets.target import Target
