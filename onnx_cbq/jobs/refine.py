@@ -67,13 +67,7 @@ def refine(
 
 def quantized_by(scene: Scene, solution: Solution, rate: Rate | None = None) -> Quantized:
     """What a solution has as integers, which may be coded at a rate."""
-    found = {}
-    for layer in scene.work.layers:
-        for use in layer.uses:
-            grid = scene.work.placement.grid_of(use.activation)
-            if scene.work.target.file.bias == "int32" and use.bias is not None and grid in scene.grids:
-                found[use.bias] = layer.name, grid
-    return Quantized(solution.rounded, grids_of(scene, solution.rounded), found, rate)
+    return Quantized(solution.rounded, grids_of(scene, solution.rounded), scene.int32_biases, rate)
 
 
 def _note(course: Course, config: RefineConfig) -> str:

@@ -103,6 +103,10 @@ class Problem:
         """The squared error of each row in the metric, [g, r]."""
         return np.asarray(sum(squared_error(self.aim[:, :, s], levels[:, :, s], m) for s, m in self.parts))
 
+    def deviations(self, values: Array) -> Array:
+        """The root of the mean squared error of each channel's output with these weights, both [channels, ..]."""
+        return np.sqrt(np.maximum(self.error(values.reshape(self.aim.shape)).reshape(-1), 0))
+
 
 def make_problem(rows: Array, moments: Moments, config: RoundingConfig, layer: Layer | None = None) -> Problem:
     """The problem for weights [channels, n], seen through the moments of the layer's inputs.

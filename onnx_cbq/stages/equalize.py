@@ -36,7 +36,7 @@ from onnx_cbq.records import ActivationGrid, Grouping, Layer, Layers, Plan
 from onnx_cbq.search.rate_distortion import ENOUGH, saves
 from onnx_cbq.settings import MOST_BITS
 from onnx_cbq.stages.activations import choose_grids
-from onnx_cbq.stages.compensation import fitting_plan, round_in_order, round_to_nearest
+from onnx_cbq.stages.compensation import Fitting, fitting_plan, round_in_order, round_to_nearest
 from onnx_cbq.stages.samples import draw_samples, weights_of
 from onnx_cbq.stages.scene import SceneSettings
 from onnx_cbq.storage.qdq import simulate_activations
@@ -256,7 +256,7 @@ def _rounded(
     if rest:
         quickly = replace(settings.compensation, refits=0, sweeps=0, rows=_ROWS, passes=1)
         run = run_of(work, drawn, quickly, weights_of(work, settings.samples))
-        rounded, fitting = Layers(tuple(rest)), fitting_plan(quick, quickly)
+        rounded, fitting = Layers(tuple(rest)), Fitting(fitting_plan(quick, quickly))
         constants |= round_in_order(work.model, None, rounded, fitting, run, engine=work.engine).constants(rounded)
     return constants
 

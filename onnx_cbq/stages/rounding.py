@@ -22,7 +22,7 @@ from onnx_cbq.quantize.problem import Problem
 from onnx_cbq.quantize.weights import quantize_layer
 from onnx_cbq.records import Layer, LayerWeights, Plan
 from onnx_cbq.settings import check, either
-from onnx_cbq.stages.compensation import Rounded, fitting_plan, kept_rounded, round_in_order
+from onnx_cbq.stages.compensation import Fitting, Rounded, fitting_plan, kept_rounded, round_in_order
 from onnx_cbq.stages.scene import Rounding, Scene
 
 
@@ -45,11 +45,15 @@ class Compensate:
         return self.in_order(scene, fitting)
 
     def in_order(self, scene: Scene, fitting: Callable[[Layer, Problem], Channels]) -> Rounded:
-        """Every layer by `fitting`, with the moments that the quantized layers in front leave it."""
+        """Every layer by `fitting`, with the moments that the quantized layers in front leave it.
+
+        In files where fewer bits of a number take less room, biases have no more than they need.
+        """
         work, config = scene.work, scene.settings.compensation
         run = run_of(work, scene.drawn, config, scene.class_weights)
-        simulated, progress = scene.simulated, scene.progress
-        return round_in_order(work.model, simulated, work.layers, fitting, run, progress, work.engine)
+        units = {bias: scene.grids[grid].scale for bias, (_, grid) in scene.int32_biases.items()}
+        found = Fitting(fitting, units if scene.settings.storage.coded else None)
+        return round_in_order(work.model, scene.simulated, work.layers, found, run, scene.progress, work.engine)
 
     def measure(self, evidence: Evidence) -> PlanMeasure:
         """A measure of plans by the tables of every width."""

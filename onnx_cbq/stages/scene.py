@@ -98,6 +98,17 @@ class Scene:
     hasty: bool = False
     seen: Mapping[str, Histogram] = field(default_factory=dict)
 
+    @property
+    def int32_biases(self) -> dict[str, tuple[str, str]]:
+        """Biases that are written as multiples of s_x s_w, by name: the layer, and the tensor whose grid has s_x."""
+        found = {}
+        for layer in self.work.layers:
+            for use in layer.uses:
+                grid = self.work.placement.grid_of(use.activation)
+                if self.work.target.file.bias == "int32" and use.bias is not None and grid in self.grids:
+                    found[use.bias] = layer.name, grid
+        return found
+
     def weighing(self, class_weights: Array) -> Scene:
         """The same scene with other class weights."""
         return replace(self, class_weights=class_weights)

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from onnx_cbq.model import Array
-from onnx_cbq.quantize.entropy import LARGEST, code_lengths, widths
+from onnx_cbq.quantize.digits import few_digits
+from onnx_cbq.quantize.entropy import DIGITS, LARGEST, code_lengths, widths
 from onnx_cbq.quantize.grid import Grid
 from onnx_cbq.records import Layer, LayerWeights
 from onnx_cbq.training.grids import LatentWeight
@@ -64,6 +65,12 @@ class CodedGrid(LatentWeight):
         index = below.long() + LARGEST
         first, second = self.lengths.gather(1, index), self.lengths.gather(1, index + 1)
         return (first + (units - below) * (second - first)).sum()
+
+    def _scale(self) -> Tensor:
+        """As few digits as it is written with; the gradient passes as it is."""
+        exact = super()._scale()
+        short = few_digits(exact.detach().cpu().numpy(), DIGITS)
+        return exact + (torch.from_numpy(short).to(exact) - exact).detach()
 
     def _grid(self, start: LayerWeights) -> Grid:
         top = np.where(start.bits > 0, LARGEST, 0).astype(np.float32)

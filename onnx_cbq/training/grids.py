@@ -173,8 +173,9 @@ class LearnedGrid(nn.Module):
 
 
 def rounded_bias(bias: Tensor, scale: Tensor) -> Tensor:
-    """A bias in whole multiples of its scale, both [channels]; the gradient passes as it is."""
-    return bias + ((bias / scale).round() * scale - bias).detach()
+    """A bias in whole multiples of its scale, both [channels], if that is above 0; the gradient passes as it is."""
+    rounded = torch.where(scale > 0, (bias / scale).round() * scale, bias)
+    return bias + (rounded - bias).detach()
 
 
 def fixed_grid(grid: ActivationGrid) -> Callable[[Tensor], Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from onnx_cbq.model import Model
+from onnx_cbq.quantize.digits import largest_steps
 from onnx_cbq.records import Grouping, Layers, Shared
 from onnx_cbq.torch_graph import TorchGraph
 from onnx_cbq.training.coded import Charge, CodedGrid
@@ -91,8 +92,8 @@ class Student(Pupil):
         """The integers as they are now."""
         start = self._start
         weights = {name: grid.integers() for name, grid in self._by_layer.items()}
-        values = [bias.detach().cpu().numpy().copy() for bias in self.biases]
-        biases = dict(zip(self._bias_names, values, strict=True))
+        named = zip(self._bias_names, self.biases, strict=True)
+        biases = {name: self._bias(name, bias).detach().cpu().numpy().copy() for name, bias in named}
         grids = {name: self._learned[name].grid() if name in self._learned else g for name, g in start.grids.items()}
         return replace(start, rounded=replace(start.rounded, weights=weights, biases=biases), grids=grids)
 
@@ -102,11 +103,15 @@ class Student(Pupil):
 
     def _bias(self, name: str, bias: Tensor) -> Tensor:
         """A bias as it is written."""
-        if name not in self._start.integer_biases:
-            return bias
-        layer, tensor = self._start.integer_biases[name]
-        activation = self._learned[tensor].scale if tensor in self._learned else self._start.grids[tensor].scale
-        return rounded_bias(bias, self._by_layer[layer].scale * activation)
+        steps, units = self._start.rounded.steps.get(name), None
+        if name in self._start.integer_biases:
+            layer, tensor = self._start.integer_biases[name]
+            activation = self._learned[tensor].scale if tensor in self._learned else self._start.grids[tensor].scale
+            units = self._by_layer[layer].scale * activation
+        if steps is None:
+            return bias if units is None else rounded_bias(bias, units)
+        found = largest_steps(steps, None if units is None else units.double().cpu().numpy())
+        return rounded_bias(bias, torch.from_numpy(found).to(bias))
 
 
 def make_weights(

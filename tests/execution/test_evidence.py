@@ -29,7 +29,7 @@ from onnx_cbq.execution.processes import Processes
 from onnx_cbq.jobs.quantize import _quantize
 from onnx_cbq.quantize.settings import RoundingConfig
 from onnx_cbq.records import Grouping, Plan
-from onnx_cbq.stages.compensation import fitting_plan, round_in_order
+from onnx_cbq.stages.compensation import Fitting, fitting_plan, round_in_order
 from onnx_cbq.system.progress import Progress, silent
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 from tests.execution.works import pids
@@ -78,7 +78,7 @@ def in_order(work: Workload, drawn: Draw, engine: Engine) -> Any:
     """Constants of layers that are rounded one after another, each behind those in front."""
     config = RoundingConfig()
     run = run_of(work, drawn, config, np.ones(len(work.class_names)))
-    fitting = fitting_plan(plans(work)[0], config)
+    fitting = Fitting(fitting_plan(plans(work)[0], config))
     return round_in_order(work.model, None, work.layers, fitting, run, engine=engine).constants(work.layers)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from onnx_cbq import ConfigError, QuantizeConfig, RoundingConfig, archive, quantize, restore
@@ -50,6 +52,15 @@ def test_the_archive_holds_the_model_that_was_measured(made: Result, tmp_path: P
     expected = Session(Model.from_proto(made.proto)).run(feeds)
     for name, value in Session(tmp_path / "model.onnx").run(feeds).items():
         np.testing.assert_array_equal(value, expected[name])
+
+
+def test_numbers_that_are_no_codes_take_little_room(made: Result, tmp_path: Path) -> None:
+    """A float32 has 24 digits, of which a spacing needs seven, and a bias as many as weights leave of it."""
+    made.save(tmp_path / "model.cbqz")
+    (tmp_path / "model.onnx").write_bytes(restore(tmp_path / "model.cbqz"))
+    floats = [t for t in onnx.load(tmp_path / "model.onnx").graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
+    numbers = sum(math.prod(tensor.dims) for tensor in floats)
+    assert archive(tmp_path / "model.onnx").number_bytes < 2 * numbers
 
 
 def test_codes_fit_the_widths_that_the_file_tells(made: Result) -> None:

@@ -17,12 +17,13 @@ from onnx_cbq.evidence.workload import Workload, prepare
 from onnx_cbq.graph.placement import place_activations
 from onnx_cbq.model import Array, Model
 from onnx_cbq.quantize.activations import Histogram, choose_grid
+from onnx_cbq.quantize.digits import on_steps
 from onnx_cbq.quantize.grid import quantize_rows
 from onnx_cbq.quantize.settings import RoundingConfig
 from onnx_cbq.records import Layers, Plan, Seen
 from onnx_cbq.records.grids import fits_bits
 from onnx_cbq.runtime import Session
-from onnx_cbq.stages.compensation import Rounded, fitting_plan, round_in_order, round_to_nearest
+from onnx_cbq.stages.compensation import Fitting, Rounded, fitting_plan, round_in_order, round_to_nearest
 from onnx_cbq.storage.qdq import simulate_activations
 from tests.conftest import random_set
 from tests.exports import CLASSES, NETS, make_net
@@ -81,9 +82,9 @@ def test_in_order_beats_each_layer_alone_and_that_beats_the_nearest(exported: Ex
     plan = uniform(work, bits)
     in_order = error(
         work,
-        round_in_order(work.model, None, work.layers, fitting_plan(plan, CONFIG), run_over_all(work)).constants(
-            work.layers
-        ),
+        round_in_order(
+            work.model, None, work.layers, Fitting(fitting_plan(plan, CONFIG)), run_over_all(work)
+        ).constants(work.layers),
     )
     alone = error(work, by_tables(work, bits))
     nearest = error(work, round_to_nearest(work.model, work.layers, plan).constants(work.layers))
@@ -96,7 +97,7 @@ def test_codes_fit_the_plan_and_the_float_model_stays_as_it_was(exported: Export
     random = np.random.default_rng(0)
     plan = Plan({layer.name: random.integers(0, 9, layer.channels).astype(np.int8) for layer in work.layers})
     before = {layer.weight: work.model.weight(layer.weight).copy() for layer in work.layers}
-    found = round_in_order(work.model, None, work.layers, fitting_plan(plan, CONFIG), run_over_all(work))
+    found = round_in_order(work.model, None, work.layers, Fitting(fitting_plan(plan, CONFIG)), run_over_all(work))
     assert set(found.weights) == {layer.name for layer in work.layers}
     for layer in work.layers:
         weights = found.weights[layer.name]
@@ -115,7 +116,7 @@ def test_biases_take_up_the_mean_shift_of_every_output(exported: Exported, name:
     """At 2 bits outputs are far off; on the calibration samples their means are not, nor those of sums of branches."""
     work = workload(exported, name)
     plan = uniform(work, 2)
-    found = round_in_order(work.model, None, work.layers, fitting_plan(plan, CONFIG), run_over_all(work))
+    found = round_in_order(work.model, None, work.layers, Fitting(fitting_plan(plan, CONFIG)), run_over_all(work))
     uses = [use for layer in work.layers for use in layer.uses]
     outputs = [use.output if use.beside is None else work.model.consumers[use.output][0].output[0] for use in uses]
     exact = values(work.model, work, outputs)
@@ -148,7 +149,7 @@ def test_the_last_layer_of_a_block_repairs_what_the_other_branch_has_lost(export
     exact = values(work.model, work, sums)
 
     def errors(layers: Layers) -> Array:
-        plan, run = fitting_plan(uniform(work, bits), CONFIG), run_over_all(work)
+        plan, run = Fitting(fitting_plan(uniform(work, bits), CONFIG)), run_over_all(work)
         constants = round_in_order(work.model, None, layers, plan, run).constants(layers)
         found = values(work.model.with_constants(constants), work, sums)
         return np.array([np.square(found[name] - exact[name]).mean() for name in sums])
@@ -173,7 +174,9 @@ def test_deep_nets_share_passes(exported: Exported, monkeypatch: pytest.MonkeyPa
     for passes in (1, 2, 3, 32):
         runs = 0
         config = replace(CONFIG, passes=passes)
-        found = round_in_order(work.model, None, work.layers, fitting_plan(plan, config), replace(run, config=config))
+        found = round_in_order(
+            work.model, None, work.layers, Fitting(fitting_plan(plan, config)), replace(run, config=config)
+        )
         errors[passes] = error(work, found.constants(work.layers))
         assert runs <= min(passes, len(work.layers))
         assert set(found.weights) == set(plan.bits)
@@ -195,7 +198,9 @@ def test_layers_learn_from_quantized_activations(exported: Exported) -> None:
     aware, unaware = (
         error(
             work,
-            round_in_order(work.model, seen, work.layers, fitting_plan(plan, CONFIG), run).constants(work.layers),
+            round_in_order(work.model, seen, work.layers, Fitting(fitting_plan(plan, CONFIG)), run).constants(
+                work.layers
+            ),
             simulated.model,
             tensor,
         )
@@ -212,7 +217,7 @@ def test_progress_and_damping_are_told(exported: Exported) -> None:
         work.model,
         None,
         work.layers,
-        fitting_plan(plan, CONFIG),
+        Fitting(fitting_plan(plan, CONFIG)),
         run_over_all(work),
         lambda *step: steps.append(step),
     )
@@ -240,7 +245,7 @@ def rounded(
 ) -> tuple[Workload, Rounded]:
     proto = make_model(nodes, {"x": ["N", *shape]}, ["y"], constants)
     work = prepare(proto, random_set(shape, SAMPLES))
-    fitting = fitting_plan(uniform(work, bits), CONFIG)
+    fitting = Fitting(fitting_plan(uniform(work, bits), CONFIG))
     return work, round_in_order(work.model, None, work.layers, fitting, run_over_all(work))
 
 
@@ -299,3 +304,38 @@ def test_tables_of_many_layers_are_made_a_part_at_a_time(exported: Exported, mon
     assert steps[-1] == ("tables", len(work.layers), len(work.layers))
     for name in whole:
         np.testing.assert_array_equal(whole[name].codes, parts[name].codes)
+
+
+@pytest.mark.parametrize("name", ["residual", "depthwise"])
+@pytest.mark.parametrize("bits", [2, 5])
+def test_short_biases_cost_next_to_nothing(exported: Exported, name: str, bits: int) -> None:
+    """They are multiples of their steps, which are as fine as the weights are, and what the net gives is as good."""
+    work = workload(exported, name)
+    fitting = fitting_plan(uniform(work, bits), CONFIG)
+    long, short = (
+        round_in_order(work.model, None, work.layers, found, run_over_all(work))
+        for found in (Fitting(fitting), Fitting(fitting, {}))
+    )
+    assert not long.steps
+    assert set(short.steps) == set(short.biases)
+    for bias, steps in short.steps.items():
+        assert np.array_equal(on_steps(short.biases[bias], steps), short.biases[bias])
+        assert np.array_equal(np.log2(steps), np.rint(np.log2(steps)))
+    # A step of a quarter of the error adds 1 / 192 of it to each output; some are read by several layers.
+    assert error(work, short.constants(work.layers)) < 1.1 * error(work, long.constants(work.layers))
+
+
+def test_short_int32_biases_count_in_what_is_written(exported: Exported) -> None:
+    """Multiples of a power of two times s_x s_w: anything else would have arbitrary low bits as an int32."""
+    work = workload(exported, "residual")
+    unit = 1e-3
+    units = {use.bias: unit for layer in work.layers for use in layer.uses if use.bias is not None}
+    fitting = Fitting(fitting_plan(uniform(work, 3), CONFIG), units)
+    found = round_in_order(work.model, None, work.layers, fitting, run_over_all(work))
+    coarse = 0
+    for layer in work.layers:
+        for use in layer.uses:
+            codes = found.biases[use.bias or ""] / found.weights[layer.name].bias_scale(unit)
+            assert codes == pytest.approx(np.rint(codes), abs=1e-2)
+            coarse += int((np.rint(codes) % 4 == 0).sum())
+    assert coarse > 0.9 * sum(map(len, found.biases.values()))

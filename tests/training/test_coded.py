@@ -10,7 +10,8 @@ import torch
 
 from onnx_cbq.jobs.settings import QuantizeConfig
 from onnx_cbq.model import Array
-from onnx_cbq.quantize.entropy import LARGEST, code_bits, widths
+from onnx_cbq.quantize.digits import few_digits, largest_steps
+from onnx_cbq.quantize.entropy import DIGITS, LARGEST, code_bits, widths
 from onnx_cbq.records import Layer, LayerWeights, Use
 from onnx_cbq.stages.scene import Scene
 from onnx_cbq.stages.solution import Solution
@@ -30,9 +31,8 @@ def make_grid(axis: int = 0) -> tuple[Layer, LayerWeights, CodedGrid]:
     layer = Layer("layer", "Gemm", "w", shape, axis, 1, (Use("y", "x", 1, None, 1, 0, (1, 6)),), 1)
     random = np.random.default_rng(0)
     rows = np.rint(random.laplace(0, np.array([0.3, 1, 2, 5, 30, 0])[:, None], (6, 120))).clip(-LARGEST, LARGEST)
-    start = LayerWeights(
-        layer.unrows(rows.astype(np.int8)), random.uniform(0.01, 0.1, 6).astype(np.float32), _bits(rows)
-    )
+    scale = few_digits(random.uniform(0.01, 0.1, 6), DIGITS)
+    start = LayerWeights(layer.unrows(rows.astype(np.int8)), scale, _bits(rows))
     noise = random.uniform(-0.2, 0.2, (6, 120))
     weight = layer.unrows(((rows + noise) * start.scale[:, None]).astype(np.float32))
     return layer, start, CodedGrid(layer, weight, start, CPU)
@@ -149,6 +149,14 @@ def test_training_lowers_the_loss_at_no_more_bits(archived: tuple[Scene, Solutio
     assert course.best.loss < 0.95 * course.start.loss
     assert spent_by(found) <= rate.bits
     assert spent_by(found) > 0.8 * rate.bits
+    # Numbers that were trained take no more room than before.
+    for weights in found.rounded.weights.values():
+        assert np.array_equal(few_digits(weights.scale, DIGITS), weights.scale)
+    assert found.rounded.steps
+    for name, (layer, tensor) in found.integer_biases.items():
+        units = found.rounded.weights[layer].bias_scale(found.grids[tensor].scale)
+        multiples = found.rounded.biases[name] / largest_steps(found.rounded.steps[name], units)
+        assert multiples == pytest.approx(np.rint(multiples), abs=1e-2)
 
 
 def spent_by(found: Quantized) -> int:
