@@ -21,7 +21,7 @@ import numpy as np
 
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.compensate import Box
-from onnx_cbq.quantize.digits import few_digits
+from onnx_cbq.quantize.digits import DIGITS, few_digits
 from onnx_cbq.quantize.fit import Fitted
 from onnx_cbq.quantize.grid import Channels
 from onnx_cbq.quantize.problem import Problem
@@ -35,8 +35,6 @@ _PRIOR = 8.0
 # A row without any other code than 0 still expects one now and then.
 _LEAST_MAGNITUDE = 0.02
 _CHUNK_BYTES = 256 << 20
-# Binary digits of a spacing behind the first: it is off by 0.8 % at most.
-DIGITS = 6
 
 
 def widths(codes: Array) -> Array:

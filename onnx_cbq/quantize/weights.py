@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from onnx_cbq.model import Array
+from onnx_cbq.quantize.digits import DIGITS, few_digits
 from onnx_cbq.quantize.grid import Channels, quantize_rows
 from onnx_cbq.records import Layer, LayerWeights, Shared
 from onnx_cbq.settings import MOST_BITS
@@ -66,19 +67,25 @@ def _needed(bias: Array, activation_scale: float, weights: LayerWeights) -> Arra
     return np.maximum(needed, np.finfo(np.float32).smallest_normal).astype(np.float32)
 
 
-def leave_room_for_biases(layer: Layer, weights: LayerWeights, biases: Sequence[tuple[Array, float]]) -> LayerWeights:
+def leave_room_for_biases(
+    layer: Layer, weights: LayerWeights, biases: Sequence[tuple[Array, float]], *, short: bool = False
+) -> LayerWeights:
     """Coarser scales for channels whose bias would not fit into int32 at scale s_x s_w; most layers have none.
 
     That happens where a channel's weights are next to nothing beside its bias; a channel of 0 bits takes the finest
-    scale that its biases allow: with each the scale s_x of what its use of the layer reads.
+    scale that its biases allow: with each the scale s_x of what its use of the layer reads. Where numbers are to be
+    `short`, scales have few digits, and such a channel keeps what it has if that is coarser: its biases count in it.
     """
     needed = np.max([_needed(bias, scale, weights) for bias, scale in biases], axis=0)
+    if short:
+        needed = few_digits(needed, DIGITS, up=True)
     if layer.rules.per_tensor:
         return make_coarser(layer, weights, np.maximum(needed / weights.scale, 1))
     rows = layer.rows(weights.codes)
     empty = ~rows.any(axis=1)
     coarse = (needed > weights.scale) & ~empty
-    scale = np.where(empty | coarse, needed, weights.scale)
+    finest = np.maximum(needed, weights.scale) if short else needed
+    scale = np.where(empty | coarse, finest, weights.scale)
     if not coarse.any():
         return replace(weights, scale=scale)
     if isinstance(weights.grid, Shared):

@@ -114,5 +114,6 @@ def with_room(scene: Scene, rounded: Rounded) -> Rounded:
         read = [(use.bias, grids.get(work.placement.grid_of(use.activation))) for use in layer.uses]
         biases = [(corrected.weight(bias), grid.scale) for bias, grid in read if bias is not None and grid is not None]
         if biases:
-            weights[layer.name] = leave_room_for_biases(layer, weights[layer.name], biases)
+            short = scene.settings.storage.coded
+            weights[layer.name] = leave_room_for_biases(layer, weights[layer.name], biases, short=short)
     return replace(rounded, weights=weights)

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from onnx_cbq.model import Array
-from onnx_cbq.quantize.digits import few_digits
-from onnx_cbq.quantize.entropy import DIGITS, LARGEST, code_lengths, widths
+from onnx_cbq.quantize.digits import DIGITS, few_digits
+from onnx_cbq.quantize.entropy import LARGEST, code_lengths, widths
 from onnx_cbq.quantize.grid import Grid
 from onnx_cbq.records import Layer, LayerWeights
 from onnx_cbq.training.grids import LatentWeight

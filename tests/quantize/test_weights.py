@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from onnx_cbq.model import Array
+from onnx_cbq.quantize.digits import DIGITS, few_digits
 from onnx_cbq.quantize.grid import quantize_rows
 from onnx_cbq.quantize.weights import LARGEST_BIAS, leave_room_for_biases, quantize_layer
 from onnx_cbq.records import Layer, LayerWeights, Shared, Use
@@ -124,3 +125,12 @@ def test_a_scale_has_room_for_the_biases_of_all_uses() -> None:
         scale = leave_room_for_biases(layer((2, 3), 0), found, order).scale
         for bias, read in biases:
             assert (np.abs(bias) / (scale * np.float64(read)) < 2**31 - 1).all()
+
+
+def test_a_short_scale_of_zeros_is_coarser_only_where_its_bias_does_not_fit() -> None:
+    """The finest one has all digits, and makes an int32 near 2^30 of a bias that was a power of two times its scale."""
+    weights = LayerWeights(np.zeros((2, 3), np.int8), np.array([0.25, 1e-12], np.float32), np.zeros(2, np.int8))
+    biases = [(np.array([0.5, 3.0], np.float32), 0.125)]
+    found = leave_room_for_biases(layer((2, 3), 0), weights, biases, short=True).scale
+    assert found[0] == np.float32(0.25)
+    assert found[1] == few_digits(found[1:], DIGITS)[0] > 3 / 0.125 / LARGEST_BIAS * 0.999

@@ -10,8 +10,8 @@ import torch
 
 from onnx_cbq.jobs.settings import QuantizeConfig
 from onnx_cbq.model import Array
-from onnx_cbq.quantize.digits import few_digits, largest_steps
-from onnx_cbq.quantize.entropy import DIGITS, LARGEST, code_bits, widths
+from onnx_cbq.quantize.digits import DIGITS, few_digits, largest_steps
+from onnx_cbq.quantize.entropy import LARGEST, code_bits, widths
 from onnx_cbq.records import Layer, LayerWeights, Use
 from onnx_cbq.stages.scene import Scene
 from onnx_cbq.stages.solution import Solution
