@@ -17,6 +17,8 @@ AUTO: Literal["auto"] = "auto"
 AUTO_SAMPLES, AUTO_PER_CLASS = 1000, 2
 # As many classes too small for their share still hold a sample back each.
 _FEW_CLASSES = 100
+# What learns from all samples holds at most so many back: more say little more of a net, and every look takes longer.
+MOST_HELD = 2000
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,16 @@ class Draw:
         groups = range(int(of_class.max()) + 1)
         return tuple(np.concatenate([self.by_class[m] for m in np.flatnonzero(of_class == g)]) for g in groups)
 
-    def split(self, share: float) -> tuple[Draw, Draw]:
+    def split(self, share: float, most: int | None = None) -> tuple[Draw, Draw]:
         """Two draws, the second with `share` of every class; neither is empty while there are two samples.
 
+        Where that would be more than `most` samples, all classes give less, so that it is about as many.
         A class too small for that gives one of its two samples; of more than a hundred such classes, and of those with
         a single sample, as many give one as it takes for `share` of their samples, spread over all of them.
         """
         sizes = np.array([len(part) for part in self.by_class])
+        if most is not None:
+            share = min(share, most / max(int(sizes.sum()), 1))
         held = np.maximum(np.minimum(np.round(sizes * share).astype(np.int64), sizes - 1), 0)
         held[_small_givers(sizes, held, share)] = 1
         first = tuple(part[: len(part) - n] for part, n in zip(self.by_class, held, strict=True))

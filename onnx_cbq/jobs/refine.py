@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from onnx_cbq.calibration.draw import draw
+from onnx_cbq.calibration.draw import MOST_HELD, draw
 from onnx_cbq.methods import Learning, Method
 from onnx_cbq.stages.scene import Scene
 from onnx_cbq.stages.solution import Solution, grids_of, make_solution
@@ -47,7 +47,7 @@ def refine(
     from onnx_cbq.training.run import run_training  # noqa: PLC0415
 
     config, work, seed = refinement.config, scene.work, scene.settings.samples.seed
-    learned, held = draw(work.samples, work.class_names, None, seed).split(config.held_back)
+    learned, held = draw(work.samples, work.class_names, None, seed).split(config.held_back, MOST_HELD)
     task = Task(
         work=work,
         learned=learned.indices,

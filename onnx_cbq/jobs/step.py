@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from onnx_cbq.calibration.draw import Draw, draw, everything
+from onnx_cbq.calibration.draw import MOST_HELD, Draw, draw, everything
 from onnx_cbq.errors import CalibrationError, ModelError, VerificationError
 from onnx_cbq.evidence.cache import Cache
 from onnx_cbq.evidence.workload import DataSource, ModelSource, Workload, check_single_label, further_notes, prepare
@@ -121,7 +121,7 @@ def make_steps(
         # A limit that cannot be met is said before training, not after it.
         move_units(units, np.ones(units.count, np.int64), np.ones((len(limits), units.count)), limits)
         work = without_wild(work, everything(work.samples, work.class_names), progress)
-    learned, held = draw(work.samples, work.class_names, None, config.seed).split(config.held_back)
+    learned, held = draw(work.samples, work.class_names, None, config.seed).split(config.held_back, MOST_HELD)
     if len(learned.indices) < _FEWEST:
         raise CalibrationError(
             f"{work.samples.data.source.label}: {len(learned.indices)} samples to learn from, {len(held.indices)} held "

@@ -20,7 +20,8 @@ class LearnedConfig:
         weight_rate: of latent weights, in spacings of their layer's grid.
         rate: of biases and of logarithms of scales, those of activations among them. Both rates rise where learning
             starts far from the float model, with the square root of the loss.
-        held_back: share of each class that no update sees, by which the best state is chosen.
+        held_back: share of each class that no update sees, by which the best state is chosen; some 2,000 samples at
+            most.
         check_every: updates between two looks at these.
     """
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from onnx_cbq.calibration.draw import draw
+from onnx_cbq.calibration.draw import MOST_HELD, draw
 from onnx_cbq.calibration.samples import Indices
 from onnx_cbq.evidence import width_tables
 from onnx_cbq.methods.channels import FreeChannels, kept_layers
@@ -120,7 +120,7 @@ def _learned(scene: Scene) -> Indices:
     work, settings = scene.work, scene.settings
     everything = draw(work.samples, work.class_names, None, settings.samples.seed)
     if settings.spared:
-        everything, _ = everything.split(settings.spared)
+        everything, _ = everything.split(settings.spared, MOST_HELD)
     counted = np.flatnonzero(scene.class_weights).tolist()
     return np.sort(np.concatenate([everything.by_class[m] for m in counted]))
 

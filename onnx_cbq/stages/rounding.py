@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from onnx_cbq.calibration.draw import draw, thinned
+from onnx_cbq.calibration.draw import MOST_HELD, draw
 from onnx_cbq.calibration.samples import Indices
 from onnx_cbq.errors import UnsupportedOperatorError
 from onnx_cbq.evidence import Evidence, measure_by_nearest, measure_by_tables
@@ -83,8 +83,6 @@ class Nearest:
         return evidence.of(measure_by_nearest)
 
 
-# Samples held back that are looked at.
-_MOST_HELD = 1000
 # Layers that a note names.
 _NAMED = 5
 
@@ -131,8 +129,8 @@ class Learn(LearnedConfig, Compensate):
         """The card's samples of the classes that count: to learn from, and some held back."""
         counted = np.flatnonzero(scene.class_weights).tolist()
         drawn = draw(scene.work.samples, scene.work.class_names, None, scene.settings.samples.seed, counted)
-        learned, held = (part.indices for part in drawn.split(self.held_back))
-        return learned, thinned(held, _MOST_HELD)
+        learned, held = drawn.split(self.held_back, MOST_HELD)
+        return learned.indices, held.indices
 
 
 ROUNDINGS: tuple[Rounding, ...] = (Compensate(), Nearest(), Learn())

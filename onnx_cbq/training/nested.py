@@ -13,7 +13,7 @@ original, and folded again in the end. Since a unit computes the same in every s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,9 @@ from torch.nn import functional
 from onnx_cbq.graph.remove.links import Product
 from onnx_cbq.graph.shapes import fixed_batch
 from onnx_cbq.model import Array, Model
+from onnx_cbq.quantize.patches import has_rows
 from onnx_cbq.records import Grouping
+from onnx_cbq.stepping.compensation import Inputs, taken_up
 from onnx_cbq.stepping.masks import Nested, head_mask, owner, split_model, weight_mask
 from onnx_cbq.stepping.units import Units
 from onnx_cbq.torch_graph import TorchGraph, choose_device
@@ -126,6 +128,23 @@ class NestedNet(Pupil):
             norm.damping = self._tensor(self._beta ** -assignment[units.of[output]].astype(np.float32))
         self._damping = {name: self._tensor(self._beta ** -value.astype(np.float32)) for name, value in owners.items()}
 
+    @torch.no_grad()
+    def reassign(self, assignment: Array, batch: TrainingBatch) -> None:
+        """Give every unit to a subnet; weights that stay take up what they can of those that go.
+
+        What they read is told from the batch. Cost: a pass forward, and for each layer with n inputs that loses some
+        n^2 multiplications per row that is looked at, and n^3 / 3 per subnet.
+        """
+        before = {name: mask.bool().cpu().numpy() for name, mask in self._masks.items()}
+        read = self._read(batch)
+        self.assign(assignment)
+        values = dict(zip(self._names, self.values, strict=True))
+        for name, mask in before.items():
+            product, after = self._weights[name], self._masks[name].bool().cpu().numpy()
+            if (mask == after).all() or not has_rows(product.layer):
+                continue
+            self._take_up(product, values, [read[use.activation] for use in product.layer.uses], (mask, after))
+
     def get_extra_state(self) -> Tensor:
         """The assignment, which is a part of the state."""
         return torch.from_numpy(self.assignment.copy())
@@ -183,6 +202,32 @@ class NestedNet(Pupil):
         found = self._exact[0](feeds, list(self._normalized))
         rows = {name: value.movedim(1, 0).flatten(1) for name, value in found.items()}
         return {name: Normalization(value.mean(dim=1), value.var(dim=1)) for name, value in rows.items()}
+
+    def _read(self, batch: TrainingBatch) -> dict[str, Array]:
+        """What hidden layers read, by tensor."""
+        self.eval()
+        names = tuple(dict.fromkeys(use.activation for p in self._units.hidden for use in p.layer.uses))
+        found = self.look(batch.feeds, names)[1]
+        return {name: value.cpu().numpy() for name, value in zip(names, found, strict=True)}
+
+    def _take_up(
+        self, product: Product, values: Mapping[str, Tensor], read: Sequence[Array], masks: tuple[Array, Array]
+    ) -> None:
+        """Change the weight of a layer, its bias and its normalization, now that another mask holds."""
+        layer, weight = product.layer, values[product.layer.weight]
+        biases = [use.bias for use in layer.uses if use.bias is not None]
+        before, after = (layer.rows(np.broadcast_to(mask, layer.weight_shape)) for mask in masks)
+        inputs = Inputs.of(layer, read, np.random.default_rng(0), centred=bool(biases))
+        rows, shift = taken_up(layer.rows(weight.cpu().numpy()), inputs, before, after)
+        weight.copy_(self._tensor(layer.unrows(rows)))
+        norm = self._norms.get(product.use.output)
+        if norm is not None:
+            added = self._units.model.weight(biases[0])
+            norm.mean.copy_(self._tensor((rows @ inputs.mean + added).astype(np.float32)))
+            norm.variance.copy_(self._tensor(inputs.variances(rows).astype(np.float32)))
+            return
+        for bias in biases:
+            values[bias].add_(self._tensor(shift.astype(np.float32)))
 
     def _graphs(self, *models: Model, bfloat16: bool) -> list[TorchGraph]:
         return [

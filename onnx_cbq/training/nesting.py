@@ -38,7 +38,7 @@ _MOVING = 1 / 3
 
 
 # Of what moving and training give, in the last digit too.
-VERSION = 1
+VERSION = 2
 _LOG = logging.getLogger("onnx_cbq")
 
 
@@ -142,8 +142,9 @@ def _move_all(
     with stopping.going_on() as interruption:
         while moves.rounds < config.rounds:
             number = moves.rounds + 1
-            found = importance(net, units, list(islice(seen, _LOOKS)), config.beta)
-            net.assign(move_units(units, net.assignment, found, _limits(task, number / config.rounds)))
+            looks = list(islice(seen, _LOOKS))
+            found = importance(net, units, looks, config.beta)
+            net.reassign(move_units(units, net.assignment, found, _limits(task, number / config.rounds)), looks[0])
             until = begun + 60 * config.minutes * _MOVING * number / config.rounds
             for batch in islice(learning, each):
                 moves.batches += 1
@@ -155,7 +156,7 @@ def _move_all(
             moves.rounds, moves.seconds = number, time.monotonic() - begun
             kept.save(net, optimizer, moves)
     if interruption.came:
-        net.assign(move_units(units, net.assignment, found, task.limits))
+        net.reassign(move_units(units, net.assignment, found, task.limits), next(seen))
     net.settle(islice(learned.endless(config.seed + 4), _SETTLING))
     moves.seconds = time.monotonic() - begun
     if not interruption.came:

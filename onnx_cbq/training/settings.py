@@ -27,7 +27,8 @@ class RefineConfig:
         augment: train on changed images too: "flip", "shift", "mix" and "cut"; repeatable.
         views: of an image, drawn anew for each update, in which the float model answers; the mean of the answers is
             learned. Mirrored with "flip", moved with "shift".
-        held_back: share of each class that no update sees, by which the best state is chosen.
+        held_back: share of each class that no update sees, by which the best state is chosen; some 2,000 samples at
+            most.
         check_every: updates between two looks at the samples held back.
         bfloat16: compute updates in bfloat16 where the processor has it.
     """
@@ -83,7 +84,8 @@ class StepConfig:
         augment: train on changed images too: "flip", "shift", "mix" and "cut"; repeatable.
         views: of an image, drawn anew for each update, in which the float model answers; the mean of the answers is
             learned. Mirrored with "flip", moved with "shift".
-        held_back: share of each class that no update sees, by which the best state is chosen.
+        held_back: share of each class that no update sees, by which the best state is chosen; some 2,000 samples at
+            most.
         check_every: updates between two looks at the samples held back.
         rounds: how often units are moved until every subnet is within its limit; `round_updates` are between two moves,
             or fewer if that is more than a third of all updates.

@@ -163,6 +163,36 @@ def test_weights_that_break_the_reuse_rule_never_matter() -> None:
     torch.testing.assert_close(net(batch.feeds), before, rtol=0, atol=0)
 
 
+def test_weights_that_stay_take_up_what_those_did_that_go() -> None:
+    """The second convolution, whose inputs are as they were: nearer than with weights left out, statistics as seen."""
+    units, _ = units_of(padded_net())
+    net, batch = make_net(units, random_nested(units, STEPS, 0)), make_batch(units, 40)
+    net.assign(np.ones(units.count, np.int64))
+    product = units.hidden[1]
+    weight, norm = product.layer.weight, net._norms[product.use.output]
+    (read,) = net.look(batch.feeds, (product.use.activation,))[1]
+
+    def outputs() -> torch.Tensor:
+        value = dict(zip(net._names, net.values, strict=True))[weight] * net._masks[weight]
+        return functional.conv2d(read, value, torch.tensor(units.model.weight("b2")), stride=2, padding=1).detach()
+
+    whole, kept = outputs(), dict(zip(net._names, net.values, strict=True))[weight].detach().clone()
+    assignment = random_nested(units, STEPS, 0).assignment
+    net.reassign(assignment, batch)
+    taken_up, mean, variance = outputs(), norm.mean.clone(), norm.variance.clone()
+    with torch.no_grad():
+        dict(zip(net._names, net.values, strict=True))[weight].copy_(kept)
+    left_out = outputs()
+    np.testing.assert_array_equal(net.assignment, assignment)
+    lost, remaining = (
+        (found - whole - (found - whole).mean(dim=(0, 2, 3), keepdim=True)).square().mean()
+        for found in (left_out, taken_up)
+    )
+    assert 0 < remaining < 0.95 * lost
+    np.testing.assert_allclose(mean, taken_up.mean(dim=(0, 2, 3)), atol=1e-4)
+    np.testing.assert_allclose(variance, taken_up.var(dim=(0, 2, 3), unbiased=False), rtol=1e-3)
+
+
 def test_importance_is_what_a_multiplier_changes() -> None:
     """Against finite differences with the layers' rows multiplied, one sample at a time."""
     units, _ = units_of(padded_net())
