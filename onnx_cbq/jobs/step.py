@@ -17,7 +17,7 @@ from onnx_cbq.evidence.cache import Cache
 from onnx_cbq.evidence.workload import DataSource, ModelSource, Workload, check_single_label, further_notes, prepare
 from onnx_cbq.graph.normalise import TOLERANCE, relative_error
 from onnx_cbq.jobs.data_free import DataFreeConfig, quantize_data_free
-from onnx_cbq.model import Array, Model
+from onnx_cbq.model import Array
 from onnx_cbq.records.figures import to_json_text
 from onnx_cbq.runtime import Session, median_latency, versions
 from onnx_cbq.settings import changed_options
@@ -28,7 +28,7 @@ from onnx_cbq.stepping.masks import Nested, subnet_model
 from onnx_cbq.stepping.record import FORMAT, RECORD_NAME, SteppingRecord, StepRecord
 from onnx_cbq.stepping.session import StepRunner
 from onnx_cbq.stepping.units import Units, find_units
-from onnx_cbq.stepping.widening import needed_width, widen
+from onnx_cbq.stepping.widening import counterparts, needed_width, widen
 from onnx_cbq.storage.files import write_folder
 from onnx_cbq.system.progress import Clock, Progress, silent
 from onnx_cbq.system.user_cache import largest_folder
@@ -109,6 +109,9 @@ def make_steps(
         VerificationError: a subnet cannot be made as small as asked, or a step failed its check.
     """
     check_torch()
+    # Only here, so that everything else works without torch.
+    from onnx_cbq.training.nesting import NestingTask, run_nesting  # noqa: PLC0415
+
     config, clock = config or StepConfig(), Clock()
     with clock.stage("load"):
         work = prepare(model, data, config.logits)
@@ -117,7 +120,8 @@ def make_steps(
         work.samples.check_images(config.augment)
         narrow = find_units(work.model, work.shapes, work.logits)
         limits = tuple(share * narrow.macs for share in config.macs)
-        units = _widened(work, narrow, needed_width(config.macs) if config.width is None else config.width)
+        width = needed_width(config.macs) if config.width is None else config.width
+        units = _widened(work, narrow, width)
         # A limit that cannot be met is said before training, not after it.
         move_units(units, np.ones(units.count, np.int64), np.ones((len(limits), units.count)), limits)
         work = without_wild(work, everything(work.samples, work.class_names), progress)
@@ -128,7 +132,18 @@ def make_steps(
             f"back; expected {_FEWEST} or more to learn from, whose mean and variance normalize the others"
         )
     with clock.stage("train"):
-        nested, course = _train(work, units, narrow.model, limits, (learned, held), config, progress)
+        task = NestingTask(
+            units=units,
+            original=narrow.model,
+            limits=limits,
+            samples=work.samples,
+            learned=learned.indices,
+            held=held.indices,
+            class_names=work.class_names,
+            counterparts=counterparts(narrow, width),
+            cache=work.cache,
+        )
+        nested, course = run_nesting(task, config, progress)
     with clock.stage("emit"):
         steps = emit_steps(units, nested)
         _check(work, units, nested, steps)
@@ -163,23 +178,6 @@ def _widened(work: Workload, units: Units, width: float) -> Units:
                 f"the wider net differs by {deviation:.1e} of its largest output; report this as a bug"
             )
     return find_units(model, work.example.shapes(model), units.logits)
-
-
-def _train(
-    work: Workload,
-    units: Units,
-    original: Model,
-    limits: Sequence[float],
-    parts: tuple[Draw, Draw],
-    config: StepConfig,
-    progress: Progress,
-) -> tuple[Nested, Course]:
-    # Only here, so that everything else works without torch.
-    from onnx_cbq.training.nesting import NestingTask, run_nesting  # noqa: PLC0415
-
-    learned, held = (part.indices for part in parts)
-    task = NestingTask(units, original, limits, work.samples, learned, held, work.class_names, work.cache)
-    return run_nesting(task, config, progress)
 
 
 def _check(work: Workload, units: Units, nested: Nested, steps: Sequence[StepModel]) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -46,6 +47,28 @@ def widen(units: Units, width: float) -> Model:
     """
     copies = _Copies(units, _count(units, width))
     return _WideWriter(units, copies).write().model
+
+
+@dataclass(frozen=True)
+class Counterpart:
+    """A hidden tensor of the wide net, what it is in the original, and the channel there of each of its channels."""
+
+    tensor: str
+    original: str
+    channels: Array
+
+
+def counterparts(units: Units, width: float) -> tuple[Counterpart, ...]:
+    """What sums of branches are in the net that is `width` times as wide; of a net without sums, what layers give.
+
+    What a branch adds by itself may differ, if the sum does not.
+    """
+    copies = _Copies(units, _count(units, width))
+    sums = [link.output for _, link in units.links if isinstance(link, Same) and len(link.inputs) > 1]
+    names = sums or [use.output for product in units.hidden for use in product.layer.uses]
+    return tuple(
+        Counterpart(name if width == 1 else copies.joined(name, 1), name, copies.members(name, 1)) for name in names
+    )
 
 
 def _count(units: Units, width: float) -> Array:

@@ -47,6 +47,9 @@ class Goal(Protocol[_Read_contra]):
     def judged(self, found: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """What the answers count, and whether they are right, 0 to 1; both of one shape."""
 
+    def advance(self, share: float) -> None:
+        """Told before every update how much of the training is over."""
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -89,6 +92,9 @@ class Objective:
         else:
             right = scores.argmax(dim=-1) == labels.reshape(scores.shape[:2])
         return self._weights(labels, right), right.float()
+
+    def advance(self, share: float) -> None:
+        """It stays the same."""
 
     @property
     def _several(self) -> bool:
@@ -164,6 +170,7 @@ def train(
             share = _share(course, schedule, begun)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate_at(rate, course.updates, share)
+            objective.advance(share)
             if objective.charge is not None and course.updates % REFRESH == 0:
                 objective.charge.follow()
             loss = update(student, optimizer, objective, batch)

@@ -31,6 +31,7 @@ from onnx_cbq.stepping.masks import Nested, head_mask, owner, split_model, weigh
 from onnx_cbq.stepping.units import Units
 from onnx_cbq.torch_graph import TorchGraph, choose_device
 from onnx_cbq.training.batches import TrainingBatch
+from onnx_cbq.training.imitation import Imitation
 from onnx_cbq.training.student import Pupil, divergence
 
 _EPSILON = 1e-5
@@ -179,6 +180,12 @@ class NestedNet(Pupil):
         return torch.stack(scores), [found[name] for name in tensors]
 
     @torch.no_grad()
+    def shown(self, feeds: Mapping[str, Tensor], tensors: Sequence[str]) -> dict[str, Tensor]:
+        """Hidden tensors of the original net."""
+        found: dict[str, Tensor] = self._teachers[self.training](feeds, tensors)
+        return found
+
+    @torch.no_grad()
     def teach(self, feeds: Mapping[str, Tensor]) -> Tensor:
         """Class scores of the original net [samples, classes]."""
         scores = self._units.logits.tensor
@@ -247,22 +254,31 @@ class NestedNet(Pupil):
 
 @dataclass(frozen=True)
 class NestedObjective:
-    """sum_k beta^k ((1 - alpha) KL(original || subnet k) + alpha cross-entropy); their mean while evaluating."""
+    """sum_k beta^k ((1 - alpha) KL(original || subnet k) + alpha cross-entropy); their mean while evaluating.
+
+    While training, hidden tensors are held against those of the original too.
+    """
 
     alpha: float
     beta: float
     class_weights: Tensor
     groups: Grouping
+    imitation: Imitation
     charge: None = None
 
     def __call__(self, student: NestedNet, batch: TrainingBatch, taught: Tensor) -> tuple[Tensor, Tensor]:
         """The loss, and the scores of all subnets."""
-        scores = student(batch.feeds)
+        scores, hidden = student.look(batch.feeds, self.imitation.tensors if student.training else ())
         losses = self.losses(taught, scores, batch.labels).mean(dim=1)
         if not student.training:
             return losses.mean(), scores
         counts = torch.tensor([self.beta**k for k in range(1, len(losses) + 1)], device=losses.device)
-        return (counts * losses).sum() / counts.sum(), scores
+        shown = student.shown(batch.feeds, self.imitation.originals)
+        return (counts * losses).sum() / counts.sum() + self.imitation(student.assignment, hidden, shown), scores
+
+    def advance(self, share: float) -> None:
+        """So much of the training is over."""
+        self.imitation.advance(share)
 
     def judged(self, found: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """What samples count, and the share of the subnets that are right about them."""

@@ -19,10 +19,12 @@ from onnx_cbq.records import Grouping
 from onnx_cbq.stepping.assignment import move_units
 from onnx_cbq.stepping.masks import Nested
 from onnx_cbq.stepping.units import Units
+from onnx_cbq.stepping.widening import Counterpart
 from onnx_cbq.system import stopping
 from onnx_cbq.system.progress import Progress, silent
 from onnx_cbq.training.batches import Batches
 from onnx_cbq.training.checkpoint import Checkpoint
+from onnx_cbq.training.imitation import Imitation
 from onnx_cbq.training.loop import train, update
 from onnx_cbq.training.nested import NestedNet, NestedObjective, importance
 from onnx_cbq.training.records import Course, Schedule
@@ -52,6 +54,7 @@ class NestingTask:
         limits: multiplications that each subnet may have, rising.
         samples: `learned` are those to learn from, `held` those that decide what is kept.
         class_names: in the order of the labels.
+        counterparts: tensors of the net and those of the original that they began as.
         cache: where the training is kept.
     """
 
@@ -62,6 +65,7 @@ class NestingTask:
     learned: Indices
     held: Indices
     class_names: Sequence[str]
+    counterparts: Sequence[Counterpart]
     cache: Cache = NO_CACHE
 
 
@@ -97,7 +101,8 @@ def run_nesting(task: NestingTask, config: StepConfig, progress: Progress = sile
     first = next(learned.endless(config.seed)).feeds
     net = NestedNet(task.units, task.original, len(config.macs), config.beta, first, bfloat16=setup.bfloat16)
     even = setup.tensor(np.ones(len(task.class_names)))
-    objective = NestedObjective(config.alpha, config.beta, even, Grouping.single(task.class_names))
+    imitation = Imitation(task.units, task.counterparts, config.macs)
+    objective = NestedObjective(config.alpha, config.beta, even, Grouping.single(task.class_names), imitation)
     cache, parts = task.cache, functools.partial(_parts, task, config, setup)
     moves, stopped = _move_all(
         net, task, learned, objective, config, Checkpoint(cache, "moved units", VERSION, parts, Moves), progress

@@ -9,9 +9,10 @@ import onnx
 import onnxruntime
 import pytest
 
+from onnx_cbq.runtime import Session
 from onnx_cbq.stepping.assignment import find_spaces, subnet_macs
 from onnx_cbq.stepping.units import Units, find_units
-from onnx_cbq.stepping.widening import needed_width, widen
+from onnx_cbq.stepping.widening import counterparts, needed_width, widen
 from tests.stepping.nets import joined_net, padded_net, units_of
 
 NETS: dict[str, Callable[[], onnx.ModelProto]] = {"padded": padded_net, "joined": joined_net}
@@ -37,6 +38,28 @@ def test_a_wider_net_computes_the_same(name: str, width: float) -> None:
     )
     # Sums in another order.
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("width", [1.0, 1.3, 2.0])
+@pytest.mark.parametrize(("name", "known"), [("padded", ["a1", "a2"]), ("joined", None)])
+def test_tensors_of_the_wider_net_are_found_in_the_original(name: str, known: list[str] | None, width: float) -> None:
+    """Sums of branches, or what every layer gives where there is none; both nets run on the same samples."""
+    proto = NETS[name]()
+    units, wide, _ = widened(proto, width)
+    # Of the same width it is the net as it came.
+    wide = units if width == 1 else wide
+    found = counterparts(units, width)
+    names = [use.output for product in units.hidden for use in product.layer.uses] if known is None else known
+    assert [one.original for one in found] == names
+    shape = [3, *(axis.dim_value for axis in proto.graph.input[0].type.tensor_type.shape.dim[1:])]
+    feeds = {"x": np.random.default_rng(5).normal(0, 1, shape).astype(np.float32)}
+    expected = Session(units.model.with_graph(outputs=names)).run(feeds)
+    values = Session(wide.model.with_graph(outputs=[one.tensor for one in found])).run(feeds)
+    for one in found:
+        axis = wide.axis[one.tensor]
+        taken = expected[one.original].take(one.channels, axis)
+        np.testing.assert_allclose(values[one.tensor], taken, rtol=1e-4, atol=1e-5)
+        assert wide.of[one.tensor].shape == one.channels.shape
 
 
 def test_every_space_is_wider() -> None:

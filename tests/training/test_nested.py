@@ -22,9 +22,11 @@ from onnx_cbq.runtime import Session
 from onnx_cbq.stepping.assignment import subnet_macs
 from onnx_cbq.stepping.masks import Nested, subnet_model
 from onnx_cbq.stepping.units import Units
+from onnx_cbq.stepping.widening import counterparts
 from onnx_cbq.system.store import Store
 from onnx_cbq.training import loop, nesting
 from onnx_cbq.training.batches import TrainingBatch
+from onnx_cbq.training.imitation import Imitation
 from onnx_cbq.training.nested import NestedNet, NestedObjective, importance
 from onnx_cbq.training.nesting import NestingTask, run_nesting
 from onnx_cbq.training.settings import StepConfig
@@ -97,7 +99,7 @@ def test_a_model_with_a_batch_of_one_is_trained_without_normalization() -> None:
     data = CalibrationSet.from_arrays(random.normal(0, 1, (20, 3, 8, 8)).astype(np.float32), np.arange(20) % CLASSES)
     samples = data.for_model(units.model.inputs)
     nested, course = run_nesting(
-        NestingTask(units, units.model, shares_of(units), samples, np.arange(15), np.arange(15, 20), "abcde"), QUICK
+        NestingTask(units, units.model, shares_of(units), samples, np.arange(15), np.arange(15, 20), "abcde", ()), QUICK
     )
     assert course.updates == 12
     assert all(np.isfinite(value).all() for value in nested.constants.values())
@@ -108,7 +110,8 @@ def test_what_a_larger_subnet_changes_is_damped() -> None:
     units, _ = units_of(padded_net())
     nested = random_nested(units, STEPS, 1)
     batch = make_batch(units)
-    objective = NestedObjective(0.3, BETA, torch.ones(CLASSES), Grouping.single("abcde"))
+    nothing = Imitation(units, (), QUICK.macs)
+    objective = NestedObjective(0.3, BETA, torch.ones(CLASSES), Grouping.single("abcde"), nothing)
     net = make_net(units, nested).train()
     objective(net, batch, batch.taught(net.teach))[0].backward()
     total = sum(BETA**k for k in range(1, STEPS + 1))
@@ -243,7 +246,8 @@ def task() -> NestingTask:
     units, _ = units_of(padded_net())
     samples = CalibrationSet.from_arrays(x.astype(np.float32), labels).for_model(units.model.inputs)
     learned, held = draw(samples, "abcde", None, 0).split(0.2)
-    return NestingTask(units, units.model, shares_of(units), samples, learned.indices, held.indices, "abcde")
+    same = counterparts(units, 1)
+    return NestingTask(units, units.model, shares_of(units), samples, learned.indices, held.indices, "abcde", same)
 
 
 def test_training_makes_subnets_better_within_their_limits(task: NestingTask) -> None:

@@ -1,0 +1,81 @@
+"""The distance of hidden tensors from those of the original, against sums by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from onnx_cbq.model import Array
+from onnx_cbq.stepping.units import Units
+from onnx_cbq.stepping.widening import Counterpart, counterparts
+from onnx_cbq.training.imitation import Imitation
+from tests.stepping.nets import padded_net, random_nested, units_of
+
+# The first is too small a part of the net to imitate it.
+SHARES = (0.1, 0.5, 0.9)
+
+
+def values_of(units: Units, names: list[str], seed: int) -> dict[str, Array]:
+    """Random tensors of seven samples, whose channels vary differently."""
+    random = np.random.default_rng(seed)
+    found = {}
+    for name in names:
+        channels, *sides = units.shapes[name][1:]
+        scales = np.linspace(0.5, 2, channels)[:, None, None]
+        found[name] = (random.normal(1, 1, (7, channels, *sides)) * scales).astype(np.float32)
+    return found
+
+
+def distance(imitation: Imitation, assignment: Array, found: dict[str, Array], taught: dict[str, Array]) -> float:
+    tensors = {name: torch.tensor(value) for name, value in taught.items()}
+    return float(imitation(assignment, [torch.tensor(found[name]) for name in imitation.tensors], tensors))
+
+
+def test_channels_of_larger_subnets_count_by_their_variance() -> None:
+    units, _ = units_of(padded_net())
+    assignment = random_nested(units, len(SHARES), 0).assignment
+    imitation = Imitation(units, counterparts(units, 1), SHARES)
+    names = list(imitation.tensors)
+    found, taught = values_of(units, names, 0), values_of(units, names, 1)
+    expected = 0.0
+    for name in names:
+        for channel, unit in enumerate(units.of[name]):
+            # Given by the input, of the small subnet, or in none: nothing is asked of it.
+            if assignment[unit] not in (2, 3):
+                continue
+            error = np.square(found[name][:, channel] - taught[name][:, channel]).mean(dtype=np.float64)
+            expected += error / taught[name][:, channel].var(dtype=np.float64) / len(units.of[name])
+    got = distance(imitation, assignment, found, taught)
+    np.testing.assert_allclose(got, 2 * expected / len(names), rtol=1e-5)
+    assert distance(imitation, assignment, taught, taught) == 0
+    imitation.advance(0.75)
+    np.testing.assert_allclose(distance(imitation, assignment, found, taught), got / 4, rtol=1e-5)
+    imitation.advance(1.0)
+    assert distance(imitation, assignment, found, taught) == 0
+
+
+def test_copies_are_held_against_the_channel_that_they_began_as() -> None:
+    units, _ = units_of(padded_net())
+    turned = [Counterpart(one.tensor, one.original, one.channels[::-1].copy()) for one in counterparts(units, 1)]
+    imitation = Imitation(units, turned, SHARES)
+    taught = values_of(units, list(imitation.tensors), 1)
+    found = {name: value[:, ::-1].copy() for name, value in taught.items()}
+    assignment = np.full(units.count, 2)
+    assert distance(imitation, assignment, found, taught) == 0
+    assert distance(imitation, assignment, taught, taught) > 0.01
+
+
+def test_a_channel_that_never_varies_does_not_outweigh_the_others() -> None:
+    """What is always 0 in the original has no variance to be measured by."""
+    units, _ = units_of(padded_net())
+    imitation = Imitation(units, counterparts(units, 1), SHARES)
+    taught = values_of(units, list(imitation.tensors), 1)
+    for value in taught.values():
+        value[:, 0] = 0
+    found = {name: value + 0.1 for name, value in taught.items()}
+    assert 0 < distance(imitation, np.full(units.count, 2), found, taught) < 1
+
+
+def test_a_net_without_counterparts_imitates_nothing() -> None:
+    units, _ = units_of(padded_net())
+    assert float(Imitation(units, (), SHARES)(np.full(units.count, 2), [], {})) == 0
