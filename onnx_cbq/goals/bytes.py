@@ -10,11 +10,12 @@ from typing import ClassVar
 from onnx_cbq.errors import VerificationError
 from onnx_cbq.goals.bits import Bits
 from onnx_cbq.goals.goal import Goal, Met, solve
-from onnx_cbq.methods import Method, PlanMethod
+from onnx_cbq.methods import Method, PlanMethod, RateMethod, coded_bits
 from onnx_cbq.records import Layers
 from onnx_cbq.settings import FIRST, MOST_BITS, check, check_kinds, option
+from onnx_cbq.stages.compensation import Rounded
 from onnx_cbq.stages.scene import Scene
-from onnx_cbq.stages.solution import Solution, make_solution
+from onnx_cbq.stages.solution import Chosen, Solution, make_solution
 from onnx_cbq.stages.written import file_size
 from onnx_cbq.storage import Storage
 
@@ -26,7 +27,7 @@ CORRECTIONS = 10
 FINE_CORRECTIONS = 2
 _WELL_ENOUGH = 0.015
 _LEAST_BITS = 0.1
-# Where a size only shows once codes have been chosen, they start with this share of the bytes.
+# Where a size only shows once codes have been chosen, they are thought to take this share of the bytes.
 _START_SHARE = 0.88
 
 
@@ -74,17 +75,39 @@ class Bytes(Goal):
     def meet(self, scene: Scene, method: Method) -> Met:
         """The solution whose file takes at most so many bytes.
 
-        Everything in the file but the bits changes little with the plan, so it is measured on plans that are rounded to
-        nearest, which takes no time, and then on the solution itself.
-
         Raises:
             VerificationError: the file cannot be that small.
         """
+        if isinstance(method, RateMethod):
+            return self._coded(scene, method)
+        assert isinstance(method, PlanMethod), "others do not go with this goal"
+        return self._planned(scene, method)
+
+    def _coded(self, scene: Scene, method: RateMethod) -> Met:
+        """Weights are chosen by what the whole file takes."""
+        limit, total = self.limit, scene.work.layers.size
+
+        def size(rounded: Rounded) -> int:
+            return file_size(scene, method.label, make_solution(scene, Chosen(rounded)))
+
+        def spent(rounded: Rounded) -> float:
+            return 8 * size(rounded) / total
+
+        chosen, _ = method.choose_at_rate(scene, 8 * limit / total, spent, _START_SHARE)
+        found, bits = size(chosen.rounded), coded_bits(scene)(chosen.rounded)
+        if found > limit:
+            raise VerificationError(_too_small(limit, round(found - bits * total / 8)))
+        solution = make_solution(scene, chosen)
+        return Met(solution, bits, (_note(limit, solution.plan.average_bits(scene.work.layers), found),))
+
+    def _planned(self, scene: Scene, method: PlanMethod) -> Met:
+        """A plan is corrected by what its file takes.
+
+        Everything in the file but the bits changes little with the plan, so it is measured on plans that are rounded to
+        nearest, which takes no time, and then on the solution itself.
+        """
         limit, layers = self.limit, scene.work.layers
-        if isinstance(method, PlanMethod):
-            bits = self._sketched(scene, method)
-        else:
-            bits = min(8 * _START_SHARE * limit / layers.size, MOST_BITS)
+        bits = self._sketched(scene, method)
         best: tuple[int, Solution, float] | None = None
         sizes: dict[float, int] = {}
         for attempt in range(CORRECTIONS):
@@ -93,15 +116,14 @@ class Bytes(Goal):
             sizes[bits] = size
             if size <= limit and (best is None or size > best[0]):
                 best = size, solution, bits
-            quick = isinstance(method, PlanMethod) and attempt < FINE_CORRECTIONS
-            if best and (bits == MOST_BITS or _near(best[0], limit, TOLERANCE if quick else _WELL_ENOUGH)):
+            tolerance = TOLERANCE if attempt < FINE_CORRECTIONS else _WELL_ENOUGH
+            if best and (bits == MOST_BITS or _near(best[0], limit, tolerance)):
                 break
             bits = _between(sizes, limit) or _corrected(bits, size, limit, layers)
         if best is None:
             raise VerificationError(_too_small(limit, size))
         size, solution, bits = best
-        found = solution.plan.average_bits(layers)
-        return Met(solution, bits, (f"--bytes {limit:,}: {found:.3f} bits make a file of {size:,}",))
+        return Met(solution, bits, (_note(limit, solution.plan.average_bits(layers), size),))
 
     def _sketched(self, scene: Scene, method: PlanMethod) -> float:
         """The budget at which a file of weights rounded to nearest takes so many bytes."""
@@ -139,6 +161,10 @@ def _between(sizes: Mapping[float, int], limit: int) -> float | None:
     low = max((bits for bits, size in sizes.items() if size <= limit), default=math.inf)
     high = min((bits for bits, size in sizes.items() if size > limit), default=-math.inf)
     return (low + high) / 2 if low < high else None
+
+
+def _note(limit: int, bits: float, size: int) -> str:
+    return f"--bytes {limit:,}: {bits:.3f} bits make a file of {size:,}"
 
 
 def _too_small(limit: int, rest: int) -> str:

@@ -11,7 +11,7 @@ from onnx_cbq.methods.codebooks import Ecsq, HessianKMeans, KMeans
 from onnx_cbq.methods.criteria import CRITERIA, Criterion
 from onnx_cbq.methods.differentiable import Differentiable
 from onnx_cbq.methods.entropy import Entropy
-from onnx_cbq.methods.method import Fit, Learning, Method, PlanMethod, Planned
+from onnx_cbq.methods.method import Fit, Learning, Method, PlanMethod, Planned, RateMethod, coded_bits
 from onnx_cbq.methods.rate_distortion import RateDistortion
 from onnx_cbq.methods.shared_values import SharedValues
 from onnx_cbq.methods.uniform import Uniform
@@ -29,7 +29,9 @@ __all__ = [
     "PlanMethod",
     "Planned",
     "RateDistortion",
+    "RateMethod",
     "SharedValues",
+    "coded_bits",
     "find_codebook",
     "find_method",
 ]

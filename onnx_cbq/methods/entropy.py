@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
 from onnx_cbq.evidence import Evidence, channel_costs, measure_by_nearest
 from onnx_cbq.evidence.tables import chunks_of_moments
-from onnx_cbq.methods.method import Fit, Method
+from onnx_cbq.methods.method import Fit, RateMethod, Spent, coded_bits
 from onnx_cbq.methods.rate import meet_rate, rate_note
 from onnx_cbq.methods.rate_distortion import layer_factors
 from onnx_cbq.methods.unmeasured import unmeasured_note
@@ -73,7 +73,7 @@ def measured_spacings(evidence: Evidence) -> SpacingEvidence:
 
 
 @dataclass(frozen=True)
-class Entropy(Method):
+class Entropy(RateMethod):
     """Weights for an archive, each on the spacing that its channel's sensitivity allows.
 
     Cost: two to `rate.PASSES` times that of rounding once.
@@ -103,13 +103,18 @@ class Entropy(Method):
 
     def choose(self, scene: Scene, bits: float) -> Chosen:
         """Weights that take at most `bits` each on average once coded."""
+        chosen, rate = self.choose_at_rate(scene, bits, coded_bits(scene))
+        return replace(chosen, notes=(*chosen.notes, rate_note(rate, bits)))
+
+    def choose_at_rate(self, scene: Scene, bits: float, spent: Spent, codes: float = 1.0) -> tuple[Chosen, float]:
+        """Weights that take at most `bits` each on average, and what they take."""
         spacings = scene.evidence.of(measured_spacings, "spacings")
         with scene.clock.stage("rounding"):
-            rounded, rate = _round_at_rate(scene, spacings, bits)
+            rounded, rate = _round_at_rate(scene, spacings, bits, spent, codes)
         notes = (
             (unmeasured_note("no gradient reaches a layer"),) if _vanish(scene.evidence, scene.class_weights) else ()
         )
-        return Chosen(rounded, (*notes, rate_note(rate, bits)))
+        return Chosen(rounded, notes), rate
 
     def coded_rate(self, scene: Scene, solution: Solution, room: int) -> Rate:
         """What the codes take now, and `room` bytes more."""
@@ -118,8 +123,10 @@ class Entropy(Method):
         return Rate(spent(list(solution.rounded.weights.values())) + 8 * room, spent, storage)
 
 
-def _round_at_rate(scene: Scene, spacings: SpacingEvidence, bits: float) -> tuple[Rounded, float]:
-    """Weights that take at most so many bits each on average once coded, and what they take."""
+def _round_at_rate(
+    scene: Scene, spacings: SpacingEvidence, bits: float, spent: Spent, codes: float
+) -> tuple[Rounded, float]:
+    """Weights that take at most so many bits each on average, and what they take."""
     work, settings = scene.work, scene.settings
     sensitivity = _costs(scene.evidence, scene.class_weights)
     costs = {name: value * spacings.factors[name] for name, value in sensitivity.items()}
@@ -148,10 +155,7 @@ def _round_at_rate(scene: Scene, spacings: SpacingEvidence, bits: float) -> tupl
 
         return Compensate().in_order(scene, fitting)
 
-    def spent(rounded: Rounded) -> float:
-        return settings.storage.coded_bits(list(rounded.weights.values())) / total
-
-    return meet_rate(bits, find, make, spent)
+    return meet_rate(bits, find, make, spent, codes)
 
 
 def _vanish(evidence: Evidence, class_weights: Array) -> bool:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from onnx_cbq.records import LayerWeights, Plan
-from onnx_cbq.stages.compensation import round_to_nearest
+from onnx_cbq.stages.compensation import Rounded, round_to_nearest
 from onnx_cbq.stages.rounding import round_plan
 from onnx_cbq.stages.scene import Scene
 from onnx_cbq.stages.solution import Chosen, MethodReport, NoReport, Solution
 from onnx_cbq.storage import Storage
 from onnx_cbq.training.records import Rate
+
+# What weights take, in bits each.
+Spent = Callable[[Rounded], float]
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,27 @@ class Method(ABC):
     def trial_weights(self, weights: LayerWeights) -> LayerWeights:
         """Weights of the trial, which goes the whole way before the long stages, in the form that the method gives."""
         return weights
+
+
+class RateMethod(Method):
+    """A method whose weights take as many bits as something says that they do: the coder, or the whole file."""
+
+    @abstractmethod
+    def choose_at_rate(self, scene: Scene, bits: float, spent: Spent, codes: float = 1.0) -> tuple[Chosen, float]:
+        """Weights that take at most `bits` each, and what they take.
+
+        Args:
+            scene: what is known.
+            bits: per weight.
+            spent: what weights take, in bits each.
+            codes: the share of that which their codes are thought to take.
+        """
+
+
+def coded_bits(scene: Scene) -> Spent:
+    """What the coder of the storage spends."""
+    storage, total = scene.settings.storage, scene.work.layers.size
+    return lambda rounded: storage.coded_bits(list(rounded.weights.values())) / total
 
 
 @dataclass(frozen=True)

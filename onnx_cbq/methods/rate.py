@@ -27,6 +27,7 @@ def meet_rate(
     find: Callable[[float], tuple[_S, float]],
     make: Callable[[_S], Rounded],
     spent: Callable[[Rounded], float],
+    codes: float = 1.0,
 ) -> tuple[Rounded, float]:
     """Weights that take at most so many bits each, as near to that as `PASSES` attempts come, and what they take.
 
@@ -37,9 +38,10 @@ def meet_rate(
         find: from a rate to the setting whose estimated rate does not exceed it, and that estimate.
         make: weights by a setting.
         spent: what weights really take, in bits each.
+        codes: the share of that which their codes are thought to take.
     """
     aim = bits * (1 - TOLERANCE / 2)
-    wanted, best = aim / _FIRST_GUESS, None
+    wanted, best = aim * codes / _FIRST_GUESS, None
     tried: list[_S] = []
     known: list[tuple[float, float]] = []
     for _ in range(PASSES):

@@ -23,7 +23,7 @@ import numpy as np
 
 from onnx_cbq.evidence import Evidence
 from onnx_cbq.evidence.workload import Workload
-from onnx_cbq.methods.method import Fit, Method
+from onnx_cbq.methods.method import Fit, RateMethod, Spent, coded_bits
 from onnx_cbq.methods.rate import meet_rate, rate_note
 from onnx_cbq.model import Array
 from onnx_cbq.quantize.codebook import MOST_VALUES, Codebook, code_lengths, largest_number
@@ -70,7 +70,7 @@ Points = Mapping[str, tuple[Array, Array]]
 
 
 @dataclass(frozen=True)
-class SharedValues(Method):
+class SharedValues(RateMethod):
     """Values that weights share: as many as the bits tell apart, or so many bits in an archive.
 
     With rounding to nearest this is the paper's algorithm and no more: biases stay. Where rounding compensates, weights
@@ -122,24 +122,33 @@ class SharedValues(Method):
 
     def choose(self, scene: Scene, bits: float) -> Chosen:
         """Weights on 2^bits values, or at most `bits` each on average once coded."""
-        storage = scene.settings.storage
-        needed_by = f"--storage {storage.name}" if storage.coded else self.option
-        shares = scene.evidence.of(_Shares(self, scene.settings.rounding, needed_by), "codebook")
+        if scene.settings.storage.coded:
+            chosen, rate = self.choose_at_rate(scene, bits, coded_bits(scene))
+            return replace(chosen, notes=(rate_note(rate, bits), *chosen.notes))
+        shares = self._shares(scene, self.option)
         with scene.clock.stage("rounding"):
-            if storage.coded:
-                rounded, rate = self._at_rate(scene, shares, bits)
-                return Chosen(rounded, (rate_note(rate, bits), self._note(rounded)))
-            share = Share(min(1 << int(bits), MOST_VALUES))
-            rounded = round_to_values(scene, self, shares, share)
+            rounded = round_to_values(scene, self, shares, Share(min(1 << int(bits), MOST_VALUES)))
             return Chosen(rounded, (self._note(rounded),))
+
+    def choose_at_rate(self, scene: Scene, bits: float, spent: Spent, codes: float = 1.0) -> tuple[Chosen, float]:
+        """Weights that take at most `bits` each on average, and what they take."""
+        shares = self._shares(scene, f"--storage {scene.settings.storage.name}")
+        with scene.clock.stage("rounding"):
+            rounded, rate = self._at_rate(scene, shares, bits, spent, codes)
+            return Chosen(rounded, (self._note(rounded),)), rate
 
     def trial_weights(self, weights: LayerWeights) -> LayerWeights:
         """With a table of every code up to the largest."""
         largest = int(np.abs(weights.codes).max(initial=1))
         return replace(weights, grid=Shared(np.arange(-largest, largest + 1, dtype=np.int8)))
 
-    def _at_rate(self, scene: Scene, shares: ShareEvidence, bits: float) -> tuple[Rounded, float]:
-        """Weights on shared values that take at most so many bits each once coded, and what they take."""
+    def _shares(self, scene: Scene, needed_by: str) -> ShareEvidence:
+        return scene.evidence.of(_Shares(self, scene.settings.rounding, needed_by), "codebook")
+
+    def _at_rate(
+        self, scene: Scene, shares: ShareEvidence, bits: float, spent: Spent, codes: float
+    ) -> tuple[Rounded, float]:
+        """Weights on shared values that take at most so many bits each, and what they take."""
         total = scene.work.layers.size
         points = _points(scene.work, shares, self)
         stride = max(total // _SAMPLE, 1)
@@ -149,13 +158,10 @@ class SharedValues(Method):
             bits = (_entropy(self.counts(*found, share)) * len(points[name][0]) for name, found in some.items())
             return sum(bits) / total
 
-        def spent(rounded: Rounded) -> float:
-            return scene.settings.storage.coded_bits(list(rounded.weights.values())) / total
-
         def make(share: Share) -> Rounded:
             return round_to_values(scene, self, shares, share)
 
-        return meet_rate(bits, self.finder(points, estimate), make, spent)
+        return meet_rate(bits, self.finder(points, estimate), make, spent, codes)
 
     def _note(self, rounded: Rounded) -> str:
         grids = (weights.grid for weights in rounded.weights.values())

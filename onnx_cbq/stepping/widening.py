@@ -64,8 +64,10 @@ def counterparts(units: Units, width: float) -> tuple[Counterpart, ...]:
     What a branch adds by itself may differ, if the sum does not.
     """
     copies = _Copies(units, _count(units, width))
-    sums = [link.output for _, link in units.links if isinstance(link, Same) and len(link.inputs) > 1]
-    names = sums or [use.output for product in units.hidden for use in product.layer.uses]
+    added = (link for node, link in units.links if node.op_type == "Add" and isinstance(link, Same))
+    # What is added to the input stays whole in every subnet.
+    sums = [link.output for link in added if len(link.inputs) > 1 and units.of[link.output].any()]
+    names = sums or dict.fromkeys(use.output for product in units.hidden for use in product.layer.uses)
     return tuple(
         Counterpart(name if width == 1 else copies.joined(name, 1), name, copies.members(name, 1)) for name in names
     )

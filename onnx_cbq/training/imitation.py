@@ -3,15 +3,15 @@
 Answers alone say little of what each layer should do; what its channels gave in the original says all of it (Romero et
 al., FitNets, ICLR 2015, arXiv 1412.6550). The distance
 
-    mean over tensors and channels c of E[(h_c - h'_c)^2] / Var[h'_c]
+    mean over tensors and channels c of beta^k(c) E[(h_c - h'_c)^2] / Var[h'_c]
 
-counts less and less, and nothing in the end, when answers are all that matters. Channels of subnets that have few of
-the multiplications are left out: those need other features than the original has.
+with k the subnet of a channel counts less and less, and nothing in the end, when answers are all that matters. Channels
+of subnets that have few of the multiplications are left out: those need other features than the original has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -33,37 +33,82 @@ class Imitation:
         units: of the net.
         counterparts: its tensors and those of the original.
         shares: of the multiplications that each subnet may have, [subnets].
+        beta: how updates of larger subnets are damped.
+        seen: tensors of the original, by name, batch by batch, that say how much its channels vary.
     """
 
-    def __init__(self, units: Units, counterparts: Sequence[Counterpart], shares: Sequence[float]) -> None:
-        self._units, self._counterparts = units, counterparts
-        # Unit 0 and units that no subnet has count nothing.
-        self._counted = torch.tensor([0.0, *(float(share >= _ENOUGH) for share in shares), 0.0])
+    def __init__(
+        self,
+        units: Units,
+        counterparts: Sequence[Counterpart],
+        shares: Sequence[float],
+        beta: float,
+        seen: Iterable[Mapping[str, Tensor]],
+    ) -> None:
+        damped = [beta**k * (share >= _ENOUGH) for k, share in enumerate(shares, 1)]
+        imitating = [value for value in damped if value]
+        self._units = units
+        self._counterparts = tuple(counterparts) if imitating else ()
+        # Of those that imitate the mean is 1. Unit 0 and units that no subnet has count nothing.
+        self._counted = torch.tensor([0.0, *(value * len(imitating) / (sum(damped) or 1) for value in damped), 0.0])
         self._left = 1.0
-        self.tensors = tuple(one.tensor for one in counterparts)
-        self.originals = tuple(one.original for one in counterparts)
+        axes = {one.original: units.axis[one.tensor] for one in self._counterparts}
+        self._factors = _factors(seen, axes)
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Those of the net."""
+        return tuple(one.tensor for one in self._counterparts)
+
+    @property
+    def originals(self) -> tuple[str, ...]:
+        """Those of the original."""
+        return tuple(one.original for one in self._counterparts)
 
     def advance(self, share: float) -> None:
         """So much of the training is over."""
         self._left = 1 - share
 
-    def __call__(self, assignment: Array, found: Sequence[Tensor], taught: Mapping[str, Tensor]) -> Tensor | float:
+    def __call__(self, assignment: Array, found: Sequence[Tensor], shown: Mapping[str, Tensor]) -> Tensor | float:
         """What the distance adds to the loss.
 
         Args:
             assignment: the subnet of each unit.
             found: the net's tensors, [samples, ..., channels, ...].
-            taught: those of the original, by name.
+            shown: those of the original, by name.
         """
         total: Tensor | float = 0.0
         for one, value in zip(self._counterparts, found, strict=True):
             axis = self._units.axis[one.tensor]
-            counted = self._counted[torch.from_numpy(assignment[self._units.of[one.tensor]])].to(value.device)
-            others = [i for i in range(value.dim()) if i != axis % value.dim()]
-            original = taught[one.original]
-            variances = original.var(dim=others, unbiased=False)
-            factors = (variances.clamp_min(_LEAST * variances.mean()) + torch.finfo(variances.dtype).tiny).reciprocal()
-            channels = torch.from_numpy(one.channels).to(value.device)
-            squares = (value - original.index_select(axis, channels)).square().mean(dim=others)
-            total = total + (squares * factors[channels] * counted).mean()
+            channels = torch.from_numpy(one.channels)
+            counted = self._counted[torch.from_numpy(assignment[self._units.of[one.tensor]])]
+            factors = (self._factors[one.original][channels] * counted).to(value.device)
+            original = shown[one.original].index_select(axis, channels.to(value.device))
+            squares = (value - original).square().mean(dim=_others(value, axis))
+            total = total + (squares * factors).mean()
         return _WEIGHT * self._left * total / max(len(found), 1)
+
+
+def _factors(seen: Iterable[Mapping[str, Tensor]], axes: Mapping[str, int]) -> dict[str, Tensor]:
+    """1 / variance of the channels of each tensor; 0 for a tensor that never varies."""
+    sums: dict[str, list[Tensor]] = {}
+    for values in seen if axes else ():
+        for name, axis in axes.items():
+            value = values[name].double()
+            others = _others(value, axis)
+            ones = torch.tensor(value.numel() / value.shape[axis], dtype=torch.float64)
+            found = [ones, value.sum(dim=others).cpu(), value.square().sum(dim=others).cpu()]
+            sums[name] = [a + b for a, b in zip(sums[name], found, strict=True)] if name in sums else found
+    factors = {}
+    for name, (count, total, squares) in sums.items():
+        variances = (squares / count - (total / count).square()).clamp_min(0)
+        mean = variances.mean()
+        # Sums of squares of what stays the same differ from the square of the sum by rounding.
+        varies = bool(mean > 1e-12 * (squares / count).mean())
+        factors[name] = (varies / variances.clamp_min(_LEAST * mean).clamp_min(1e-300)).float()
+    return factors
+
+
+def _others(value: Tensor, axis: int) -> list[int]:
+    """All axes but one."""
+    return [i for i in range(value.dim()) if i != axis % value.dim()]

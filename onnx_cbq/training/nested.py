@@ -25,8 +25,8 @@ from onnx_cbq.graph.remove.links import Product
 from onnx_cbq.graph.shapes import fixed_batch
 from onnx_cbq.model import Array, Model
 from onnx_cbq.quantize.patches import has_rows
-from onnx_cbq.records import Grouping
-from onnx_cbq.stepping.compensation import Inputs, taken_up
+from onnx_cbq.records import Grouping, Layer
+from onnx_cbq.stepping.compensation import Inputs, read_rows, taken_up
 from onnx_cbq.stepping.masks import Nested, head_mask, owner, split_model, weight_mask
 from onnx_cbq.stepping.units import Units
 from onnx_cbq.torch_graph import TorchGraph, choose_device
@@ -130,21 +130,23 @@ class NestedNet(Pupil):
         self._damping = {name: self._tensor(self._beta ** -value.astype(np.float32)) for name, value in owners.items()}
 
     @torch.no_grad()
-    def reassign(self, assignment: Array, batch: TrainingBatch) -> None:
+    def reassign(self, assignment: Array, batches: Sequence[TrainingBatch]) -> None:
         """Give every unit to a subnet; weights that stay take up what they can of those that go.
 
-        What they read is told from the batch. Cost: a pass forward, and for each layer with n inputs that loses some
-        n^2 multiplications per row that is looked at, and n^3 / 3 per subnet.
+        What they read is told from the batches. Cost: a pass forward for each, and that of `taken_up` for every layer
+        that loses some.
         """
-        before = {name: mask.bool().cpu().numpy() for name, mask in self._masks.items()}
-        read = self._read(batch)
-        self.assign(assignment)
+        losing = {
+            name: (mask.bool().cpu().numpy(), weight_mask(self._units, assignment, self._weights[name]))
+            for name, mask in self._masks.items()
+            if has_rows(self._weights[name].layer)
+        }
+        losing = {name: masks for name, masks in losing.items() if (masks[0] & ~masks[1]).any()}
+        read = self._read([self._weights[name].layer for name in losing], batches)
         values = dict(zip(self._names, self.values, strict=True))
-        for name, mask in before.items():
-            product, after = self._weights[name], self._masks[name].bool().cpu().numpy()
-            if (mask == after).all() or not has_rows(product.layer):
-                continue
-            self._take_up(product, values, [read[use.activation] for use in product.layer.uses], (mask, after))
+        self.assign(assignment)
+        for name, masks in losing.items():
+            self._take_up(self._weights[name], values, read[name], masks)
 
     def get_extra_state(self) -> Tensor:
         """The assignment, which is a part of the state."""
@@ -210,21 +212,25 @@ class NestedNet(Pupil):
         rows = {name: value.movedim(1, 0).flatten(1) for name, value in found.items()}
         return {name: Normalization(value.mean(dim=1), value.var(dim=1)) for name, value in rows.items()}
 
-    def _read(self, batch: TrainingBatch) -> dict[str, Array]:
-        """What hidden layers read, by tensor."""
+    def _read(self, layers: Sequence[Layer], batches: Sequence[TrainingBatch]) -> dict[str, Array]:
+        """The rows that layers multiply, by weight."""
         self.eval()
-        names = tuple(dict.fromkeys(use.activation for p in self._units.hidden for use in p.layer.uses))
-        found = self.look(batch.feeds, names)[1]
-        return {name: value.cpu().numpy() for name, value in zip(names, found, strict=True)}
+        names = tuple(dict.fromkeys(use.activation for layer in layers for use in layer.uses))
+        random, found = np.random.default_rng(0), dict[str, list[Array]]()
+        for batch in batches if layers else ():
+            tensors = (value.cpu().numpy() for value in self.look(batch.feeds, names)[1])
+            values = dict(zip(names, tensors, strict=True))
+            for layer in layers:
+                rows = read_rows(layer, [values[use.activation] for use in layer.uses], random)
+                found.setdefault(layer.weight, []).append(rows)
+        return {name: np.concatenate(parts) for name, parts in found.items()}
 
-    def _take_up(
-        self, product: Product, values: Mapping[str, Tensor], read: Sequence[Array], masks: tuple[Array, Array]
-    ) -> None:
-        """Change the weight of a layer, its bias and its normalization, now that another mask holds."""
+    def _take_up(self, product: Product, values: Mapping[str, Tensor], read: Array, masks: tuple[Array, Array]) -> None:
+        """Change the weight of a layer, its biases and its normalization, now that another mask holds."""
         layer, weight = product.layer, values[product.layer.weight]
         biases = [use.bias for use in layer.uses if use.bias is not None]
         before, after = (layer.rows(np.broadcast_to(mask, layer.weight_shape)) for mask in masks)
-        inputs = Inputs.of(layer, read, np.random.default_rng(0), centred=bool(biases))
+        inputs = Inputs.of(read, centred=len(biases) == len(layer.uses))
         rows, shift = taken_up(layer.rows(weight.cpu().numpy()), inputs, before, after)
         weight.copy_(self._tensor(layer.unrows(rows)))
         norm = self._norms.get(product.use.output)
@@ -268,12 +274,13 @@ class NestedObjective:
 
     def __call__(self, student: NestedNet, batch: TrainingBatch, taught: Tensor) -> tuple[Tensor, Tensor]:
         """The loss, and the scores of all subnets."""
-        scores, hidden = student.look(batch.feeds, self.imitation.tensors if student.training else ())
+        imitated = self.imitation.tensors if student.training else ()
+        scores, hidden = student.look(batch.feeds, imitated)
         losses = self.losses(taught, scores, batch.labels).mean(dim=1)
         if not student.training:
             return losses.mean(), scores
         counts = torch.tensor([self.beta**k for k in range(1, len(losses) + 1)], device=losses.device)
-        shown = student.shown(batch.feeds, self.imitation.originals)
+        shown = student.shown(batch.feeds, self.imitation.originals) if imitated else {}
         return (counts * losses).sum() / counts.sum() + self.imitation(student.assignment, hidden, shown), scores
 
     def advance(self, share: float) -> None:
@@ -294,34 +301,6 @@ class NestedObjective:
                 each = each + self.alpha * functional.cross_entropy(one, labels, reduction="none")
             found.append(each)
         return torch.stack(found)
-
-
-def importance(net: NestedNet, units: Units, batches: list[TrainingBatch], beta: float) -> Array:
-    """Of each unit for each subnet, [subnets, units]: what moving it out of subnet i costs this and larger ones.
-
-    I_i = sum over k >= i of beta^(k-i) mean over samples of (dL_k/dr)^2, with L the cross-entropy with the labels (the
-    divergence from the original net is 0, and flat, where the search begins) and r = 1 a multiplier on the unit's
-    outputs: dL/dr is the sum of output times gradient.
-    """
-    net.eval()
-    tensors = tuple(dict.fromkeys(use.output for product in units.hidden for use in product.layer.uses))
-    total: Array = np.zeros(0)
-    for batch in batches:
-        scores, outputs = net.look(batch.feeds, tensors)
-        found = []
-        for one in scores:
-            loss = functional.cross_entropy(one, batch.labels, reduction="sum")
-            gradients = torch.autograd.grad(loss, outputs, retain_graph=True)
-            per_unit = torch.zeros(len(batch.labels), units.count, device=net.device)
-            for name, value, gradient in zip(tensors, outputs, gradients, strict=True):
-                product = (value.detach() * gradient).movedim(units.axis[name], 1)
-                index = torch.tensor(units.of[name], device=net.device)
-                per_unit.index_add_(1, index, product.reshape(*product.shape[:2], -1).sum(dim=2).float())
-            found.append(per_unit.square().sum(dim=0).cpu().numpy())
-        total = total + np.stack(found) if total.size else np.stack(found)
-    for k in reversed(range(len(total) - 1)):
-        total[k] += beta * total[k + 1]
-    return total / sum(len(batch.labels) for batch in batches)
 
 
 def _can_be_normalized(units: Units, product: Product) -> bool:

@@ -22,19 +22,20 @@ from onnx_cbq.stepping.units import Units
 from onnx_cbq.stepping.widening import Counterpart
 from onnx_cbq.system import stopping
 from onnx_cbq.system.progress import Progress, silent
-from onnx_cbq.training.batches import Batches
+from onnx_cbq.training.batches import Batches, TrainingBatch
 from onnx_cbq.training.checkpoint import Checkpoint
 from onnx_cbq.training.imitation import Imitation
+from onnx_cbq.training.importance import importance
 from onnx_cbq.training.loop import train, update
-from onnx_cbq.training.nested import NestedNet, NestedObjective, importance
+from onnx_cbq.training.nested import NestedNet, NestedObjective
 from onnx_cbq.training.records import Course, Schedule
 from onnx_cbq.training.settings import StepConfig
 from onnx_cbq.training.setup import Setup
 
 # Batches that statistics are taken from once all units were moved.
 _SETTLING = 20
-# Batches that importance is taken from.
-_LOOKS = 2
+# Samples that importance is taken from, and what tensors hold.
+_SEEN = 256
 # Share of the minutes and of the updates that moving may take, with the training in between.
 _MOVING = 1 / 3
 
@@ -98,10 +99,12 @@ def run_nesting(task: NestingTask, config: StepConfig, progress: Progress = sile
     learned, held = (
         setup.batches(task.samples, indices, config, config.views) for indices in (task.learned, task.held)
     )
-    first = next(learned.endless(config.seed)).feeds
-    net = NestedNet(task.units, task.original, len(config.macs), config.beta, first, bfloat16=setup.bfloat16)
+    first = list(islice(learned.endless(config.seed), _batches_of(_SEEN, learned)))
+    net = NestedNet(task.units, task.original, len(config.macs), config.beta, first[0].feeds, bfloat16=setup.bfloat16)
     even = setup.tensor(np.ones(len(task.class_names)))
-    imitation = Imitation(task.units, task.counterparts, config.macs)
+    originals = tuple(one.original for one in task.counterparts)
+    shown = (net.shown(batch.feeds, originals) for batch in first)
+    imitation = Imitation(task.units, task.counterparts, config.macs, config.beta, shown)
     objective = NestedObjective(config.alpha, config.beta, even, Grouping.single(task.class_names), imitation)
     cache, parts = task.cache, functools.partial(_parts, task, config, setup)
     moves, stopped = _move_all(
@@ -142,14 +145,18 @@ def _move_all(
     each = min(config.round_updates, int(_MOVING * config.updates / config.rounds))
     found: Array = np.zeros((len(config.macs), units.count))
     # Labels are those of images as they are.
-    seen = replace(learned, augment=(), views=1).endless(config.seed + 2, _LOOKS * moves.rounds)
+    unchanged, looks = replace(learned, augment=(), views=1), _batches_of(_SEEN, learned)
+
+    def seen() -> list[TrainingBatch]:
+        return list(islice(unchanged.endless(config.seed + 2, looks * moves.rounds), looks))
+
     learning = learned.endless(config.seed + 3, moves.batches)
     with stopping.going_on() as interruption:
         while moves.rounds < config.rounds:
             number = moves.rounds + 1
-            looks = list(islice(seen, _LOOKS))
-            found = importance(net, units, looks, config.beta)
-            net.reassign(move_units(units, net.assignment, found, _limits(task, number / config.rounds)), looks[0])
+            batches = seen()
+            found = importance(net, units, batches, config.beta)
+            net.reassign(move_units(units, net.assignment, found, _limits(task, number / config.rounds)), batches)
             until = begun + 60 * config.minutes * _MOVING * number / config.rounds
             for batch in islice(learning, each):
                 moves.batches += 1
@@ -161,12 +168,18 @@ def _move_all(
             moves.rounds, moves.seconds = number, time.monotonic() - begun
             kept.save(net, optimizer, moves)
     if interruption.came:
-        net.reassign(move_units(units, net.assignment, found, task.limits), next(seen))
+        net.reassign(move_units(units, net.assignment, found, task.limits), seen())
     net.settle(islice(learned.endless(config.seed + 4), _SETTLING))
     moves.seconds = time.monotonic() - begun
     if not interruption.came:
         kept.finish(net.state_dict(), moves)
     return moves, interruption.came
+
+
+def _batches_of(samples: int, batches: Batches) -> int:
+    """How many batches have so many samples."""
+    size = batches.samples.fixed_batch or min(batches.size, len(batches.indices))
+    return -(-samples // size)
 
 
 def _parts(task: NestingTask, config: StepConfig, setup: Setup) -> list[object]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from onnx_cbq import ConfigError, QuantizeConfig, RateDistortionConfig, RoundingConfig, VerificationError, quantize
 from onnx_cbq.jobs.result import Result
+from onnx_cbq.methods.rate import PASSES
+from onnx_cbq.stages.written import file_size
 from tests.conftest import DIGITS_CARD, DIGITS_MODEL
 
 
@@ -66,3 +69,32 @@ def test_sizes_are_told_apart() -> None:
 def test_settings_that_say_two_things_are_refused(other: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         QuantizeConfig(**{"bytes": 1000, "storage": "packed", **other})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("codebook", ["uniform", "kmeans"])
+def test_an_archive_is_filled_by_what_the_whole_of_it_takes(
+    codebook: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every attempt rounds all weights, which takes as long as the whole run for a given number of bits."""
+    attempts = []
+    kept = file_size
+
+    def counted(*arguments: Any) -> int:
+        attempts.append(kept(*arguments))
+        return attempts[-1]
+
+    monkeypatch.setattr("onnx_cbq.goals.bytes.file_size", counted)
+    config = QuantizeConfig(bytes=2500, storage="archive", codebook=codebook, activation_bits=0, samples=60)
+    result = quantize(DIGITS_MODEL, DIGITS_CARD, config)
+    size = result.save(tmp_path / "model.cbq")
+    assert size == result.sizes.archive
+    # Codebooks come in leaps.
+    assert 0.94 * 2500 <= size <= 2500
+    # The one that is kept is measured once more.
+    assert len(attempts) <= PASSES + 1
+
+
+def test_an_archive_that_cannot_be_so_small_is_refused() -> None:
+    config = QuantizeConfig(bytes=400, storage="archive", activation_bits=0, samples=60)
+    with pytest.raises(VerificationError, match=r"--bytes 400: the file takes \d+ bytes beside the bits"):
+        quantize(DIGITS_MODEL, DIGITS_CARD, config)

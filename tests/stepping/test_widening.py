@@ -13,6 +13,7 @@ from onnx_cbq.runtime import Session
 from onnx_cbq.stepping.assignment import find_spaces, subnet_macs
 from onnx_cbq.stepping.units import Units, find_units
 from onnx_cbq.stepping.widening import counterparts, needed_width, widen
+from tests.graphs import make_model, node
 from tests.stepping.nets import joined_net, padded_net, units_of
 
 NETS: dict[str, Callable[[], onnx.ModelProto]] = {"padded": padded_net, "joined": joined_net}
@@ -60,6 +61,28 @@ def test_tensors_of_the_wider_net_are_found_in_the_original(name: str, known: li
         taken = expected[one.original].take(one.channels, axis)
         np.testing.assert_allclose(values[one.tensor], taken, rtol=1e-4, atol=1e-5)
         assert wide.of[one.tensor].shape == one.channels.shape
+
+
+def test_a_layer_that_is_used_twice_is_compared_once_a_use() -> None:
+    """And what is multiplied, as a gate is, is no sum."""
+    random = np.random.default_rng(0)
+    constants = {
+        "w1": random.normal(0, 1, (4, 4, 1, 1)).astype(np.float32),
+        "w0": random.normal(0, 1, (4, 2, 1, 1)).astype(np.float32),
+        "w2": random.normal(0, 1, (4, 3)).astype(np.float32),
+    }
+    nodes = [
+        node("Conv", "x w0", "c0"),
+        node("Conv", "c0 w1", "c1"),
+        node("Sigmoid", "c1", "s"),
+        node("Mul", "c1 s", "m"),
+        node("Conv", "m w1", "c2"),
+        node("GlobalAveragePool", "c2", "p"),
+        node("Flatten", "p", "f"),
+        node("MatMul", "f w2", "y"),
+    ]
+    units, _ = units_of(make_model(nodes, {"x": ["N", 2, 4, 4]}, ["y"], constants))
+    assert [one.original for one in counterparts(units, 1)] == ["c0", "c1", "c2"]
 
 
 def test_every_space_is_wider() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from onnx_cbq.model import Array
@@ -12,7 +13,7 @@ from onnx_cbq.training.imitation import Imitation
 from tests.stepping.nets import padded_net, random_nested, units_of
 
 # The first is too small a part of the net to imitate it.
-SHARES = (0.1, 0.5, 0.9)
+SHARES, BETA = (0.1, 0.5, 0.9), 0.6
 
 
 def values_of(units: Units, names: list[str], seed: int) -> dict[str, Array]:
@@ -26,6 +27,15 @@ def values_of(units: Units, names: list[str], seed: int) -> dict[str, Array]:
     return found
 
 
+def make(units: Units, taught: dict[str, Array], shares: tuple[float, ...] = SHARES) -> Imitation:
+    """By the variances of `taught`, given as two batches."""
+    parts = [{name: torch.tensor(value[some]) for name, value in taught.items()} for some in (slice(3), slice(3, 7))]
+    return Imitation(units, counterparts(units, 1), shares, BETA, parts)
+
+
+NAMES = ["a1", "a2"]
+
+
 def distance(imitation: Imitation, assignment: Array, found: dict[str, Array], taught: dict[str, Array]) -> float:
     tensors = {name: torch.tensor(value) for name, value in taught.items()}
     return float(imitation(assignment, [torch.tensor(found[name]) for name in imitation.tensors], tensors))
@@ -34,19 +44,22 @@ def distance(imitation: Imitation, assignment: Array, found: dict[str, Array], t
 def test_channels_of_larger_subnets_count_by_their_variance() -> None:
     units, _ = units_of(padded_net())
     assignment = random_nested(units, len(SHARES), 0).assignment
-    imitation = Imitation(units, counterparts(units, 1), SHARES)
-    names = list(imitation.tensors)
-    found, taught = values_of(units, names, 0), values_of(units, names, 1)
+    found, taught = values_of(units, NAMES, 0), values_of(units, NAMES, 1)
+    imitation = make(units, taught)
+    assert list(imitation.tensors) == NAMES
     expected = 0.0
-    for name in names:
+    # As answers of subnet k count beta^k; 1 on average.
+    counted = {2: 2 / (1 + BETA), 3: 2 * BETA / (1 + BETA)}
+    for name in NAMES:
         for channel, unit in enumerate(units.of[name]):
             # Given by the input, of the small subnet, or in none: nothing is asked of it.
-            if assignment[unit] not in (2, 3):
+            if assignment[unit] not in counted:
                 continue
             error = np.square(found[name][:, channel] - taught[name][:, channel]).mean(dtype=np.float64)
-            expected += error / taught[name][:, channel].var(dtype=np.float64) / len(units.of[name])
+            error /= taught[name][:, channel].var(dtype=np.float64)
+            expected += counted[int(assignment[unit])] * error / len(units.of[name])
     got = distance(imitation, assignment, found, taught)
-    np.testing.assert_allclose(got, 2 * expected / len(names), rtol=1e-5)
+    np.testing.assert_allclose(got, 2 * expected / len(NAMES), rtol=1e-5)
     assert distance(imitation, assignment, taught, taught) == 0
     imitation.advance(0.75)
     np.testing.assert_allclose(distance(imitation, assignment, found, taught), got / 4, rtol=1e-5)
@@ -57,8 +70,8 @@ def test_channels_of_larger_subnets_count_by_their_variance() -> None:
 def test_copies_are_held_against_the_channel_that_they_began_as() -> None:
     units, _ = units_of(padded_net())
     turned = [Counterpart(one.tensor, one.original, one.channels[::-1].copy()) for one in counterparts(units, 1)]
-    imitation = Imitation(units, turned, SHARES)
-    taught = values_of(units, list(imitation.tensors), 1)
+    taught = values_of(units, NAMES, 1)
+    imitation = Imitation(units, turned, SHARES, BETA, [{name: torch.tensor(value) for name, value in taught.items()}])
     found = {name: value[:, ::-1].copy() for name, value in taught.items()}
     assignment = np.full(units.count, 2)
     assert distance(imitation, assignment, found, taught) == 0
@@ -68,14 +81,25 @@ def test_copies_are_held_against_the_channel_that_they_began_as() -> None:
 def test_a_channel_that_never_varies_does_not_outweigh_the_others() -> None:
     """What is always 0 in the original has no variance to be measured by."""
     units, _ = units_of(padded_net())
-    imitation = Imitation(units, counterparts(units, 1), SHARES)
-    taught = values_of(units, list(imitation.tensors), 1)
+    taught = values_of(units, NAMES, 1)
     for value in taught.values():
         value[:, 0] = 0
     found = {name: value + 0.1 for name, value in taught.items()}
-    assert 0 < distance(imitation, np.full(units.count, 2), found, taught) < 1
+    assert 0 < distance(make(units, taught), np.full(units.count, 2), found, taught) < 1
 
 
-def test_a_net_without_counterparts_imitates_nothing() -> None:
+def test_a_tensor_that_never_varies_counts_nothing() -> None:
+    """One over its variance stopped Adam for good."""
     units, _ = units_of(padded_net())
-    assert float(Imitation(units, (), SHARES)(np.full(units.count, 2), [], {})) == 0
+    taught = values_of(units, NAMES, 1)
+    taught["a1"][:] = 3
+    found = dict(taught, a1=taught["a1"] + 5)
+    assert distance(make(units, taught), np.full(units.count, 2), found, taught) == 0
+
+
+@pytest.mark.parametrize("shares", [(0.05, 0.15), (0.1,)])
+def test_subnets_too_small_for_it_imitate_nothing(shares: tuple[float, ...]) -> None:
+    units, _ = units_of(padded_net())
+    imitation = make(units, values_of(units, NAMES, 1), shares)
+    assert imitation.tensors == imitation.originals == ()
+    assert float(imitation(np.ones(units.count, np.int64), [], {})) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,9 +26,10 @@ from onnx_cbq.stepping.units import Units
 from onnx_cbq.stepping.widening import counterparts
 from onnx_cbq.system.store import Store
 from onnx_cbq.training import loop, nesting
-from onnx_cbq.training.batches import TrainingBatch
+from onnx_cbq.training.batches import Batches, TrainingBatch
 from onnx_cbq.training.imitation import Imitation
-from onnx_cbq.training.nested import NestedNet, NestedObjective, importance
+from onnx_cbq.training.importance import importance
+from onnx_cbq.training.nested import NestedNet, NestedObjective
 from onnx_cbq.training.nesting import NestingTask, run_nesting
 from onnx_cbq.training.settings import StepConfig
 from tests.stepping.nets import CLASSES, joined_net, padded_net, random_nested, units_of
@@ -35,6 +37,8 @@ from tests.stepping.nets import CLASSES, joined_net, padded_net, random_nested, 
 STEPS = 3
 QUICK = StepConfig(macs=(0.3, 0.5, 0.8), updates=12, batch=16, rounds=2, round_updates=2, check_every=4, bfloat16=False)
 BETA = 0.6
+# Batches of 16 that have 256 samples.
+STATISTICS = 16
 
 
 def shares_of(units: Units) -> list[float]:
@@ -98,8 +102,10 @@ def test_a_model_with_a_batch_of_one_is_trained_without_normalization() -> None:
     random = np.random.default_rng(0)
     data = CalibrationSet.from_arrays(random.normal(0, 1, (20, 3, 8, 8)).astype(np.float32), np.arange(20) % CLASSES)
     samples = data.for_model(units.model.inputs)
+    same = counterparts(units, 1)
     nested, course = run_nesting(
-        NestingTask(units, units.model, shares_of(units), samples, np.arange(15), np.arange(15, 20), "abcde", ()), QUICK
+        NestingTask(units, units.model, shares_of(units), samples, np.arange(15), np.arange(15, 20), "abcde", same),
+        QUICK,
     )
     assert course.updates == 12
     assert all(np.isfinite(value).all() for value in nested.constants.values())
@@ -110,7 +116,7 @@ def test_what_a_larger_subnet_changes_is_damped() -> None:
     units, _ = units_of(padded_net())
     nested = random_nested(units, STEPS, 1)
     batch = make_batch(units)
-    nothing = Imitation(units, (), QUICK.macs)
+    nothing = Imitation(units, (), QUICK.macs, BETA, ())
     objective = NestedObjective(0.3, BETA, torch.ones(CLASSES), Grouping.single("abcde"), nothing)
     net = make_net(units, nested).train()
     objective(net, batch, batch.taught(net.teach))[0].backward()
@@ -181,7 +187,7 @@ def test_weights_that_stay_take_up_what_those_did_that_go() -> None:
 
     whole, kept = outputs(), dict(zip(net._names, net.values, strict=True))[weight].detach().clone()
     assignment = random_nested(units, STEPS, 0).assignment
-    net.reassign(assignment, batch)
+    net.reassign(assignment, [batch])
     taken_up, mean, variance = outputs(), norm.mean.clone(), norm.variance.clone()
     with torch.no_grad():
         dict(zip(net._names, net.values, strict=True))[weight].copy_(kept)
@@ -279,6 +285,59 @@ def test_ctrl_c_while_units_move_still_gives_subnets_within_their_limits(
     nested, course = run_nesting(task, QUICK)
     assert (course.stopped, course.updates) == ("Ctrl-C", 0)
     assert (subnet_macs(task.units, nested.assignment, STEPS) <= np.array(QUICK.macs) * task.units.macs).all()
+
+
+def test_ctrl_c_while_samples_are_read_does_so_too(task: NestingTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A generator that an exception went through gives nothing more."""
+    calls, batch = itertools.count(), Batches._batch
+
+    def interrupted(self: Batches, *arguments: Any) -> TrainingBatch:
+        # The first are those that statistics come from, the next are looked at.
+        if next(calls) == STATISTICS + 1:
+            raise KeyboardInterrupt
+        return batch(self, *arguments)
+
+    monkeypatch.setattr(Batches, "_batch", interrupted)
+    nested, course = run_nesting(task, QUICK)
+    assert (course.stopped, course.updates) == ("Ctrl-C", 0)
+    assert (subnet_macs(task.units, nested.assignment, STEPS) <= np.array(QUICK.macs) * task.units.macs).all()
+
+
+def test_training_imitates_the_original_less_and_less(task: NestingTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told before every update behind the moves, and never by the samples that decide what is kept."""
+    told: list[float] = []
+    kept = Imitation.advance
+
+    def advance(self: Imitation, share: float) -> None:
+        told.append(share)
+        kept(self, share)
+
+    monkeypatch.setattr(Imitation, "advance", advance)
+    _, course = run_nesting(task, QUICK)
+    moved = QUICK.rounds * QUICK.round_updates
+    assert len(told) == course.updates - moved
+    assert told[0] == 0
+    assert told == sorted(told)
+    assert told[-1] < 1
+
+
+@torch.no_grad()
+def test_hidden_tensors_count_while_training_and_at_no_other_time() -> None:
+    units, _ = units_of(padded_net())
+    net, batch = make_net(units, random_nested(units, STEPS, 1)), make_batch(units)
+    shown = [net.shown(batch.feeds, ("a1", "a2"))]
+    imitation = Imitation(units, counterparts(units, 1), (0.3, 0.5, 0.8), BETA, shown)
+    losses = {}
+    for training in (True, False):
+        for one in (imitation, Imitation(units, (), (0.3, 0.5, 0.8), BETA, ())):
+            objective = NestedObjective(0.0, BETA, torch.ones(CLASSES), Grouping.single("abcde"), one)
+            loss, _ = objective(net.train(training), batch, net.teach(batch.feeds))
+            losses[training, one is imitation] = float(loss)
+    net.train()
+    distance = imitation(net.assignment, net.look(batch.feeds, imitation.tensors)[1], shown[0])
+    assert float(distance) > 0.01
+    np.testing.assert_allclose(losses[True, True] - losses[True, False], float(distance), rtol=1e-4)
+    assert losses[False, True] == losses[False, False]
 
 
 def test_time_ends_moving_and_training(task: NestingTask, monkeypatch: pytest.MonkeyPatch) -> None:
