@@ -153,7 +153,8 @@ def train(
         checkpoint: where the state is kept, and taken up from if it is there; a training that was over is found there.
         progress: told of every update.
 
-    Cost per update: a pass forward of the float net for every view, one forward and one backward of the quantized net.
+    Cost per update: a pass forward of the float net for every view (for subnets that imitate it, one more), one forward
+    and one backward of the net that learns.
     """
     if checkpoint is not None and (over := checkpoint.result(student)) is not None:
         return over
