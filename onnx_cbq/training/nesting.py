@@ -34,8 +34,8 @@ from onnx_cbq.training.setup import Setup
 
 # Batches that statistics are taken from once all units were moved.
 _SETTLING = 20
-# Samples that importance is taken from, and what tensors hold.
-_SEEN = 256
+# Samples that importance is taken from, and what tensors hold; in so many batches, which may be small, at most.
+_SEEN, _MOST_BATCHES = 256, 16
 # Share of the minutes and of the updates that moving may take, with the training in between.
 _MOVING = 1 / 3
 
@@ -177,9 +177,9 @@ def _move_all(
 
 
 def _batches_of(samples: int, batches: Batches) -> int:
-    """How many batches have so many samples."""
+    """How many batches have so many samples, `_MOST_BATCHES` at most."""
     size = batches.samples.fixed_batch or min(batches.size, len(batches.indices))
-    return -(-samples // size)
+    return min(-(-samples // size), _MOST_BATCHES)
 
 
 def _parts(task: NestingTask, config: StepConfig, setup: Setup) -> list[object]:
