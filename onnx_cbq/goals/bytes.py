@@ -87,18 +87,16 @@ class Bytes(Goal):
         """Weights are chosen by what the whole file takes."""
         limit, total = self.limit, scene.work.layers.size
 
-        def size(rounded: Rounded) -> int:
-            return file_size(scene, method.label, make_solution(scene, Chosen(rounded)))
-
         def spent(rounded: Rounded) -> float:
-            return 8 * size(rounded) / total
+            return 8 * file_size(scene, method.label, make_solution(scene, Chosen(rounded))) / total
 
-        chosen, _ = method.choose_at_rate(scene, 8 * limit / total, spent, _START_SHARE)
-        found, bits = size(chosen.rounded), coded_bits(scene)(chosen.rounded)
-        if found > limit:
-            raise VerificationError(_too_small(limit, round(found - bits * total / 8)))
-        solution = make_solution(scene, chosen)
-        return Met(solution, bits, (_note(limit, solution.plan.average_bits(scene.work.layers), found),))
+        chosen, rate = method.choose_at_rate(scene, 8 * limit / total, spent, _START_SHARE)
+        size, solution = round(rate * total / 8), make_solution(scene, chosen)
+        if size > limit:
+            codes = scene.settings.storage.coded_bits(list(solution.written.weights.values()))
+            raise VerificationError(_too_small(limit, round(size - codes / 8)))
+        found = _note(limit, solution.plan.average_bits(scene.work.layers), size)
+        return Met(solution, coded_bits(scene)(solution.rounded), (found,))
 
     def _planned(self, scene: Scene, method: PlanMethod) -> Met:
         """A plan is corrected by what its file takes.
