@@ -28,7 +28,7 @@ from onnx_cbq.stepping.masks import Nested, subnet_model
 from onnx_cbq.stepping.record import FORMAT, RECORD_NAME, SteppingRecord, StepRecord
 from onnx_cbq.stepping.session import StepRunner
 from onnx_cbq.stepping.units import Units, find_units
-from onnx_cbq.stepping.widening import counterparts, needed_width, widen
+from onnx_cbq.stepping.widening import Counterpart, counterparts, needed_width, widen
 from onnx_cbq.storage.files import write_folder
 from onnx_cbq.system.progress import Clock, Progress, silent
 from onnx_cbq.system.user_cache import largest_folder
@@ -120,30 +120,16 @@ def make_steps(
         work.samples.check_images(config.augment)
         narrow = find_units(work.model, work.shapes, work.logits)
         limits = tuple(share * narrow.macs for share in config.macs)
-        width = needed_width(config.macs) if config.width is None else config.width
-        units = _widened(work, narrow, width)
+        units, pairs = _widened(work, narrow, needed_width(config.macs) if config.width is None else config.width)
         # A limit that cannot be met is said before training, not after it.
         move_units(units, np.ones(units.count, np.int64), np.ones((len(limits), units.count)), limits)
         work = without_wild(work, everything(work.samples, work.class_names), progress)
-    learned, held = draw(work.samples, work.class_names, None, config.seed).split(config.held_back, MOST_HELD)
-    if len(learned.indices) < _FEWEST:
-        raise CalibrationError(
-            f"{work.samples.data.source.label}: {len(learned.indices)} samples to learn from, {len(held.indices)} held "
-            f"back; expected {_FEWEST} or more to learn from, whose mean and variance normalize the others"
-        )
+    learned, held = _drawn(work, config)
     with clock.stage("train"):
-        task = NestingTask(
-            units=units,
-            original=narrow.model,
-            limits=limits,
-            samples=work.samples,
-            learned=learned.indices,
-            held=held.indices,
-            class_names=work.class_names,
-            counterparts=counterparts(narrow, width),
-            cache=work.cache,
+        parts = work.samples, learned.indices, held.indices, work.class_names
+        nested, course = run_nesting(
+            NestingTask(units, narrow.model, limits, *parts, pairs, work.cache), config, progress
         )
-        nested, course = run_nesting(task, config, progress)
     with clock.stage("emit"):
         steps = emit_steps(units, nested)
         _check(work, units, nested, steps)
@@ -160,14 +146,15 @@ def make_steps(
     return Steps(record, files, top1, latency, work.source_bytes, clock.seconds, notes, config)
 
 
-def _widened(work: Workload, units: Units, width: float) -> Units:
-    """The units of a net that is wider and computes the same.
+def _widened(work: Workload, units: Units, width: float) -> tuple[Units, tuple[Counterpart, ...]]:
+    """The units of a net that is wider and computes the same, and which of its tensors are those of the original.
 
     Raises:
         VerificationError: it does not.
     """
+    pairs = counterparts(units, width)
     if width == 1:
-        return units
+        return units, pairs
     model = widen(units, width)
     for feeds in work.example.runs(units.model):
         expected = Session(units.model).run(feeds)
@@ -177,7 +164,22 @@ def _widened(work: Workload, units: Units, width: float) -> Units:
             raise VerificationError(
                 f"the wider net differs by {deviation:.1e} of its largest output; report this as a bug"
             )
-    return find_units(model, work.example.shapes(model), units.logits)
+    return find_units(model, work.example.shapes(model), units.logits), pairs
+
+
+def _drawn(work: Workload, config: StepConfig) -> tuple[Draw, Draw]:
+    """The samples to learn from, and those held back.
+
+    Raises:
+        CalibrationError: there are too few.
+    """
+    learned, held = draw(work.samples, work.class_names, None, config.seed).split(config.held_back, MOST_HELD)
+    if len(learned.indices) < _FEWEST:
+        raise CalibrationError(
+            f"{work.samples.data.source.label}: {len(learned.indices)} samples to learn from, {len(held.indices)} held "
+            f"back; expected {_FEWEST} or more to learn from, whose mean and variance normalize the others"
+        )
+    return learned, held
 
 
 def _check(work: Workload, units: Units, nested: Nested, steps: Sequence[StepModel]) -> None:
