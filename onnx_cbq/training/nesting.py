@@ -153,7 +153,7 @@ def _move_all(
     learning = learned.endless(config.seed + 3, moves.batches)
     with stopping.going_on() as interruption:
         while moves.rounds < config.rounds:
-            number = moves.rounds + 1
+            number = _due(moves.rounds, time.monotonic() - begun, config)
             batches = seen()
             found = importance(net, units, batches, config.beta)
             net.reassign(move_units(units, net.assignment, found, _limits(task, number / config.rounds)), batches)
@@ -174,6 +174,12 @@ def _move_all(
     if not interruption.came:
         kept.finish(net.state_dict(), moves)
     return moves, interruption.came
+
+
+def _due(done: int, seconds: float, config: StepConfig) -> int:
+    """The round that comes next; those are left out for which what came before them has spent the time."""
+    by_time = 1 + int(config.rounds * seconds / (60 * config.minutes * _MOVING))
+    return min(max(done + 1, by_time), config.rounds)
 
 
 def _batches_of(samples: int, batches: Batches) -> int:

@@ -350,6 +350,23 @@ def test_time_ends_moving_and_training(task: NestingTask, monkeypatch: pytest.Mo
     assert (subnet_macs(task.units, nested.assignment, STEPS) <= np.array(QUICK.macs) * task.units.macs).all()
 
 
+def test_rounds_that_there_is_no_time_for_are_left_out(task: NestingTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round of a large net can take longer than all of them may; every look at the clock says ten seconds later."""
+    ticks = iter(range(0, 1_000_000, 10))
+    monkeypatch.setattr("onnx_cbq.training.loop.time.monotonic", lambda: float(next(ticks)))
+    looks: list[Array] = []
+
+    def counted(*arguments: Any) -> Array:
+        looks.append(importance(*arguments))
+        return looks[-1]
+
+    monkeypatch.setattr(nesting, "importance", counted)
+    nested, _ = run_nesting(task, replace(QUICK, rounds=50, round_updates=1, updates=5000, minutes=3))
+    # A third of the minutes are six looks.
+    assert 1 <= len(looks) <= 6
+    assert (subnet_macs(task.units, nested.assignment, STEPS) <= np.array(QUICK.macs) * task.units.macs).all()
+
+
 @pytest.mark.parametrize("updates", [1, 3, 9, 15])
 def test_a_killed_run_goes_on_to_the_same_subnets(
     task: NestingTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int
