@@ -5,10 +5,13 @@ space, put stride - 1 zeros between the positions of dy, and pad with what is le
 
     dx[n] = sum_k W^T[k] dy_spread[n + before - k dilation]
 
-onnxruntime runs this faster than ConvTranspose, which it does not block for the cache. That of the weight is a product
-of matrices for each sample, with the values under kernel position k side by side:
+onnxruntime runs this faster than ConvTranspose, which it does not block for the cache. That of the weight is
 
     dW[k] = sum_n dy[n] x[n stride + k dilation - before]^T
+
+which is a product of matrices for each sample, with the values under kernel position k side by side. Where channels go
+in groups these matrices are thin, and copies of x are most of the work; then it is a convolution as well, of x by dy,
+in which samples and channels, and strides and dilations, have changed places.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ def conv(site: Site) -> Gradients:
         flipped = _flip(build, site.node.input[1], shape, groups) if weight is None else _flipped(build, weight, groups)
         dx = _input_gradient(build, site.grad, flipped, (shape[0], groups), sizes)
     if site.needed[1]:
-        dw = _weight_gradient(site, shape, groups, sizes)
+        dw = (_weight_gradient if groups == 1 else _grouped_weight_gradient)(site, shape, groups, sizes)
     return [dx, dw, _bias_gradient(site)]
 
 
@@ -95,19 +98,39 @@ def _weight_gradient(site: Site, shape: Shape, groups: int, sizes: Windows) -> s
     """dW [O, I/g, *kernel]. Cost: the multiplications of the forward Conv, and a copy of x for each kernel position."""
     build, outputs, per_group = site.build, shape[0], shape[1]
     positions = math.prod(sizes.outputs)
-    rows = [_laid(build, x, [groups, per_group, 1, positions]) for x in _under_kernel(site, sizes)]
-    side_by_side = rows[0] if len(rows) == 1 else build.op("Concat", *rows, axis=3)
-    columns = _laid(build, side_by_side, [groups, per_group * len(rows), positions])
-    dy = _laid(build, site.grad, [groups, outputs // groups, positions])
-    if groups == 1 and outputs > positions:
+    rows = [_laid(build, x, [per_group, 1, positions]) for x in _under_kernel(site, sizes)]
+    side_by_side = rows[0] if len(rows) == 1 else build.op("Concat", *rows, axis=2)
+    columns = _laid(build, side_by_side, [per_group * len(rows), positions])
+    dy = _laid(build, site.grad, [outputs, positions])
+    if outputs > positions:
         # A weight for each sample would take more than the samples do.
         left, right = (
-            build.op("Reshape", build.op("Transpose", name, perm=[0, 1, 3, 2]), build.ints([-1, width]))
+            build.op("Reshape", build.op("Transpose", name, perm=[0, 2, 1]), build.ints([-1, width]))
             for name, width in ((dy, outputs), (columns, per_group * len(rows)))
         )
         return build.op("Reshape", build.op("Gemm", left, right, transA=1), build.ints(shape))
-    of_samples = build.op("MatMul", dy, build.op("Transpose", columns, perm=[0, 1, 3, 2]))
+    of_samples = build.op("MatMul", dy, build.op("Transpose", columns, perm=[0, 2, 1]))
     return build.op("Reshape", build.reduce_sum(of_samples, [0], keepdims=False), build.ints(shape))
+
+
+def _grouped_weight_gradient(site: Site, shape: Shape, groups: int, sizes: Windows) -> str:
+    """Likewise: the sum over samples is that over the channels of a group. Cost: those multiplications alone."""
+    build, per_group, rank = site.build, shape[1], len(sizes.kernel)
+    inputs, behind = sizes.inputs, range(3, 3 + rank)
+    apart = build.op("Transpose", _laid(build, site.x, [groups, per_group, *inputs]), perm=[2, 1, 0, *behind])
+    # [I/g, g x N, *inputs] by [O, N, *outputs]; whatever N is, it is the same in both.
+    x = build.op("Reshape", apart, build.ints([per_group, -1, *inputs]))
+    dy = build.op("Transpose", site.grad, perm=[1, 0, *range(2, 2 + rank)])
+    found = build.op(
+        "Conv",
+        crop(build, x, sizes.before, sizes.after),
+        dy,
+        group=groups,
+        strides=list(sizes.dilations),
+        dilations=list(sizes.strides),
+        pads=[max(pad, 0) for pad in (*sizes.before, *sizes.after)],
+    )
+    return build.op("Transpose", found, perm=[1, 0, *range(2, 2 + rank)])
 
 
 def _laid(build: Builder, name: str, shape: Sequence[int]) -> str:

@@ -35,7 +35,7 @@ from onnx_cbq.system.progress import Progress, silent
 
 _LOG = logging.getLogger("onnx_cbq")
 # Of what is learned, in the last digit too.
-LEARNED = 4
+LEARNED = 5
 # Means are over about an eighth of what was done.
 _ETA = 7
 # Samples of an update, at least.
