@@ -14,6 +14,7 @@ import pytest
 
 from onnx_cbq import CalibrationSet, LearnedConfig, QuantizeConfig, quantize
 from onnx_cbq.errors import ConfigError
+from onnx_cbq.learned import descent
 from onnx_cbq.learned.descent import Learned, begin, learn
 from onnx_cbq.learned.student import Student
 from onnx_cbq.learned.teacher import Lesson
@@ -74,6 +75,40 @@ def test_what_is_never_better_leaves_the_start() -> None:
     before, found = learned(LearnedConfig(updates=10, weight_rate=0.99, rate=0.99, check_every=5))
     assert (found.kept, found.after) == (0, found.before)
     assert found.weights == before
+
+
+@pytest.mark.parametrize(
+    ("looks", "kept"),
+    [
+        ([1.0, 0.7, 0.5, 0.6], 3),
+        # By chance, or by heart: more than half of the gain is gone.
+        ([1.0, 0.7, 0.5, 0.8], 2),
+        ([1.0, 1.2, 1.1, 0.9], 3),
+        ([1.0, 0.5, 0.9, 1.1], 1),
+        ([1.0, 1.1, 1.1, 1.0], 0),
+        ([1.0, 0.5, 0.6, np.nan], 1),
+    ],
+)
+def test_the_last_state_is_kept_unless_it_lost_half_of_the_gain(
+    looks: list[float], kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 3 bits the best look was the luckiest one: rates were still high, and 10,000 others lost by it."""
+    seen = iter(looks)
+
+    class Measured:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def run_instead(self, *_: Any) -> Measured:
+            return self
+
+        def loss(self, *_: Any) -> float:
+            return next(seen)
+
+    monkeypatch.setattr(descent, "PlanMeasure", Measured)
+    _, found = learned(LearnedConfig(updates=3, check_every=1))
+    assert (found.before, found.after, found.kept) == (1.0, looks[kept], kept)
+    assert next(seen, None) is None
 
 
 def test_updates_that_are_no_numbers_do_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
