@@ -180,7 +180,7 @@ def learn(
             if found < loss:
                 best, kept, loss = mean, done, found
         if share >= 1 or done == config.updates:
-            if lasts(before, loss, found):
+            if _lasts(before, loss, found):
                 best, kept, loss = mean, done, found
             break
     weights = {**start, **{name: one.integers() for name, one in best.latents.items()}} if kept else start
@@ -189,7 +189,7 @@ def learn(
     return Learned(weights, found_biases, grids, before, loss, done, kept, left, on_time, skipped)
 
 
-def lasts(start: float, best: float, last: float) -> bool:
+def _lasts(start: float, best: float, last: float) -> bool:
     """Whether what is seen last counts, and not the best: it has half of the gain or more."""
     return last < start and last <= (start + best) / 2
 
