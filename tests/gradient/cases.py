@@ -138,6 +138,12 @@ CONVOLUTIONS = [
     Case("Conv", (IMAGE, (5, 4, 3, 3)), {"dilations": [2, 1], "pads": [2, 1, 1, 0]}, note="weight"),
     Case("Conv", (IMAGE, (6, 2, 3, 3)), {"group": 2, "strides": [2, 1], "pads": [1, 1, 1, 1]}, note="weight"),
     Case("Conv", (IMAGE, (4, 1, 3, 3)), {"group": 4, "strides": [2, 2], "pads": [1, 1, 1, 1]}, note="weight"),
+    Case(
+        "Conv",
+        (IMAGE, (4, 2, 3, 3)),
+        {"group": 2, "strides": [1, 2], "dilations": [2, 1], "pads": [2, 0, 1, 1]},
+        note="weight-dilated",
+    ),
     Case("Conv", (IMAGE, (2, 4, 3, 2)), {"auto_pad": "SAME_UPPER", "strides": [2, 2]}, note="weight"),
     Case("Conv", (IMAGE, (5, 4, 1, 1)), {}, note="weight-1x1"),
     Case("Conv", (IMAGE, (5, 4, 1, 1)), {"strides": [2, 2]}, note="weight-1x1"),
