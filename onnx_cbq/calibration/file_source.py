@@ -17,6 +17,7 @@ from onnx_cbq.calibration.decoding.decoders import Decoder
 from onnx_cbq.calibration.files import named, reason
 from onnx_cbq.calibration.layouts import Listing, class_folders, found
 from onnx_cbq.calibration.places import FOLDER, Place
+from onnx_cbq.calibration.remembered import Remembered
 from onnx_cbq.calibration.sources import PlacedSource, Source
 from onnx_cbq.calibration.stores import File, FolderStore, Store
 from onnx_cbq.errors import CalibrationError
@@ -98,6 +99,10 @@ class FileSource(PlacedSource):
     def fitted_to(self, inputs: Sequence[InputSpec]) -> Source:
         """The same samples, decoded to what a model wants."""
         return self._with(self.decoder.fitted_to(inputs))
+
+    def remembered(self) -> Source:
+        """The same samples, none of which is decoded twice, if memory allows."""
+        return Remembered(self)
 
     def read(self, name: str, indices: Sequence[int]) -> Array:
         """Samples `indices`, decoded, [len(indices), ...]."""

@@ -180,6 +180,10 @@ class Samples:
             data = self.data
         return replace(self, data=data, known=read_labels(labels, kind, names or (), keys, label))
 
+    def remembered(self) -> Samples:
+        """The same samples, none of which is decoded twice, if memory allows."""
+        return replace(self, data=replace(self.data, source=self.data.source.remembered()))
+
     @property
     def image_axes(self) -> dict[str, int]:
         """The axis of the channels of every input that is an image [samples, ...]."""

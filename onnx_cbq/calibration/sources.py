@@ -67,6 +67,10 @@ class Source(ABC):
         del inputs
         return self
 
+    def remembered(self) -> Source:
+        """The same samples, none of which is decoded twice, if memory allows; arrays stay as they are."""
+        return self
+
 
 class PlacedSource(Source):
     """Raw labelled samples of files that a card names.
