@@ -32,46 +32,13 @@ from onnx_cbq.stepping.units import Units
 from onnx_cbq.torch_graph import TorchGraph, choose_device
 from onnx_cbq.training.batches import TrainingBatch
 from onnx_cbq.training.imitation import Imitation
+from onnx_cbq.training.normalization import Normalization, scaled_gradient
 from onnx_cbq.training.student import Pupil, divergence
 
-_EPSILON = 1e-5
-_MOMENTUM = 0.1
 # With a smaller batch, that the model insists on, statistics say nothing.
 _LEAST_BATCH = 8
-
-
-class Normalization(nn.Module):
-    """Batch normalization of a layer's outputs [samples, channels, ...], which begins as no change at all.
-
-    y = scale (z - mean) / sqrt(variance + eps) + shift, with mean and variance of the batch while training, and of the
-    last batches otherwise.
-    """
-
-    mean: Tensor
-    variance: Tensor
-
-    def __init__(self, mean: Tensor, variance: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mean", mean.clone())
-        self.register_buffer("variance", variance.clone())
-        self.scale = nn.Parameter((variance + _EPSILON).sqrt())
-        self.shift = nn.Parameter(mean.clone())
-        self.damping: Tensor | float = 1.0
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Normalize; keeps the statistics of the batch while training."""
-        scale, shift = (_scaled_gradient(value, self.damping) for value in (self.scale, self.shift))
-        return functional.batch_norm(z, self.mean, self.variance, scale, shift, self.training, _MOMENTUM, _EPSILON)
-
-    def folded(self, rows: Array, bias: Array) -> tuple[Array, Array]:
-        """A weight [channels, inputs] and a bias [channels] that give the same without it."""
-        mean, variance, scale, shift = (
-            value.detach().cpu().numpy().astype(np.float64)
-            for value in (self.mean, self.variance, self.scale, self.shift)
-        )
-        factor = scale / np.sqrt(variance + _EPSILON)
-        folded = rows * factor[:, None], (bias - mean) * factor + shift
-        return folded[0].astype(np.float32), folded[1].astype(np.float32)
+# Hidden tensors are compared for one in so many samples of a batch.
+_SHOWN = 4
 
 
 class NestedNet(Pupil):
@@ -99,6 +66,7 @@ class NestedNet(Pupil):
         super().__init__()
         self._units, self._steps, self._beta = units, steps, beta
         self.device = choose_device()
+        self._free = fixed_batch(original) is None
         self._exact = self._graphs(*split_model(units), bfloat16=False)
         self._fast = self._graphs(*split_model(units), bfloat16=True) if bfloat16 else self._exact
         (teacher,) = self._graphs(original, bfloat16=False)
@@ -172,7 +140,7 @@ class NestedNet(Pupil):
         body, head = self._fast if self.training else self._exact
         values = dict(zip(self._names, self.values, strict=True))
         weights = {
-            name: _scaled_gradient(value * self._masks.get(name, 1), self._damping[name])
+            name: scaled_gradient(value * self._masks.get(name, 1), self._damping[name])
             for name, value in values.items()
         }
         last = weights.pop(self._units.head.layer.weight)
@@ -183,7 +151,12 @@ class NestedNet(Pupil):
 
     @torch.no_grad()
     def shown(self, feeds: Mapping[str, Tensor], tensors: Sequence[str]) -> dict[str, Tensor]:
-        """Hidden tensors of the original net."""
+        """Hidden tensors of the original net.
+
+        Of a part of the samples, if their number is free: each has a thousand values for every channel of an image.
+        """
+        if self._free:
+            feeds = {name: value[: -(-len(value) // _SHOWN)] for name, value in feeds.items()}
         found: dict[str, Tensor] = self._teachers[self.training](feeds, tensors)
         return found
 
@@ -250,7 +223,7 @@ class NestedNet(Pupil):
     def _scores(self, head: TorchGraph, features: Tensor, weight: Tensor, subnet: int) -> Tensor:
         replaced = {self._units.head.layer.weight: weight}
         if self.biases is not None:
-            bias = _scaled_gradient(self.biases[subnet], self._beta ** -(subnet + 1))
+            bias = scaled_gradient(self.biases[subnet], self._beta ** -(subnet + 1))
             replaced[str(self._units.head.use.bias)] = bias
         return _flat(head(features, weights=replaced)[self._units.logits.tensor])
 
@@ -308,14 +281,6 @@ def _can_be_normalized(units: Units, product: Product) -> bool:
     batch = fixed_batch(units.model)
     folds = len(product.layer.uses) == 1 and product.use.bias is not None and units.axis[product.use.output] == 1
     return folds and (batch is None or batch >= _LEAST_BATCH)
-
-
-def _scaled_gradient(value: Tensor, factor: Tensor | float) -> Tensor:
-    """`value`, with a gradient that is multiplied by `factor`."""
-    if value.requires_grad:
-        value = value.view_as(value)
-        value.register_hook(lambda gradient: gradient * factor)
-    return value
 
 
 def _flat(scores: Tensor) -> Tensor:
