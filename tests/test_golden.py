@@ -173,6 +173,8 @@ def digest_of(case: str, folder: Path) -> str:
 
 
 CASES = [*settings(), *data_free(), "steps"]
+# Changed on purpose, and not yet written again on a machine whose hashes are kept.
+PENDING = {"steps"}
 PARTS = 16
 
 
@@ -196,7 +198,6 @@ def test_files_are_the_same_as_ever(part: int, tmp_path: Path) -> None:
         Path(os.environ.get("ONNX_CBQ_GOLDEN_PARTS", tmp_path), f"{part}.json").write_text(json.dumps(found))
         return
     assert known is not None
-    # A case is missing once its files were changed on purpose, until they are written on such a machine.
-    assert {case: found[case] for case in found if case in known} == {
-        case: known[case] for case in found if case in known
-    }
+    assert found.keys() - known.keys() <= PENDING
+    kept = found.keys() & known.keys()
+    assert {case: found[case] for case in kept} == {case: known[case] for case in kept}

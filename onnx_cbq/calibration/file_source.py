@@ -100,9 +100,9 @@ class FileSource(PlacedSource):
         """The same samples, decoded to what a model wants."""
         return self._with(self.decoder.fitted_to(inputs))
 
-    def remembered(self) -> Source:
-        """The same samples, none of which is decoded twice, if memory allows."""
-        return Remembered(self)
+    def remembered(self, indices: Array) -> Source:
+        """The same samples; of `indices` none is decoded twice, if memory allows."""
+        return Remembered(self, indices)
 
     def read(self, name: str, indices: Sequence[int]) -> Array:
         """Samples `indices`, decoded, [len(indices), ...]."""

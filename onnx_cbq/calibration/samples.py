@@ -180,9 +180,9 @@ class Samples:
             data = self.data
         return replace(self, data=data, known=read_labels(labels, kind, names or (), keys, label))
 
-    def remembered(self) -> Samples:
-        """The same samples, none of which is decoded twice, if memory allows."""
-        return replace(self, data=replace(self.data, source=self.data.source.remembered()))
+    def remembered(self, indices: Indices) -> Samples:
+        """The same samples; of `indices` none is decoded twice, if memory allows."""
+        return replace(self, data=replace(self.data, source=self.data.source.remembered(indices)))
 
     @property
     def image_axes(self) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """Where raw samples come from. A source knows all labels, and reads the samples it is asked for.
 
-Nothing is kept in memory: rows of an `.npz` are read from the file, images are decoded when their turn comes.
+Nothing is kept in memory: rows of an `.npz` are read from the file, images are decoded when their turn comes. Who goes
+through the same ones many times may have them `remembered`.
 """
 
 from __future__ import annotations
@@ -67,8 +68,9 @@ class Source(ABC):
         del inputs
         return self
 
-    def remembered(self) -> Source:
-        """The same samples, none of which is decoded twice, if memory allows; arrays stay as they are."""
+    def remembered(self, indices: Array) -> Source:
+        """The same samples; of `indices` none is decoded twice, if memory allows. Arrays stay as they are."""
+        del indices
         return self
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from onnx_cbq.graph.shapes import fixed_batch
 from onnx_cbq.model import Array
 from onnx_cbq.stepping.units import Units
 from onnx_cbq.stepping.widening import Counterpart
@@ -25,6 +26,9 @@ from onnx_cbq.stepping.widening import Counterpart
 _WEIGHT, _LEAST = 2.0, 1e-2
 # Subnets imitate with at least this share of the multiplications.
 _ENOUGH = 0.2
+# One in so many samples of a batch is compared: each has a value for every position of every channel, not one for each
+# class as in the answers.
+_PART = 4
 
 
 class Imitation:
@@ -53,13 +57,12 @@ class Imitation:
         # Of those that imitate the mean is 1. Unit 0 and units that no subnet has count nothing.
         self._counted = torch.tensor([0.0, *(value * len(imitating) / (sum(damped) or 1) for value in damped), 0.0])
         self._left = 1.0
+        fronts = {units.shapes.batch_axis[one.tensor] for one in self._counterparts}
+        self._in_parts = fronts <= {0} and fixed_batch(units.model) is None
         axes = {one.original: units.axis[one.tensor] for one in self._counterparts}
         self._factors = _factors(seen, axes)
         # [channels of the original, channels]: a product picks them faster than an index does.
-        self._chosen = {
-            one.original: functional.one_hot(torch.from_numpy(one.channels), len(self._factors[one.original])).T.float()
-            for one in self._counterparts
-        }
+        self._chosen = {one.original: _one_hot(one.channels, self._factors[one.original]) for one in self._counterparts}
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -70,6 +73,12 @@ class Imitation:
     def originals(self) -> tuple[str, ...]:
         """Those of the original."""
         return tuple(one.original for one in self._counterparts)
+
+    def some(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those of a batch's samples whose tensors are compared: the first, or all where none can do without others."""
+        if not self._in_parts:
+            return dict(feeds)
+        return {name: value[: -(-len(value) // _PART)] for name, value in feeds.items()}
 
     def advance(self, share: float) -> None:
         """So much of the training is over."""
@@ -87,11 +96,11 @@ class Imitation:
         for one, value in zip(self._counterparts, found, strict=True):
             # With channels innermost, as convolutions have them, gradients of a part are laid out like the whole.
             one_hot, factors = self._chosen[one.original], self._factors[one.original]
-            counted = self._counted[torch.from_numpy(assignment[self._units.of[one.tensor]])]
+            counted = self._counted[torch.from_numpy(assignment[self._units.of[one.tensor]])].to(factors)
             axis = self._units.axis[one.tensor]
-            original = shown[one.original].movedim(axis, -1) @ one_hot.to(value.device)
+            original = shown[one.original].movedim(axis, -1) @ one_hot
             squares = (value.movedim(axis, -1)[: len(original)] - original).square().flatten(0, -2).mean(dim=0)
-            total = total + (squares * (factors @ one_hot * counted).to(value.device)).mean()
+            total = total + (squares * (factors @ one_hot) * counted).mean()
         return _WEIGHT * self._left * total / max(len(found), 1)
 
 
@@ -102,8 +111,8 @@ def _factors(seen: Iterable[Mapping[str, Tensor]], axes: Mapping[str, int]) -> d
         for name, axis in axes.items():
             value = values[name].double()
             others = _others(value, axis)
-            ones = torch.tensor(value.numel() / value.shape[axis], dtype=torch.float64)
-            found = [ones, value.sum(dim=others).cpu(), value.square().sum(dim=others).cpu()]
+            ones = torch.tensor(value.numel() / value.shape[axis], dtype=torch.float64, device=value.device)
+            found = [ones, value.sum(dim=others), value.square().sum(dim=others)]
             sums[name] = [a + b for a, b in zip(sums[name], found, strict=True)] if name in sums else found
     factors = {}
     for name, (count, total, squares) in sums.items():
@@ -113,6 +122,11 @@ def _factors(seen: Iterable[Mapping[str, Tensor]], axes: Mapping[str, int]) -> d
         varies = bool(mean > 1e-12 * (squares / count).mean())
         factors[name] = (varies / variances.clamp_min(_LEAST * mean).clamp_min(1e-300)).float()
     return factors
+
+
+def _one_hot(channels: Array, factors: Tensor) -> Tensor:
+    chosen = torch.from_numpy(channels).to(factors.device)
+    return functional.one_hot(chosen, len(factors)).T.to(factors)
 
 
 def _others(value: Tensor, axis: int) -> list[int]:

@@ -37,8 +37,6 @@ from onnx_cbq.training.student import Pupil, divergence
 
 # With a smaller batch, that the model insists on, statistics say nothing.
 _LEAST_BATCH = 8
-# Hidden tensors are compared for one in so many samples of a batch.
-_SHOWN = 4
 
 
 class NestedNet(Pupil):
@@ -66,7 +64,6 @@ class NestedNet(Pupil):
         super().__init__()
         self._units, self._steps, self._beta = units, steps, beta
         self.device = choose_device()
-        self._free = fixed_batch(original) is None
         self._exact = self._graphs(*split_model(units), bfloat16=False)
         self._fast = self._graphs(*split_model(units), bfloat16=True) if bfloat16 else self._exact
         (teacher,) = self._graphs(original, bfloat16=False)
@@ -151,12 +148,7 @@ class NestedNet(Pupil):
 
     @torch.no_grad()
     def shown(self, feeds: Mapping[str, Tensor], tensors: Sequence[str]) -> dict[str, Tensor]:
-        """Hidden tensors of the original net.
-
-        Of a part of the samples, if their number is free: each has a thousand values for every channel of an image.
-        """
-        if self._free:
-            feeds = {name: value[: -(-len(value) // _SHOWN)] for name, value in feeds.items()}
+        """Hidden tensors of the original net."""
         found: dict[str, Tensor] = self._teachers[self.training](feeds, tensors)
         return found
 
@@ -253,7 +245,8 @@ class NestedObjective:
         if not student.training:
             return losses.mean(), scores
         counts = torch.tensor([self.beta**k for k in range(1, len(losses) + 1)], device=losses.device)
-        shown = student.shown(batch.feeds, self.imitation.originals) if imitated else {}
+        some = self.imitation.some(batch.feeds)
+        shown = student.shown(some, self.imitation.originals) if imitated else {}
         return (counts * losses).sum() / counts.sum() + self.imitation(student.assignment, hidden, shown), scores
 
     def advance(self, share: float) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from onnx_cbq.model import Array
@@ -31,7 +32,9 @@ class Normalization(nn.Module):
     y = scale (z - mean) / sqrt(variance + eps) + shift, with mean and variance of the batch while training, and of the
     last batches otherwise.
 
-    Cost: 5 passes over the outputs, and as many for the gradient.
+    In bfloat16, slope and shift are rounded to it where channels fill no vectors.
+
+    Cost: 6 passes over the outputs, and 5 for the gradient.
     """
 
     mean: Tensor
@@ -54,7 +57,7 @@ class Normalization(nn.Module):
         y, mean, variance = found
         count = z.numel() // z.shape[1]
         self.mean.lerp_(mean, _MOMENTUM)
-        self.variance.lerp_(variance * (count / max(count - 1, 1)), _MOMENTUM)
+        self.variance.lerp_(variance * (count / (count - 1)), _MOMENTUM)
         return y
 
     def folded(self, rows: Array, bias: Array) -> tuple[Array, Array]:
@@ -77,8 +80,9 @@ def scaled_gradient(value: Tensor, factor: Tensor | float) -> Tensor:
 
 
 def _is_narrow(z: Tensor) -> bool:
-    """Whether channels are innermost and fill no vectors."""
-    return z.device.type == "cpu" and z.shape[1] % _FULL != 0 and z.movedim(1, -1).is_contiguous()
+    """Whether channels are innermost and fill no vectors; torch refuses one value for each."""
+    several = z.numel() > z.shape[1]
+    return z.device.type == "cpu" and several and z.shape[1] % _FULL != 0 and z.movedim(1, -1).is_contiguous()
 
 
 class _Rows(torch.autograd.Function):
@@ -101,6 +105,7 @@ class _Rows(torch.autograd.Function):
         return _unrows(y, z.shape), mean, variance
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         """With x = (z - mean) inverse: dz = scale inverse (dy - mean(dy) - x mean(dy x))."""
         centred, rest, inverse, scale = ctx.saved_tensors

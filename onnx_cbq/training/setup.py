@@ -57,7 +57,7 @@ class Setup:
 
     def batches(self, samples: Samples, indices: Indices, config: Learns, views: int = 1) -> Batches:
         """Some samples, in batches."""
-        return Batches(samples.remembered(), indices, config.batch, config.augment, views, self.device)
+        return Batches(samples.remembered(indices), indices, config.batch, config.augment, views, self.device)
 
     def tensor(self, values: Array) -> Tensor:
         """An array in float32."""

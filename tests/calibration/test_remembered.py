@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
-from onnx_cbq import CalibrationSet
+from onnx_cbq import CalibrationSet, RefineConfig
 from onnx_cbq.calibration.remembered import Remembered
 from onnx_cbq.calibration.sources import Source
 from onnx_cbq.model import Array, InputSpec
+from onnx_cbq.training.setup import Setup
+
+ALL = np.arange(10)
 
 
 class Counting(Source):
@@ -31,7 +35,7 @@ class Counting(Source):
 
 def test_each_sample_is_read_once_in_any_order_and_number() -> None:
     source = Counting()
-    kept = Remembered(source)
+    kept = Remembered(source, ALL)
     for indices in ([3, 1, 3], [1, 9, 0, 3], list(range(10)), [9, 9]):
         np.testing.assert_array_equal(kept.read("x", indices), Counting().read("x", indices))
     assert sorted(source.reads) == list(range(10))
@@ -39,22 +43,31 @@ def test_each_sample_is_read_once_in_any_order_and_number() -> None:
 
 
 def test_what_is_given_is_no_view_of_what_is_kept() -> None:
-    kept = Remembered(Counting())
+    kept = Remembered(Counting(), ALL)
     kept.read("x", [4])[:] = -1
     assert kept.read("x", [4])[0, 0] == 4
 
 
 def test_more_than_may_be_kept_is_read_again_and_not_twice_each_time() -> None:
     source = Counting()
-    kept = Remembered(source, most=10 * 12 - 1)
+    kept = Remembered(source, ALL, most=10 * 12 - 1)
     for _ in range(3):
         np.testing.assert_array_equal(kept.read("x", [7, 2]), Counting().read("x", [7, 2]))
     # Twice for the first, which had to be seen.
     assert len(source.reads) == 8
 
 
+def test_only_what_is_asked_for_counts_and_the_rest_is_read_as_before() -> None:
+    """A few samples of a large archive are kept; guards against room for all of them."""
+    source = Counting()
+    kept = Remembered(source, np.array([8, 2, 8]), most=2 * 12)
+    for indices in ([8, 2], [2, 8, 8], [2, 5], [5]):
+        np.testing.assert_array_equal(kept.read("x", indices), Counting().read("x", indices))
+    assert source.reads == [2, 8, 2, 5, 5]
+
+
 def test_samples_of_another_shape_end_the_keeping() -> None:
-    kept = Remembered(Counting(varying=True))
+    kept = Remembered(Counting(varying=True), ALL)
     for indices in ([1, 2], [8, 1], [1, 2]):
         np.testing.assert_array_equal(kept.read("x", indices), Counting(varying=True).read("x", indices))
 
@@ -67,8 +80,8 @@ def test_files_of_a_card_are_decoded_once(tmp_path: Path) -> None:
     (tmp_path / "card.toml").write_text(f'source = "{tmp_path.as_posix()}"\nlayout = "NHWC"\n')
     inputs = [InputSpec("x", np.dtype(np.float32), (None, 3, 4, 4))]
     samples = CalibrationSet.from_card(tmp_path / "card.toml").for_model(inputs)
-    kept = samples.remembered()
-    first = kept.read([0, 1])["x"]
+    batches = Setup(torch.device("cpu"), bfloat16=False).batches(samples, np.arange(2), RefineConfig(batch=2))
+    first = next(iter(batches.in_order())).feeds["x"]
     for path in tmp_path.glob("*/a.png"):
         path.unlink()
-    np.testing.assert_array_equal(kept.read([1, 0])["x"], first[::-1])
+    assert torch.equal(next(iter(batches.in_order())).feeds["x"], first)

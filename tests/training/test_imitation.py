@@ -67,6 +67,28 @@ def test_channels_of_larger_subnets_count_by_their_variance() -> None:
     assert distance(imitation, assignment, found, taught) == 0
 
 
+def test_the_first_quarter_of_a_batch_is_compared() -> None:
+    """A pass of the original for all samples took most of the time that imitation takes."""
+    units, _ = units_of(padded_net())
+    found, taught = values_of(units, NAMES, 0), values_of(units, NAMES, 1)
+    imitation = make(units, taught)
+    some = imitation.some({"x": torch.arange(7.0)})["x"]
+    assert some.tolist() == [0, 1]
+    first = [{name: value[:2] for name, value in values.items()} for values in (found, taught)]
+    assignment = np.full(units.count, 2)
+    got = distance(imitation, assignment, found, first[1])
+    np.testing.assert_allclose(got, distance(imitation, assignment, *first), rtol=1e-6)
+    assert abs(got / distance(imitation, assignment, found, taught) - 1) > 1e-3
+
+
+def test_a_net_of_so_many_samples_takes_all_of_them() -> None:
+    fixed = padded_net()
+    fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 8
+    units, _ = units_of(fixed)
+    some = make(units, values_of(units, NAMES, 1)).some({"x": torch.arange(8.0)})["x"]
+    assert len(some) == 8
+
+
 def test_copies_are_held_against_the_channel_that_they_began_as() -> None:
     units, _ = units_of(padded_net())
     turned = [Counterpart(one.tensor, one.original, one.channels[::-1].copy()) for one in counterparts(units, 1)]

@@ -334,7 +334,8 @@ def test_hidden_tensors_count_while_training_and_at_no_other_time() -> None:
             loss, _ = objective(net.train(training), batch, net.teach(batch.feeds))
             losses[training, one is imitation] = float(loss)
     net.train()
-    distance = imitation(net.assignment, net.look(batch.feeds, imitation.tensors)[1], shown[0])
+    some = net.shown(imitation.some(batch.feeds), ("a1", "a2"))
+    distance = imitation(net.assignment, net.look(batch.feeds, imitation.tensors)[1], some)
     assert float(distance) > 0.01
     np.testing.assert_allclose(losses[True, True] - losses[True, False], float(distance), rtol=1e-4)
     assert losses[False, True] == losses[False, False]
