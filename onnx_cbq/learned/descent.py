@@ -173,7 +173,7 @@ def learn(
             else:
                 skipped += 1
             mean = mean.towards(state, (1 + _ETA) / (done + _ETA))
-            progress("learned rounding", done, config.updates)
+            progress("learned rounding", done, max(round(done / spent), done) if on_time else config.updates)
         if share >= 1 or done % config.check_every == 0 or done == config.updates:
             found = loss_of(mean)
             _LOG.debug("learned rounding, update %d: divergence on samples held back %.5f", done, found)

@@ -178,7 +178,9 @@ def train(
             course.updates, course.seconds = course.updates + 1, time.monotonic() - begun
             shown = loss if course.updates == 1 else 0.98 * shown + 0.02 * loss
             told = f"{schedule.title}, loss {shown:.4f}, held back {course.best.top1:.2f} %"
-            progress(told, course.updates, schedule.updates)
+            # Fewer than the most, where time runs out first.
+            whole = round((course.updates - 1) / share) if share else schedule.updates
+            progress(told, course.updates, max(whole, course.updates))
             if course.updates % schedule.check_every == 0:
                 best = _keep_better(student, evaluate(student, held, answers, objective), objective, course, best)
                 if checkpoint is not None:

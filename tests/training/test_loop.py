@@ -61,6 +61,20 @@ def test_time_ends_training(solved: tuple[Scene, Solution], monkeypatch: pytest.
     assert 3 < course.updates <= 15
 
 
+def test_what_is_left_is_told_by_the_time_where_that_ends_training(
+    solved: tuple[Scene, Solution], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half an hour of training was said to take seven hours, by updates that there would never be."""
+    ticks = iter(range(10_000))
+    monkeypatch.setattr("onnx_cbq.training.loop.time.monotonic", lambda: float(next(ticks)))
+    totals: list[int] = []
+    config = replace(QUICK, updates=500, minutes=3.0)
+    course = run_training(*make_task(*solved), config, lambda _title, _done, total: totals.append(total))[1]
+    assert course.stopped == "time"
+    assert course.updates > 30
+    assert all(abs(total - course.updates) < 0.2 * course.updates for total in totals[25:])
+
+
 def test_ctrl_c_keeps_the_best_so_far(solved: tuple[Scene, Solution], monkeypatch: pytest.MonkeyPatch) -> None:
     task, start = make_task(*solved)
     real, calls = loop.update, []
