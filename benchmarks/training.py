@@ -3,7 +3,7 @@
 Training learns from the 50,000 training images (LeNet: from the 10,000 of the calibration file), plans and rounding use
 4,000 of them (VGG-small 1,000), within as many minutes as the row says; real-valued widths descend for their 200 steps
 before that. Evaluated on test images. The exit code is 1 if a row misses what is required of it. `--rows` takes some of
-them by number; all of them take nearly three hours on two cores.
+them by number. All of them train for nearly two hours, and plan about as long; `--only-trained` halves the latter.
 
 python benchmarks/training.py
 """
