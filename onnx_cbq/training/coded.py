@@ -7,7 +7,12 @@ it is interpolated, so that with u = latent / scale
 
 has a slope for the latent weight and the scale. The loss adds price * (mean of bits). At high rate an error falls with
 2^(-2 bits), so the price starts at its slope there, 2 ln 2 * loss; it then rises and falls with what the coder really
-spends.
+spends. With an excess of e, as a share of what is aimed at,
+
+    price = level exp(100 e)        level <- level exp(4 e), at least a tenth of the first
+
+The first answers at once, to less than a percent. The level follows slowly: alone it would fall as long as less is
+spent, far below where it has to be again once more is, and too late for codes to change while rates are low.
 """
 
 from __future__ import annotations
@@ -29,9 +34,14 @@ from onnx_cbq.training.records import Rate
 
 # Updates between two looks at what the coder spends.
 REFRESH = 20
-# How fast the price follows: by so many times the share that is spent too much, at every look.
+# How fast the level of the price follows: by so many times the share that is spent too much, at every look.
 _GAIN = 4.0
 _MOST_CHANGE = 0.3
+# The level stays above this share of the first.
+_LOWEST = 0.1
+# What the price is above its level, as a logarithm: so many times that share, and no more than this.
+_STEEPNESS = 100.0
+_STEEPEST = 2.0
 # What the price aims at lies below what is allowed by this share: a state that spends more is not kept.
 _MARGIN = 0.004
 
@@ -86,6 +96,8 @@ class Charge(nn.Module):
         device: where the price lives.
     """
 
+    first: Tensor
+    level: Tensor
     price: Tensor
 
     def __init__(self, rate: Rate, grids: Sequence[CodedGrid], device: torch.device) -> None:
@@ -93,11 +105,13 @@ class Charge(nn.Module):
         self._rate = rate
         self._grids = grids
         self._total = sum(grid.latent.numel() for grid in grids)
-        self.register_buffer("price", torch.zeros((), device=device))
+        for name in ("first", "level", "price"):
+            self.register_buffer(name, torch.zeros((), device=device))
 
     def start(self, loss: float) -> None:
         """Set the price by the loss before training."""
-        self.price.fill_(2 * math.log(2) * loss)
+        for value in (self.first, self.level, self.price):
+            value.fill_(2 * math.log(2) * loss)
 
     def forward(self) -> Tensor:
         """What the bits of a weight cost on average."""
@@ -108,7 +122,9 @@ class Charge(nn.Module):
         """Refresh the lengths, and let the price follow what is spent. Cost: coding all weights once."""
         spent = self._spent([grid.refresh() for grid in self._grids])
         excess = spent / (self._rate.bits * (1 - _MARGIN)) - 1
-        self.price.mul_(math.exp(min(max(_GAIN * excess, -_MOST_CHANGE), _MOST_CHANGE)))
+        self.level.mul_(math.exp(_bounded(_GAIN * excess, _MOST_CHANGE)))
+        self.level.clamp_(min=_LOWEST * self.first)
+        self.price.copy_(self.level * math.exp(_bounded(_STEEPNESS * excess, _STEEPEST)))
 
     def is_met(self) -> bool:
         """Whether the codes as they are now take no more than they may."""
@@ -116,3 +132,7 @@ class Charge(nn.Module):
 
     def _spent(self, found: Sequence[LayerWeights]) -> float:
         return self._rate.spent(found)
+
+
+def _bounded(value: float, most: float) -> float:
+    return min(max(value, -most), most)
