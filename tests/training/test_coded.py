@@ -131,14 +131,14 @@ def test_the_price_follows_what_is_spent(share: float, rises: bool) -> None:
 def test_bits_do_not_become_free_while_few_are_spent() -> None:
     """A price that had fallen all the time was too low for the rest of a training: nothing more was kept."""
     _, _, grid = make_grid()
-    spent = [990.0]
+    spent = [990]
     charge = Charge(Rate(1000, lambda _: spent[0]), [grid], CPU)
     charge.start(0.1)
     first = float(charge.price)
     for _ in range(500):
         charge.follow()
     assert float(charge.price) < 0.1 * first
-    spent[0] = 1010.0
+    spent[0] = 1010
     charge.follow()
     assert 0.3 * first < float(charge.price) < first
 
