@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from onnx_cbq.errors import ConfigError, ModelError, UnsupportedOperatorError
 from onnx_cbq.model import STANDARD, Array, Model
+from onnx_cbq.torch_graph.fusing import Fused
 from onnx_cbq.torch_graph.node import OnnxNode, Run, title
 from onnx_cbq.torch_graph.operators import OPERATORS
 
@@ -28,6 +29,22 @@ Hook = Callable[[Tensor], Tensor]
 
 # Measured, not trained: mean and variance of the samples that a model was trained on.
 _STATISTICS = {"BatchNormalization": (3, 4)}
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How a graph is computed faster than operator by operator in float32; what is computed changes by rounding only.
+
+    Attributes:
+        bfloat16: in bfloat16 where torch's autocast finds that safe; parameters and results stay float32.
+        fused: by code that is made for it (see `Fused`), once it is run.
+    """
+
+    bfloat16: bool = False
+    fused: bool = False
+
+
+EXACT = Speed()
 
 
 @dataclass(frozen=True)
@@ -67,7 +84,7 @@ class TorchGraph(nn.Module):
             of a Clip, a constant exponent) are neither.
         device: where all tensors live, by default `choose_device()`.
         channels_last: lay images out with the channels innermost.
-        bfloat16: compute in bfloat16 where torch's autocast finds that safe; parameters and results stay float32.
+        speed: how it is computed. A fused graph's hooks are compiled with it, so they have to stay the same functions.
 
     Raises:
         UnsupportedOperatorError: a node has an operator, or a setting, that is not known here.
@@ -83,17 +100,18 @@ class TorchGraph(nn.Module):
         *,
         device: torch.device | None = None,
         channels_last: bool = False,
-        bfloat16: bool = False,
+        speed: Speed = EXACT,
     ) -> None:
         super().__init__()
         self.device = device or choose_device()
-        if bfloat16 and not has_bfloat16(self.device):
+        if speed.bfloat16 and not has_bfloat16(self.device):
             raise ConfigError(f"bfloat16: this {self.device.type} has no instructions for it; train in float32")
         self._format = torch.channels_last if channels_last else torch.preserve_format
-        self._bfloat16 = bfloat16
+        self._bfloat16 = speed.bfloat16
         self._model = model
         self._steps, statistics = _compile(model)
         self._plans: dict[tuple[str, ...], tuple[_Step, ...]] = {}
+        self._fused = Fused(self._compute) if speed.fused else None
         self._slots: dict[str, str] = {}
         read = dict.fromkeys(name for step in self._steps for name in step.inputs if name is not None)
         constants = {name: value for name in read if (value := model.constant(name)) is not None}
@@ -137,22 +155,34 @@ class TorchGraph(nn.Module):
         replaced, hooked = weights or {}, hooks or {}
         names = self._model.outputs if outputs is None else tuple(outputs)
         self._check_names(names, replaced, hooked)
-        values = self._constants() | dict(replaced)
+        compute = self._fused or self._compute
+        return compute(self._plan(names), names, fed, self._constants() | dict(replaced), hooked)
+
+    def write_back(self, model: Model) -> Model:
+        """`model` with the parameters as they are now in place of its initializers; nothing else changes."""
+        found = {name: parameter.detach().cpu().numpy() for name, parameter in self.weights.items()}
+        return model.with_constants({name: value.astype(model.weight(name).dtype) for name, value in found.items()})
+
+    def _compute(
+        self,
+        steps: tuple[_Step, ...],
+        names: tuple[str, ...],
+        fed: dict[str, Tensor],
+        given: dict[str, Tensor],
+        hooked: Mapping[str, Hook],
+    ) -> dict[str, Tensor]:
+        """The named tensors, from inputs and initializers."""
+        values = dict(given)
         with torch.autocast(self.device.type, torch.bfloat16) if self._bfloat16 else nullcontext():
             for name, tensor in fed.items():
                 values[name] = hooked[name](tensor) if name in hooked else tensor
-            for step in self._plan(names):
+            for step in steps:
                 made = step.run(*[None if name is None else values[name] for name in step.inputs])
                 for name, tensor in zip(step.outputs, made if isinstance(made, tuple) else (made,), strict=False):
                     values[name] = hooked[name](tensor) if name in hooked else tensor
                 for name in step.spent:
                     values.pop(name, None)
         return {name: _widened(values[name]) for name in names}
-
-    def write_back(self, model: Model) -> Model:
-        """`model` with the parameters as they are now in place of its initializers; nothing else changes."""
-        found = {name: parameter.detach().cpu().numpy() for name, parameter in self.weights.items()}
-        return model.with_constants({name: value.astype(model.weight(name).dtype) for name, value in found.items()})
 
     def _register(self, name: str, value: Array, *, trained: bool) -> None:
         # torch takes no dot in a name; the number keeps names apart that differ in nothing else.

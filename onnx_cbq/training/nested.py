@@ -29,7 +29,7 @@ from onnx_cbq.records import Grouping, Layer
 from onnx_cbq.stepping.compensation import Inputs, read_rows, taken_up
 from onnx_cbq.stepping.masks import Nested, head_mask, owner, split_model, weight_mask
 from onnx_cbq.stepping.units import Units
-from onnx_cbq.torch_graph import TorchGraph, choose_device
+from onnx_cbq.torch_graph import EXACT, Speed, TorchGraph, choose_device
 from onnx_cbq.training.batches import TrainingBatch
 from onnx_cbq.training.imitation import Imitation
 from onnx_cbq.training.normalization import Normalization, scaled_gradient
@@ -48,7 +48,7 @@ class NestedNet(Pupil):
         steps: how many subnets there are.
         beta: how updates of larger subnets are damped.
         feeds: samples that the first statistics are taken from.
-        bfloat16: compute in bfloat16 while training.
+        speed: how it computes while training.
     """
 
     def __init__(
@@ -58,16 +58,13 @@ class NestedNet(Pupil):
         steps: int,
         beta: float,
         feeds: Mapping[str, Tensor],
-        *,
-        bfloat16: bool,
+        speed: Speed,
     ) -> None:
         super().__init__()
         self._units, self._steps, self._beta = units, steps, beta
         self.device = choose_device()
-        self._exact = self._graphs(*split_model(units), bfloat16=False)
-        self._fast = self._graphs(*split_model(units), bfloat16=True) if bfloat16 else self._exact
-        (teacher,) = self._graphs(original, bfloat16=False)
-        self._teachers = teacher, *(self._graphs(original, bfloat16=True) if bfloat16 else [teacher])
+        self._exact, self._fast = (self._graphs(*split_model(units), speed=each) for each in (EXACT, speed))
+        self._teachers = tuple(self._graphs(original, speed=each)[0] for each in (EXACT, speed))
         self._weights = {product.layer.weight: product for product in (*units.hidden, units.head)}
         uses = [use for product in units.hidden for use in product.layer.uses]
         self._outputs = {use.bias: use.output for use in uses if use.bias is not None}
@@ -207,10 +204,8 @@ class NestedNet(Pupil):
         for bias in biases:
             values[bias].add_(self._tensor(shift.astype(np.float32)))
 
-    def _graphs(self, *models: Model, bfloat16: bool) -> list[TorchGraph]:
-        return [
-            TorchGraph(model, trained=(), device=self.device, channels_last=True, bfloat16=bfloat16) for model in models
-        ]
+    def _graphs(self, *models: Model, speed: Speed) -> list[TorchGraph]:
+        return [TorchGraph(model, trained=(), device=self.device, channels_last=True, speed=speed) for model in models]
 
     def _scores(self, head: TorchGraph, features: Tensor, weight: Tensor, subnet: int) -> Tensor:
         replaced = {self._units.head.layer.weight: weight}

@@ -95,12 +95,12 @@ def run_nesting(task: NestingTask, config: StepConfig, progress: Progress = sile
         ConfigError: torch is not installed.
         OnnxCbqError: an operator cannot be trained, or a subnet cannot be made small enough.
     """
-    setup = Setup.of(config, config.seed)
+    setup = Setup.of(config, task.units.model, task.units.macs, config.seed)
     learned, held = (
         setup.batches(task.samples, indices, config, config.views) for indices in (task.learned, task.held)
     )
     first = list(islice(learned.endless(config.seed), _batches_of(_SEEN, learned)))
-    net = NestedNet(task.units, task.original, len(config.macs), config.beta, first[0].feeds, bfloat16=setup.bfloat16)
+    net = NestedNet(task.units, task.original, len(config.macs), config.beta, first[0].feeds, setup.speed)
     even = setup.tensor(np.ones(len(task.class_names)))
     originals = tuple(one.original for one in task.counterparts)
     shown = (net.shown(batch.feeds, originals) for batch in first)

@@ -73,14 +73,17 @@ class Normalization(nn.Module):
 
 def scaled_gradient(value: Tensor, factor: Tensor | float) -> Tensor:
     """`value`, with a gradient that is multiplied by `factor`."""
-    if value.requires_grad:
-        value = value.view_as(value)
-        value.register_hook(lambda gradient: gradient * factor)
-    return value
+    still = value.detach()
+    return still + (value - still) * factor
 
 
 def _is_narrow(z: Tensor) -> bool:
-    """Whether channels are innermost and fill no vectors; torch refuses one value for each."""
+    """Whether channels are innermost and fill no vectors; torch refuses one value for each.
+
+    Code that is made for the net has loops of its own.
+    """
+    if torch.compiler.is_compiling():
+        return False
     several = z.numel() > z.shape[1]
     return z.device.type == "cpu" and several and z.shape[1] % _FULL != 0 and z.movedim(1, -1).is_contiguous()
 

@@ -30,8 +30,8 @@ def run_training(
         OnnxCbqError: an operator cannot be trained.
     """
     work = task.work
-    setup = Setup.of(config, task.seed)
-    student = Student(work.model, work.layers, start, Lesson.of(work, task.learned), bfloat16=setup.bfloat16)
+    setup = Setup.of(config, work.model, work.layers.macs, task.seed)
+    student = Student(work.model, work.layers, start, Lesson.of(work, task.learned), setup.speed)
     learned, held = (
         setup.batches(work.samples, indices, config, config.views) for indices in (task.learned, task.held)
     )

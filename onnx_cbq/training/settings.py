@@ -31,6 +31,8 @@ class RefineConfig:
             most.
         check_every: updates between two looks at the samples held back.
         bfloat16: compute updates in bfloat16 where the processor has it.
+        fused: compile what updates compute, which takes half a minute or more, where training is long beside that and a
+            C++ compiler is there.
     """
 
     updates: int = option(1200, TRAINING, "N", flag="refine-updates")
@@ -44,6 +46,7 @@ class RefineConfig:
     held_back: float = 0.1
     check_every: int = 100
     bfloat16: bool = True
+    fused: bool = True
 
     def __post_init__(self) -> None:
         check_kinds(self)
@@ -90,6 +93,8 @@ class StepConfig:
         rounds: how often units are moved until every subnet is within its limit; `round_updates` are between two moves,
             or fewer if that is more than a third of all updates.
         bfloat16: compute updates in bfloat16 where the processor has it.
+        fused: compile what updates compute, which takes half a minute or more, where training is long beside that and a
+            C++ compiler is there.
         seed: decides the order of the samples.
         logits: name of the output that holds the class scores.
         bits: quantize the weights of every step to 2 to 8 bits, without samples.
@@ -110,6 +115,7 @@ class StepConfig:
     rounds: int = 20
     round_updates: int = 25
     bfloat16: bool = True
+    fused: bool = True
     seed: int = option(0, SAMPLES, "N")
     logits: str | None = option(None, SAMPLES, "NAME", shown="the only one of shape (samples, classes)")
     bits: int | None = option(None, REACH, "BITS", flag="quantize", shown="float")

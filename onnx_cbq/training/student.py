@@ -13,7 +13,7 @@ from torch.nn import functional
 from onnx_cbq.model import Model
 from onnx_cbq.quantize.digits import largest_steps
 from onnx_cbq.records import Grouping, Layers, Shared
-from onnx_cbq.torch_graph import TorchGraph
+from onnx_cbq.torch_graph import EXACT, Speed, TorchGraph
 from onnx_cbq.training.coded import Charge, CodedGrid
 from onnx_cbq.training.grids import LatentWeight, LearnedGrid, fixed_grid, rounded_bias
 from onnx_cbq.training.lesson import Lesson
@@ -42,15 +42,15 @@ class Student(Pupil):
         layers: its layers.
         start: what they were rounded to.
         lesson: what is learned.
-        bfloat16: compute in bfloat16 while training.
+        speed: how it computes while training.
     """
 
-    def __init__(self, model: Model, layers: Layers, start: Quantized, lesson: Lesson, *, bfloat16: bool) -> None:
+    def __init__(self, model: Model, layers: Layers, start: Quantized, lesson: Lesson, speed: Speed) -> None:
         super().__init__()
         self._start, self._layers, self._lesson = start, layers, lesson
         self._exact = TorchGraph(model, trained=(), channels_last=True)
         device = self.device = self._exact.device
-        self._fast = TorchGraph(model, trained=(), channels_last=True, bfloat16=True) if bfloat16 else self._exact
+        self._fast = self._exact if speed == EXACT else TorchGraph(model, trained=(), channels_last=True, speed=speed)
         trained = make_weights(model, layers, start, device)
         self.grids = nn.ModuleList(trained.values())
         self._by_layer = trained

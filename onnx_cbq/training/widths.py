@@ -23,7 +23,7 @@ from onnx_cbq.model import Array, Model
 from onnx_cbq.records import Grouping, Layer, Layers
 from onnx_cbq.search.widths import DifferentiableConfig
 from onnx_cbq.settings import MOST_BITS
-from onnx_cbq.torch_graph import TorchGraph
+from onnx_cbq.torch_graph import Speed, TorchGraph
 from onnx_cbq.training.batches import TrainingBatch
 from onnx_cbq.training.lesson import Lesson
 from onnx_cbq.training.loop import Objective
@@ -88,15 +88,15 @@ class WidthNet(Pupil):
         layers: its layers.
         levels: layer name -> its weight at every width.
         lesson: what is learned.
-        bfloat16: compute in bfloat16.
+        speed: how it computes.
     """
 
     def __init__(
-        self, model: Model, layers: Layers, levels: Mapping[str, Levels], lesson: Lesson, *, bfloat16: bool
+        self, model: Model, layers: Layers, levels: Mapping[str, Levels], lesson: Lesson, speed: Speed
     ) -> None:
         super().__init__()
         self._lesson = lesson
-        self._graph = TorchGraph(model, trained=(), channels_last=True, bfloat16=bfloat16)
+        self._graph = TorchGraph(model, trained=(), channels_last=True, speed=speed)
         self._names = [layer.name for layer in layers]
         self.between = nn.ModuleList(
             BetweenWidths(
@@ -154,8 +154,8 @@ class WidthLoss:
             seed: decides the order of the samples.
             first: number of the first batch.
         """
-        setup = Setup.of(config)
-        net = WidthNet(work.model, work.layers, levels, Lesson.of(work, learned), bfloat16=setup.bfloat16)
+        setup = Setup.of(config, work.model, work.layers.macs)
+        net = WidthNet(work.model, work.layers, levels, Lesson.of(work, learned), setup.speed)
         objective = Objective(config.alpha, setup.tensor(counted[0]), counted[1], kind=work.logits.kind)
         return WidthLoss(net, setup.batches(work.samples, learned, config).endless(seed, first), objective)
 
@@ -176,5 +176,5 @@ def width_parts(work: Workload, levels: Mapping[str, Levels], learned: Indices, 
     digests = work.cache.digests
     return lambda: [
         *(digests.model(work.model), work.layers.layers, work.logits, work.further.counted, levels),
-        *(digests.samples(work.samples, learned), config, Setup.of(config).parts),
+        *(digests.samples(work.samples, learned), config, Setup.of(config, work.model, work.layers.macs).parts),
     ]

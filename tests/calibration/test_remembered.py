@@ -13,6 +13,7 @@ from onnx_cbq import CalibrationSet, RefineConfig
 from onnx_cbq.calibration.remembered import Remembered
 from onnx_cbq.calibration.sources import Source
 from onnx_cbq.model import Array, InputSpec
+from onnx_cbq.torch_graph import EXACT
 from onnx_cbq.training.setup import Setup
 
 ALL = np.arange(10)
@@ -80,7 +81,7 @@ def test_files_of_a_card_are_decoded_once(tmp_path: Path) -> None:
     (tmp_path / "card.toml").write_text(f'source = "{tmp_path.as_posix()}"\nlayout = "NHWC"\n')
     inputs = [InputSpec("x", np.dtype(np.float32), (None, 3, 4, 4))]
     samples = CalibrationSet.from_card(tmp_path / "card.toml").for_model(inputs)
-    batches = Setup(torch.device("cpu"), bfloat16=False).batches(samples, np.arange(2), RefineConfig(batch=2))
+    batches = Setup(torch.device("cpu"), EXACT).batches(samples, np.arange(2), RefineConfig(batch=2))
     first = next(iter(batches.in_order())).feeds["x"]
     for path in tmp_path.glob("*/a.png"):
         path.unlink()

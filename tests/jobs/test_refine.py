@@ -14,6 +14,8 @@ from onnx_cbq import QuantizeConfig, quantize
 from onnx_cbq.jobs.refine import Refinement, quantized_by, refine
 from onnx_cbq.stages.solution import emit_solution
 from onnx_cbq.targets.lint import lint
+from onnx_cbq.torch_graph import EXACT, can_fuse
+from onnx_cbq.training import setup
 from onnx_cbq.training.lesson import Lesson
 from onnx_cbq.training.student import Student
 from tests.command import Command, refused_without_torch
@@ -31,7 +33,7 @@ def test_what_is_written_is_what_was_trained() -> None:
     feeds = work.samples.read(np.arange(300))
     found = session.run(None, feeds)[0]
     start = quantized_by(trained, refined)
-    student = Student(work.model, work.layers, start, Lesson(work.logits), bfloat16=False).eval()
+    student = Student(work.model, work.layers, start, Lesson(work.logits), EXACT).eval()
     with torch.no_grad():
         expected = student({name: torch.from_numpy(value) for name, value in feeds.items()}).numpy()
     # Sums in another order put single activations on the next of 16 levels; a scale that is off moves all of them.
@@ -58,6 +60,21 @@ def test_training_keeps_to_the_target(settings: dict[str, object]) -> None:
     config = replace(QuantizeConfig(samples=200), refine=replace(QUICK, updates=20), **settings)  # type: ignore[arg-type]
     result = quantize(DIGITS_MODEL, DIGITS_CARD, config)
     assert lint(result.model, config.choice.target) == ()
+
+
+def test_training_in_code_that_is_made_for_the_net(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It learns as it does operator by operator, and the same every time: only sums are rounded in another order."""
+    if not can_fuse(torch.device("cpu")):
+        pytest.skip("no C++ compiler that torch.compile can use")
+    plain, config = (replace(COARSE, refine=replace(QUICK, updates=60, check_every=20, fused=f)) for f in (False, True))
+    monkeypatch.setattr(setup, "fusing_pays", lambda config, *_: config.fused)
+    expected, first, again = (quantize(DIGITS_MODEL, DIGITS_CARD, each) for each in (plain, config, config))
+    assert not [record for record in caplog.records if record.name == "onnx_cbq" and record.levelname == "WARNING"]
+    assert first.model.to_proto().SerializeToString() == again.model.to_proto().SerializeToString()
+    start = quantize(DIGITS_MODEL, DIGITS_CARD, COARSE).quantized.top1
+    assert first.quantized.top1 - start > (expected.quantized.top1 - start) / 2 > 0
 
 
 @pytest.mark.parametrize("storage", ["int8", "packed"])

@@ -15,7 +15,7 @@ from onnx_cbq.errors import ConfigError, ModelError, UnsupportedOperatorError
 from onnx_cbq.graph.load import load
 from onnx_cbq.model import INLINE_BYTES, Model
 from onnx_cbq.runtime import Session
-from onnx_cbq.torch_graph import TorchGraph, choose_device, has_bfloat16
+from onnx_cbq.torch_graph import Speed, TorchGraph, choose_device, has_bfloat16
 from tests.gradient.cases import floats
 from tests.graphs import make_model, node
 
@@ -210,10 +210,10 @@ def test_bfloat16_gives_float32_results_near_the_exact_ones() -> None:
     """bfloat16 has 8 bits of mantissa: each of a handful of roundings errs by up to 2^-9 of a number's size."""
     if not has_bfloat16(CPU):
         with pytest.raises(ConfigError, match="bfloat16: this cpu has no instructions for it"):
-            TorchGraph(small_net(), device=CPU, bfloat16=True)
+            TorchGraph(small_net(), device=CPU, speed=Speed(bfloat16=True))
         return
     exact = TorchGraph(small_net(), device=CPU)(torch.tensor(X))["logits"].detach()
-    module = TorchGraph(small_net(), device=CPU, bfloat16=True)
+    module = TorchGraph(small_net(), device=CPU, speed=Speed(bfloat16=True))
     y = module(torch.tensor(X))["logits"]
     assert y.dtype == torch.float32
     assert not torch.equal(y, exact)
@@ -225,7 +225,7 @@ def test_bfloat16_gives_float32_results_near_the_exact_ones() -> None:
 def test_bfloat16_is_refused_where_it_would_be_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
     with pytest.raises(ConfigError, match="bfloat16: this cpu has no instructions for it; train in float32"):
-        TorchGraph(small_net(), device=CPU, bfloat16=True)
+        TorchGraph(small_net(), device=CPU, speed=Speed(bfloat16=True))
 
 
 def test_all_tensors_live_on_the_chosen_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from onnx_cbq.stepping.masks import Nested, subnet_model
 from onnx_cbq.stepping.units import Units
 from onnx_cbq.stepping.widening import counterparts
 from onnx_cbq.system.store import Store
+from onnx_cbq.torch_graph import EXACT, Speed, can_fuse
 from onnx_cbq.training import loop, nesting
 from onnx_cbq.training.batches import Batches, TrainingBatch
 from onnx_cbq.training.imitation import Imitation
@@ -52,8 +53,8 @@ def make_batch(units: Units, count: int = 8) -> TrainingBatch:
     return TrainingBatch({units.model.inputs[0].name: x}, torch.arange(count) % CLASSES)
 
 
-def make_net(units: Units, nested: Nested) -> NestedNet:
-    net = NestedNet(units, units.model, nested.steps, BETA, make_batch(units, 40).feeds, bfloat16=False)
+def make_net(units: Units, nested: Nested, speed: Speed = EXACT) -> NestedNet:
+    net = NestedNet(units, units.model, nested.steps, BETA, make_batch(units, 40).feeds, speed)
     net.assign(nested.assignment)
     assert net.biases is not None
     with torch.no_grad():
@@ -111,20 +112,23 @@ def test_a_model_with_a_batch_of_one_is_trained_without_normalization() -> None:
     assert all(np.isfinite(value).all() for value in nested.constants.values())
 
 
-def test_what_a_larger_subnet_changes_is_damped() -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_what_a_larger_subnet_changes_is_damped(*, fused: bool) -> None:
     """Against a gradient per subnet, each damped weight by weight as the paper has it: beta^(k-i)."""
+    if fused and not can_fuse(torch.device("cpu")):
+        pytest.skip("no C++ compiler that torch.compile can use")
     units, _ = units_of(padded_net())
     nested = random_nested(units, STEPS, 1)
     batch = make_batch(units)
     nothing = Imitation(units, (), QUICK.macs, BETA, ())
     objective = NestedObjective(0.3, BETA, torch.ones(CLASSES), Grouping.single("abcde"), nothing)
-    net = make_net(units, nested).train()
+    net = make_net(units, nested, Speed(fused=fused)).train()
     objective(net, batch, batch.taught(net.teach))[0].backward()
     total = sum(BETA**k for k in range(1, STEPS + 1))
     found = gradients(net)
     expected = {name: torch.zeros_like(gradient) for name, gradient in found.items()}
     for k in range(1, STEPS + 1):
-        plain = NestedNet(units, units.model, STEPS, 1.0, batch.feeds, bfloat16=False).train()
+        plain = NestedNet(units, units.model, STEPS, 1.0, batch.feeds, EXACT).train()
         plain.load_state_dict(net.state_dict())
         plain.assign(nested.assignment)
         losses = objective.losses(plain.teach(batch.feeds), plain(batch.feeds), batch.labels).mean(dim=1)

@@ -14,6 +14,7 @@ from onnx_cbq.model import Array
 from onnx_cbq.records import Grouping, Layer, Use
 from onnx_cbq.runtime import Session
 from onnx_cbq.search.widths import DifferentiableConfig
+from onnx_cbq.torch_graph import EXACT
 from onnx_cbq.training.lesson import Lesson
 from onnx_cbq.training.records import Levels
 from onnx_cbq.training.widths import BetweenWidths, WidthLoss, WidthNet
@@ -92,7 +93,7 @@ def test_whole_widths_are_the_net_that_is_written(work: Workload, levels: dict[s
         constants[layer.weight] = layer.unrows(rows)
     feeds = work.samples.read(np.arange(20))
     expected = Session(work.model.with_constants(constants).with_graph(outputs=[work.logits.tensor])).run(feeds)
-    net = WidthNet(work.model, work.layers, levels, Lesson(work.logits), bfloat16=False)
+    net = WidthNet(work.model, work.layers, levels, Lesson(work.logits), EXACT)
     found = net(tensors(feeds), tensors({name: part.astype(np.float32) for name, part in bits.items()}))
     np.testing.assert_allclose(found.numpy(), expected[work.logits.tensor], rtol=1e-4, atol=1e-4)
     plain = Session(work.model.with_graph(outputs=[work.logits.tensor])).run(feeds)[work.logits.tensor]
