@@ -52,8 +52,6 @@ class DifferentiableConfig:
         alpha: share of the cross-entropy with the labels in the loss; the rest is the divergence from the float model.
         augment: train on changed images too: "flip", "shift", "mix" and "cut"; repeatable.
         bfloat16: compute gradients in bfloat16 where the processor has it.
-        fused: compile what gradients compute, which takes half a minute or more, where the descent is long beside that
-            and a C++ compiler is there.
     """
 
     granularity: str = option("channel", CHOOSE, "|".join(GRANULARITIES))
@@ -66,7 +64,6 @@ class DifferentiableConfig:
     alpha: float = 0.0
     augment: tuple[str, ...] = option((), TRAINING, "|".join(AUGMENTATIONS))
     bfloat16: bool = True
-    fused: bool = True
 
     def __post_init__(self) -> None:
         check_kinds(self)

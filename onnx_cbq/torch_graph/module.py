@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from onnx_cbq.errors import ConfigError, ModelError, UnsupportedOperatorError
 from onnx_cbq.model import STANDARD, Array, Model
-from onnx_cbq.torch_graph.fusing import Fused
+from onnx_cbq.torch_graph.fusing import fused
 from onnx_cbq.torch_graph.node import OnnxNode, Run, title
 from onnx_cbq.torch_graph.operators import OPERATORS
 
@@ -37,7 +37,7 @@ class Speed:
 
     Attributes:
         bfloat16: in bfloat16 where torch's autocast finds that safe; parameters and results stay float32.
-        fused: by code that is made for it (see `Fused`), once it is run.
+        fused: by code that is made for it when it runs first (see `fusing.fused`).
     """
 
     bfloat16: bool = False
@@ -111,7 +111,7 @@ class TorchGraph(nn.Module):
         self._model = model
         self._steps, statistics = _compile(model)
         self._plans: dict[tuple[str, ...], tuple[_Step, ...]] = {}
-        self._fused = Fused(self._compute) if speed.fused else None
+        self._compiled = fused(self._compute) if speed.fused else None
         self._slots: dict[str, str] = {}
         read = dict.fromkeys(name for step in self._steps for name in step.inputs if name is not None)
         constants = {name: value for name in read if (value := model.constant(name)) is not None}
@@ -131,6 +131,15 @@ class TorchGraph(nn.Module):
     def weights(self) -> dict[str, nn.Parameter]:
         """The parameters by the name of their initializer."""
         return {name: self._parameters[slot] for name, slot in self._slots.items() if slot in self._parameters}  # type: ignore[misc]
+
+    @property
+    def fused(self) -> bool:
+        """Whether it is computed by code that is made for it."""
+        return self._compiled is not None
+
+    def unfuse(self) -> None:
+        """From now on compute operator by operator."""
+        self._compiled = None
 
     def forward(
         self,
@@ -155,7 +164,7 @@ class TorchGraph(nn.Module):
         replaced, hooked = weights or {}, hooks or {}
         names = self._model.outputs if outputs is None else tuple(outputs)
         self._check_names(names, replaced, hooked)
-        compute = self._fused or self._compute
+        compute = self._compiled or self._compute
         return compute(self._plan(names), names, fed, self._constants() | dict(replaced), hooked)
 
     def write_back(self, model: Model) -> Model:

@@ -64,9 +64,14 @@ class Batches:
     views: int
     device: torch.device
 
+    @property
+    def per_update(self) -> int:
+        """Samples of an endless batch: as many as the model insists on, or as there are."""
+        return self.samples.fixed_batch or min(self.size, len(self.indices))
+
     def endless(self, seed: int, start: int = 0) -> Iterator[TrainingBatch]:
         """Batches for ever, from number `start` on: the same whether or not those in front of it were made."""
-        size = self.samples.fixed_batch or min(self.size, len(self.indices))
+        size = self.per_update
         per_epoch = max(len(self.indices) // size, 1)
         update = start
         while True:

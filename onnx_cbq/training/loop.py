@@ -18,6 +18,7 @@ from onnx_cbq.records import Grouping
 from onnx_cbq.records.answers import IGNORED, Kind
 from onnx_cbq.system import stopping
 from onnx_cbq.system.progress import Progress, silent
+from onnx_cbq.torch_graph.fusing import say_plain
 from onnx_cbq.training.batches import Batches, TrainingBatch
 from onnx_cbq.training.checkpoint import Checkpoint
 from onnx_cbq.training.coded import REFRESH, Charge
@@ -25,6 +26,8 @@ from onnx_cbq.training.records import Course, Held, Schedule
 from onnx_cbq.training.student import Pupil, Student, divergence, independent_divergences
 
 _LOG = logging.getLogger("onnx_cbq")
+# Looks at the samples held back, evenly spread: long trainings would spend a tenth of their time on them.
+_MOST_LOOKS = 50
 
 Net = TypeVar("Net", bound=Pupil)
 _Read_contra = TypeVar("_Read_contra", bound=Pupil, contravariant=True)
@@ -160,13 +163,14 @@ def train(
         return over
     learned, held = batches
     answers = _expected(student, held)
-    known = None if checkpoint is None else checkpoint.load(student, optimizer)
-    course, best = known or _begin(student, evaluate(student, held, answers, objective), objective)
-    if known is not None:
-        _LOG.info("%s: goes on after %d updates", schedule.title, course.updates)
+    course, best = _resumed(student, optimizer, schedule, checkpoint) or _begin(
+        student, evaluate(student, held, answers, objective), objective
+    )
     rates = [group["lr"] * schedule.rise(course.start.loss) for group in optimizer.param_groups]
-    begun, shown = time.monotonic() - course.seconds, 0.0
+    shown = 0.0
     with stopping.going_on() as interruption:
+        compile_updates(student, objective, next(learned.endless(schedule.seed)))
+        begun = time.monotonic() - course.seconds
         for batch in _until(course, schedule, learned.endless(schedule.seed, course.updates), begun):
             share = _share(course, schedule, begun)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -182,7 +186,8 @@ def train(
             whole = round((course.updates - 1) / share) if share else schedule.updates
             progress(told, course.updates, max(whole, course.updates))
             if course.updates % schedule.check_every == 0:
-                best = _keep_better(student, evaluate(student, held, answers, objective), objective, course, best)
+                if _is_due(course, _share(course, schedule, begun)):
+                    best = _keep_better(student, evaluate(student, held, answers, objective), objective, course, best)
                 if checkpoint is not None:
                     checkpoint.save(student, optimizer, course, best)
     if interruption.came:
@@ -195,11 +200,42 @@ def train(
     return course
 
 
+def _resumed(
+    student: Net, optimizer: torch.optim.Adam, schedule: Schedule, checkpoint: Checkpoint[Course] | None
+) -> tuple[Course, dict[str, Tensor]] | None:
+    """The course of a training that was killed, and its best state so far."""
+    known = None if checkpoint is None else checkpoint.load(student, optimizer)
+    if known is not None:
+        _LOG.info("%s: goes on after %d updates", schedule.title, known[0].updates)
+    return known
+
+
 def _begin(student: Net, start: Held, objective: Goal[Net]) -> tuple[Course, dict[str, Tensor]]:
     """The course of a training that begins, and the best state so far."""
     if objective.charge is not None:
         objective.charge.start(start.loss)
     return Course(start, start), copy.deepcopy(student.state_dict())
+
+
+def compile_updates(net: Net, objective: Goal[Net], batch: TrainingBatch) -> None:
+    """Compile what updates of a fused net compute, before the time of training begins; where that fails, fuse no more.
+
+    Were it a part of that time, a repeated run would follow the clock where it could follow the updates. Cost: that of
+    compiling, some half a minute, and of an update.
+    """
+    graphs = [graph for graph in net.graphs if graph.fused]
+    if not graphs:
+        return
+    before = copy.deepcopy(net.state_dict())
+    net.train()
+    try:
+        objective(net, batch, batch.taught(net.teach))[0].backward()
+    except Exception as error:  # noqa: BLE001, compilers raise anything; if it was not them, an update raises it again
+        say_plain(error)
+        for graph in graphs:
+            graph.unfuse()
+    net.zero_grad()
+    net.load_state_dict(before)
 
 
 def update(student: Net, optimizer: torch.optim.Optimizer, objective: Goal[Net], batch: TrainingBatch) -> float:
@@ -251,6 +287,12 @@ def _share(course: Course, schedule: Schedule, begun: float) -> float:
     spent = (time.monotonic() - begun) / (60 * schedule.minutes)
     by_updates = course.updates / schedule.updates
     return min(spent if by_time(course.updates, schedule.updates, spent) else by_updates, 1.0)
+
+
+def _is_due(course: Course, share: float) -> bool:
+    """Whether a look is due at a share of the training; tells the course."""
+    before, course.looks = course.looks, int(_MOST_LOOKS * share + 1e-9)
+    return course.looks > before
 
 
 def _keep_better(

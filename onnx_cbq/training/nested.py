@@ -63,8 +63,11 @@ class NestedNet(Pupil):
         super().__init__()
         self._units, self._steps, self._beta = units, steps, beta
         self.device = choose_device()
-        self._exact, self._fast = (self._graphs(*split_model(units), speed=each) for each in (EXACT, speed))
-        self._teachers = tuple(self._graphs(original, speed=each)[0] for each in (EXACT, speed))
+        self._exact, (teacher,) = self._graphs(*split_model(units)), self._graphs(original)
+        self._fast, self._teachers = self._exact, (teacher, teacher)
+        if speed != EXACT:
+            self._fast, (fast,) = self._graphs(*split_model(units), speed=speed), self._graphs(original, speed=speed)
+            self._teachers = teacher, fast
         self._weights = {product.layer.weight: product for product in (*units.hidden, units.head)}
         uses = [use for product in units.hidden for use in product.layer.uses]
         self._outputs = {use.bias: use.output for use in uses if use.bias is not None}
@@ -118,12 +121,17 @@ class NestedNet(Pupil):
         """Take the assignment of a state."""
         self.assign(state.numpy(force=True).copy())
 
+    @property
+    def graphs(self) -> Sequence[TorchGraph]:
+        """The subnets', in two parts, and the original's."""
+        return (*self._fast, self._teachers[True])
+
     @torch.no_grad()
     def settle(self, batches: Iterable[TrainingBatch]) -> None:
-        """Take the statistics of the net as it is now."""
+        """Take the statistics of the net as it is now, in float32."""
         self.train()
         for batch in batches:
-            self(batch.feeds)
+            self._run(self._exact, batch.feeds, ())
 
     def forward(self, feeds: Mapping[str, Tensor]) -> Tensor:
         """Class scores of all subnets [subnets, samples, classes]; in float32 once `eval()` was called."""
@@ -131,7 +139,12 @@ class NestedNet(Pupil):
 
     def look(self, feeds: Mapping[str, Tensor], tensors: tuple[str, ...]) -> tuple[Tensor, list[Tensor]]:
         """Class scores of all subnets, and hidden tensors."""
-        body, head = self._fast if self.training else self._exact
+        return self._run(self._fast if self.training else self._exact, feeds, tensors)
+
+    def _run(
+        self, graphs: Sequence[TorchGraph], feeds: Mapping[str, Tensor], tensors: tuple[str, ...]
+    ) -> tuple[Tensor, list[Tensor]]:
+        body, head = graphs
         values = dict(zip(self._names, self.values, strict=True))
         weights = {
             name: scaled_gradient(value * self._masks.get(name, 1), self._damping[name])
@@ -204,7 +217,7 @@ class NestedNet(Pupil):
         for bias in biases:
             values[bias].add_(self._tensor(shift.astype(np.float32)))
 
-    def _graphs(self, *models: Model, speed: Speed) -> list[TorchGraph]:
+    def _graphs(self, *models: Model, speed: Speed = EXACT) -> list[TorchGraph]:
         return [TorchGraph(model, trained=(), device=self.device, channels_last=True, speed=speed) for model in models]
 
     def _scores(self, head: TorchGraph, features: Tensor, weight: Tensor, subnet: int) -> Tensor:

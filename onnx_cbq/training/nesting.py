@@ -26,7 +26,7 @@ from onnx_cbq.training.batches import Batches, TrainingBatch
 from onnx_cbq.training.checkpoint import Checkpoint
 from onnx_cbq.training.imitation import Imitation
 from onnx_cbq.training.importance import importance
-from onnx_cbq.training.loop import train, update
+from onnx_cbq.training.loop import compile_updates, train, update
 from onnx_cbq.training.nested import NestedNet, NestedObjective
 from onnx_cbq.training.records import Course, Schedule
 from onnx_cbq.training.settings import StepConfig
@@ -41,7 +41,7 @@ _MOVING = 1 / 3
 
 
 # Of what moving and training give, in the last digit too.
-VERSION = 3
+VERSION = 4
 _LOG = logging.getLogger("onnx_cbq")
 
 
@@ -95,14 +95,16 @@ def run_nesting(task: NestingTask, config: StepConfig, progress: Progress = sile
         ConfigError: torch is not installed.
         OnnxCbqError: an operator cannot be trained, or a subnet cannot be made small enough.
     """
-    setup = Setup.of(config, task.units.model, task.units.macs, config.seed)
+    setup = Setup.of(config, config.seed)
     learned, held = (
         setup.batches(task.samples, indices, config, config.views) for indices in (task.learned, task.held)
     )
+    setup = setup.compiling(config, task.units.model, task.units.macs, learned.per_update)
     first = list(islice(learned.endless(config.seed), _batches_of(_SEEN, learned)))
     net = NestedNet(task.units, task.original, len(config.macs), config.beta, first[0].feeds, setup.speed)
     even = setup.tensor(np.ones(len(task.class_names)))
     originals = tuple(one.original for one in task.counterparts)
+    net.eval()
     shown = (net.shown(batch.feeds, originals) for batch in first)
     imitation = Imitation(task.units, task.counterparts, config.macs, config.beta, shown)
     objective = NestedObjective(config.alpha, config.beta, even, Grouping.single(task.class_names), imitation)
@@ -141,7 +143,6 @@ def _move_all(
     moves = Moves() if known is None else known[0]
     if known is not None:
         _LOG.info("move units: goes on after %d of %d rounds", moves.rounds, config.rounds)
-    begun = time.monotonic() - moves.seconds
     each = min(config.round_updates, int(_MOVING * config.updates / config.rounds))
     found: Array = np.zeros((len(config.macs), units.count))
     # Labels are those of images as they are.
@@ -151,6 +152,8 @@ def _move_all(
         return list(islice(unchanged.endless(config.seed + 2, looks * moves.rounds), looks))
 
     learning = learned.endless(config.seed + 3, moves.batches)
+    compile_updates(net, objective, next(learned.endless(config.seed)))
+    begun = time.monotonic() - moves.seconds
     with stopping.going_on() as interruption:
         while moves.rounds < config.rounds:
             number = _due(moves.rounds, time.monotonic() - begun, config)
@@ -184,8 +187,7 @@ def _due(done: int, seconds: float, config: StepConfig) -> int:
 
 def _batches_of(samples: int, batches: Batches) -> int:
     """How many batches have so many samples, `_MOST_BATCHES` at most."""
-    size = batches.samples.fixed_batch or min(batches.size, len(batches.indices))
-    return min(-(-samples // size), _MOST_BATCHES)
+    return min(-(-samples // batches.per_update), _MOST_BATCHES)
 
 
 def _parts(task: NestingTask, config: StepConfig, setup: Setup) -> list[object]:

@@ -76,7 +76,7 @@ class Schedule:
 
     Attributes:
         updates, minutes: at most; whichever is over first.
-        check_every: updates between two looks at the samples held back.
+        check_every: updates between two looks at the samples held back, or a fiftieth of the training if that is more.
         seed: decides the order of the samples.
         title: what the user sees.
         usual_loss: at which the learning rates are meant; with more they rise (see `learned.pace`), since there is
@@ -113,6 +113,7 @@ class Course:
         updates: updates done; `stopped` says what ended them: "updates", "time" or "Ctrl-C".
         seconds: spent, those before a resumption included.
         losses: of the held-back samples at every look.
+        looks: that are due so far; the number of `losses` may be smaller.
     """
 
     start: Held
@@ -122,6 +123,7 @@ class Course:
     stopped: str = "updates"
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
+    looks: int = 0
 
 
 @dataclass(frozen=True)

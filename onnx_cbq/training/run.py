@@ -17,7 +17,7 @@ from onnx_cbq.training.setup import Setup
 from onnx_cbq.training.student import Student
 
 # Of what training gives, in the last digit too.
-VERSION = 2
+VERSION = 3
 
 
 def run_training(
@@ -30,11 +30,12 @@ def run_training(
         OnnxCbqError: an operator cannot be trained.
     """
     work = task.work
-    setup = Setup.of(config, work.model, work.layers.macs, task.seed)
-    student = Student(work.model, work.layers, start, Lesson.of(work, task.learned), setup.speed)
+    setup = Setup.of(config, task.seed)
     learned, held = (
         setup.batches(work.samples, indices, config, config.views) for indices in (task.learned, task.held)
     )
+    setup = setup.compiling(config, work.model, work.layers.macs, learned.per_update)
+    student = Student(work.model, work.layers, start, Lesson.of(work, task.learned), setup.speed)
     objective = Objective(config.alpha, setup.tensor(task.class_weights), task.groups, student.charge, work.logits.kind)
     checkpoint = Checkpoint(work.cache, "refined weights", VERSION, lambda: _parts(task, start, config, setup), Course)
     optimizer = torch.optim.Adam(student.groups((config.weight_rate, config.rate)), betas=(0.9, 0.999))

@@ -29,7 +29,7 @@ class RefineConfig:
             learned. Mirrored with "flip", moved with "shift".
         held_back: share of each class that no update sees, by which the best state is chosen; some 2,000 samples at
             most.
-        check_every: updates between two looks at the samples held back.
+        check_every: updates between two looks at the samples held back, or a fiftieth of the training if that is more.
         bfloat16: compute updates in bfloat16 where the processor has it.
         fused: compile what updates compute, which takes half a minute or more, where training is long beside that and a
             C++ compiler is there.
@@ -89,7 +89,7 @@ class StepConfig:
             learned. Mirrored with "flip", moved with "shift".
         held_back: share of each class that no update sees, by which the best state is chosen; some 2,000 samples at
             most.
-        check_every: updates between two looks at the samples held back.
+        check_every: updates between two looks at the samples held back, or a fiftieth of the training if that is more.
         rounds: how often units are moved until every subnet is within its limit; `round_updates` are between two moves,
             or fewer if that is more than a third of all updates.
         bfloat16: compute updates in bfloat16 where the processor has it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -14,10 +14,13 @@ from onnx_cbq.model import Array, Model
 from onnx_cbq.torch_graph import Speed, can_fuse, choose_device, has_bfloat16
 from onnx_cbq.training.batches import Batches
 
-# Multiplications in a second on two cores, about; passes of an update: forward, two backward, those of the float model.
-_SPEED, _PASSES = 1e11, 5
+# Multiplications in a second, about: on two cores, and on a GPU. Passes of an update: one forward, two backward, and
+# those of the float model.
+_SPEED, _GPU_SPEED, _PASSES = 1e11, 1e13, 5
 # Seconds that each node takes to be compiled, about, and how many times as long training must be for that.
 _COMPILING, _TIMES = 0.5, 4
+# Operators that are written out position by position, which takes too long to compile.
+_WRITTEN_OUT = frozenset({"LSTM", "GRU", "RNN"})
 
 
 class Learns(Protocol):
@@ -32,6 +35,14 @@ class Learns(Protocol):
         """How images are changed."""
 
     @property
+    def bfloat16(self) -> bool:
+        """Compute in bfloat16 where the processor has it."""
+
+
+class Trains(Protocol):
+    """Settings of anything that trains for a while."""
+
+    @property
     def updates(self) -> int:
         """At most."""
 
@@ -40,12 +51,8 @@ class Learns(Protocol):
         """At most."""
 
     @property
-    def bfloat16(self) -> bool:
-        """Compute in bfloat16 where the processor has it."""
-
-    @property
     def fused(self) -> bool:
-        """Compile what is computed where that pays."""
+        """Compile what updates compute where that pays."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +63,8 @@ class Setup:
     speed: Speed
 
     @staticmethod
-    def of(config: Learns, model: Model, macs: int, seed: int | None = None) -> Setup:
+    def of(config: Learns, seed: int | None = None) -> Setup:
         """For these settings; with a seed, torch's random numbers begin there.
-
-        Args:
-            config: the settings.
-            model: what learns.
-            macs: its multiplications for one sample.
-            seed: of the random numbers.
 
         Raises:
             ConfigError: torch is not installed.
@@ -71,8 +72,19 @@ class Setup:
         device = choose_device()
         if seed is not None:
             torch.manual_seed(seed)
-        fused = config.fused and fusing_pays(config, len(model.nodes), macs) and can_fuse(device)
-        return Setup(device, Speed(config.bfloat16 and has_bfloat16(device), fused))
+        return Setup(device, Speed(bfloat16=config.bfloat16 and has_bfloat16(device)))
+
+    def compiling(self, config: Trains, model: Model, macs: int, batch: int) -> Setup:
+        """The same, fused where that pays and a compiler is there; that none is there is logged.
+
+        Args:
+            config: how long it trains.
+            model: what is trained.
+            macs: its multiplications for one sample.
+            batch: samples per update.
+        """
+        fused = config.fused and fusing_pays(config, model, macs * batch, self.device) and can_fuse(self.device)
+        return replace(self, speed=replace(self.speed, fused=fused))
 
     @property
     def parts(self) -> tuple[object, ...]:
@@ -88,13 +100,17 @@ class Setup:
         return torch.tensor(np.asarray(values, np.float32), device=self.device)
 
 
-def fusing_pays(config: Learns, nodes: int, macs: int) -> bool:
+def fusing_pays(config: Trains, model: Model, macs: int, device: torch.device) -> bool:
     """Whether training is long beside the compiling of what it computes; by counts, so that a repeated run does alike.
 
     Args:
         config: how long it goes on.
-        nodes: of the model.
-        macs: multiplications for one sample.
+        model: what is trained.
+        macs: its multiplications for a batch.
+        device: where.
     """
-    seconds = min(60 * config.minutes, config.updates * config.batch * _PASSES * macs / _SPEED)
-    return seconds >= _TIMES * _COMPILING * nodes
+    if any(node.op_type in _WRITTEN_OUT for node in model.nodes):
+        return False
+    speed = _SPEED if device.type == "cpu" else _GPU_SPEED
+    seconds = min(60 * config.minutes, config.updates * _PASSES * macs / speed)
+    return seconds >= _TIMES * _COMPILING * len(model.nodes)

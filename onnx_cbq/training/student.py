@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -28,6 +28,11 @@ _FIXED_BITS = 8
 
 class Pupil(nn.Module):
     """A net that learns from another."""
+
+    @property
+    def graphs(self) -> Sequence[TorchGraph]:
+        """Those that updates compute."""
+        raise NotImplementedError
 
     def teach(self, feeds: Mapping[str, Tensor]) -> Tensor:
         """What the net that it learns from gives, [samples, ...]."""
@@ -66,6 +71,11 @@ class Student(Pupil):
         self._hooks: dict[str, Callable[[Tensor], Tensor]] = {
             name: learned.get(name) or fixed_grid(grid) for name, grid in start.grids.items()
         }
+
+    @property
+    def graphs(self) -> Sequence[TorchGraph]:
+        """That of the quantized net, which is that of the float one with other weights."""
+        return (self._fast,)
 
     def forward(self, feeds: Mapping[str, Tensor]) -> Tensor:
         """What is learned of the quantized net; in float32 once `eval()` was called."""

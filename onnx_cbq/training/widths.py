@@ -10,7 +10,7 @@ lies between two widths in the same way. The float weights stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -108,6 +108,11 @@ class WidthNet(Pupil):
             for layer in layers
         )
 
+    @property
+    def graphs(self) -> Sequence[TorchGraph]:
+        """The only one."""
+        return (self._graph,)
+
     def forward(self, feeds: Mapping[str, Tensor], widths: Mapping[str, Tensor]) -> Tensor:
         """What is learned with these widths, layer name -> [channels]."""
         weights: dict[str, Tensor] = {}
@@ -154,7 +159,7 @@ class WidthLoss:
             seed: decides the order of the samples.
             first: number of the first batch.
         """
-        setup = Setup.of(config, work.model, work.layers.macs)
+        setup = Setup.of(config)
         net = WidthNet(work.model, work.layers, levels, Lesson.of(work, learned), setup.speed)
         objective = Objective(config.alpha, setup.tensor(counted[0]), counted[1], kind=work.logits.kind)
         return WidthLoss(net, setup.batches(work.samples, learned, config).endless(seed, first), objective)
@@ -176,5 +181,5 @@ def width_parts(work: Workload, levels: Mapping[str, Levels], learned: Indices, 
     digests = work.cache.digests
     return lambda: [
         *(digests.model(work.model), work.layers.layers, work.logits, work.further.counted, levels),
-        *(digests.samples(work.samples, learned), config, Setup.of(config, work.model, work.layers.macs).parts),
+        *(digests.samples(work.samples, learned), config, Setup.of(config).parts),
     ]

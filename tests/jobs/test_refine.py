@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -75,6 +76,24 @@ def test_training_in_code_that_is_made_for_the_net(
     assert first.model.to_proto().SerializeToString() == again.model.to_proto().SerializeToString()
     start = quantize(DIGITS_MODEL, DIGITS_CARD, COARSE).quantized.top1
     assert first.quantized.top1 - start > (expected.quantized.top1 - start) / 2 > 0
+
+
+def test_a_net_that_cannot_be_compiled_is_trained_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Guards against a training that ends there, and against one that is slow in silence."""
+
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("a compiler's own fault")
+
+    config = replace(COARSE, refine=QUICK)
+    expected = quantize(DIGITS_MODEL, DIGITS_CARD, config)
+    monkeypatch.setattr(setup, "fusing_pays", lambda *_: True)
+    monkeypatch.setattr(setup, "can_fuse", lambda *_: True)
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: refuse)
+    found = quantize(DIGITS_MODEL, DIGITS_CARD, config)
+    assert "a compiler's own fault" in caplog.text
+    assert found.model.to_proto().SerializeToString() == expected.model.to_proto().SerializeToString()
 
 
 @pytest.mark.parametrize("storage", ["int8", "packed"])

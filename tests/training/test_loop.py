@@ -45,6 +45,14 @@ def test_what_is_worse_is_not_kept(solved: tuple[Scene, Solution]) -> None:
     assert same(found, start)
 
 
+def test_a_long_training_looks_at_what_is_held_back_fifty_times_at_most(solved: tuple[Scene, Solution]) -> None:
+    """Guards against looks that take the time of updates."""
+    task, start = make_task(*solved)
+    course = run_training(task, start, replace(QUICK, updates=150, check_every=1))[1]
+    # And one at the end.
+    assert 40 <= len(course.losses) <= 51
+
+
 def test_a_repeated_run_gives_the_same(solved: tuple[Scene, Solution]) -> None:
     task, start = make_task(*solved)
     config = replace(QUICK, augment=("flip", "shift"), alpha=0.3)
