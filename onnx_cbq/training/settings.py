@@ -31,8 +31,8 @@ class RefineConfig:
             most.
         check_every: updates between two looks at the samples held back, or a fiftieth of the training if that is more.
         bfloat16: compute updates in bfloat16 where the processor has it.
-        fused: compile what updates compute, which takes half a minute or more, where training is long beside that and a
-            C++ compiler is there.
+        fused: compile what updates compute where training is long beside the half minute or more that this takes, on
+            top of the minutes, and a C++ compiler is there.
     """
 
     updates: int = option(1200, TRAINING, "N", flag="refine-updates")
@@ -93,8 +93,8 @@ class StepConfig:
         rounds: how often units are moved until every subnet is within its limit; `round_updates` are between two moves,
             or fewer if that is more than a third of all updates.
         bfloat16: compute updates in bfloat16 where the processor has it.
-        fused: compile what updates compute, which takes half a minute or more, where training is long beside that and a
-            C++ compiler is there.
+        fused: compile what updates compute where training is long beside the half minute or more that this takes, on
+            top of the minutes, and a C++ compiler is there.
         seed: decides the order of the samples.
         logits: name of the output that holds the class scores.
         bits: quantize the weights of every step to 2 to 8 bits, without samples.
