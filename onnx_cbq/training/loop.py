@@ -169,7 +169,7 @@ def train(
     rates = [group["lr"] * schedule.rise(course.start.loss) for group in optimizer.param_groups]
     shown = 0.0
     with stopping.going_on() as interruption:
-        compile_updates(student, objective, next(learned.endless(schedule.seed)))
+        compile_updates(student, objective, learned.endless(schedule.seed))
         begun = time.monotonic() - course.seconds
         for batch in _until(course, schedule, learned.endless(schedule.seed, course.updates), begun):
             share = _share(course, schedule, begun)
@@ -217,7 +217,7 @@ def _begin(student: Net, start: Held, objective: Goal[Net]) -> tuple[Course, dic
     return Course(start, start), copy.deepcopy(student.state_dict())
 
 
-def compile_updates(net: Net, objective: Goal[Net], batch: TrainingBatch) -> None:
+def compile_updates(net: Net, objective: Goal[Net], batches: Iterator[TrainingBatch]) -> None:
     """Compile what updates of a fused net compute, before the time of training begins; where that fails, fuse no more.
 
     Were it a part of that time, a repeated run would follow the clock where it could follow the updates. Cost: that of
@@ -226,7 +226,7 @@ def compile_updates(net: Net, objective: Goal[Net], batch: TrainingBatch) -> Non
     graphs = [graph for graph in net.graphs if graph.fused]
     if not graphs:
         return
-    before = copy.deepcopy(net.state_dict())
+    before, batch = copy.deepcopy(net.state_dict()), next(batches)
     net.train()
     try:
         objective(net, batch, batch.taught(net.teach))[0].backward()

@@ -152,7 +152,7 @@ def _move_all(
         return list(islice(unchanged.endless(config.seed + 2, looks * moves.rounds), looks))
 
     learning = learned.endless(config.seed + 3, moves.batches)
-    compile_updates(net, objective, next(learned.endless(config.seed)))
+    compile_updates(net, objective, learned.endless(config.seed))
     begun = time.monotonic() - moves.seconds
     with stopping.going_on() as interruption:
         while moves.rounds < config.rounds:

@@ -10,7 +10,7 @@ lies between two widths in the same way. The float weights stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -107,11 +107,6 @@ class WidthNet(Pupil):
             )
             for layer in layers
         )
-
-    @property
-    def graphs(self) -> Sequence[TorchGraph]:
-        """The only one."""
-        return (self._graph,)
 
     def forward(self, feeds: Mapping[str, Tensor], widths: Mapping[str, Tensor]) -> Tensor:
         """What is learned with these widths, layer name -> [channels]."""

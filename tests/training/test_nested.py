@@ -125,7 +125,7 @@ def test_what_a_larger_subnet_changes_is_damped(*, fused: bool) -> None:
     objective = NestedObjective(0.3, BETA, torch.ones(CLASSES), Grouping.single("abcde"), nothing)
     net = make_net(units, nested, Speed(fused=fused)).train()
     before = copy.deepcopy(net.state_dict())
-    loop.compile_updates(net, objective, batch)
+    loop.compile_updates(net, objective, iter([batch]))
     assert all(graph.fused is fused for graph in net.graphs)
     torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
     objective(net, batch, batch.taught(net.teach))[0].backward()
