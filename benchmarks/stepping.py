@@ -87,7 +87,7 @@ def main() -> int:
     given = parser.parse_args()
     net = NETS[given.net]
     data = CalibrationSet.from_card(CARDS / net.card, data_file(net.training))
-    config = StepConfig(macs=MACS, minutes=given.minutes, augment=net.augment, bits=given.quantize)
+    config = StepConfig(macs=MACS, minutes=given.minutes, updates=100_000, augment=net.augment, bits=given.quantize)
     with tempfile.TemporaryDirectory() as folder:
         made = make_steps(data_file(net.model), data, config)
         made.save(Path(folder) / "steps")

@@ -22,14 +22,17 @@ from onnx_cbq.model import Array
 from onnx_cbq.stepping.units import Units
 
 
-def step_macs(units: Units, assignment: Array, steps: int) -> Array:
-    """Multiplications of each step for one sample, int64 [steps]."""
+def step_macs(units: Units, assignment: Array, steps: int, copies: Array | None = None) -> Array:
+    """Multiplications of each step for one sample, int64 [steps]; of a net that has each unit so often, [units]."""
+    copies = np.ones(units.count, np.int64) if copies is None else copies
     total = np.zeros(steps, np.int64)
     for product in units.hidden:
-        outputs, inputs = _counts(units, assignment, product, steps)
+        outputs, inputs = (
+            _counted(units.of[name], assignment, copies, steps) for name in (product.use.output, product.use.activation)
+        )
         read = np.cumsum(inputs) if len(product.reads) == 1 else product.reads.shape[2]
         total += _pair_macs(product) * outputs * read
-    features = np.bincount(assignment[units.of[units.features]], minlength=steps + 2)[1 : steps + 1]
+    features = _counted(units.of[units.features], assignment, copies, steps)
     return np.asarray(total + _pair_macs(units.head) * units.head.layer.channels * features)
 
 
@@ -104,11 +107,10 @@ def _is_cut_off(units: Units, assignment: Array, unit: int) -> bool:
     return any((numbers == unit).any() and not (assignment[numbers] == 1).any() for numbers in outputs)
 
 
-def _counts(units: Units, assignment: Array, product: Product, steps: int) -> tuple[Array, Array]:
-    """How many outputs and inputs of a layer each subnet adds, int64 [steps]."""
-    ends = (assignment[units.of[name]] for name in (product.use.output, product.use.activation))
-    outputs, inputs = (np.bincount(groups, minlength=steps + 2)[1 : steps + 1] for groups in ends)
-    return outputs, inputs
+def _counted(channels: Array, assignment: Array, copies: Array, steps: int) -> Array:
+    """How many of the units of some channels each subnet adds, int64 [steps]."""
+    counts = np.bincount(assignment[channels], copies[channels], steps + 2)
+    return counts[1 : steps + 1].astype(np.int64)
 
 
 def _pair_macs(product: Product) -> int:

@@ -6,6 +6,9 @@ has the share p_k of every layer's channels, outputs of group k read the inputs 
     MACs of subnet k:   m_k = m_(k-1) + (p_k - p_(k-1)) p_k
 
 and a net of its own width ends far below its own MACs. SteppingNet therefore starts from a wider one.
+
+Channels are added where maps are small: what they take is multiplications there, of which subnets have a share
+anyway, and hardly any time and memory, which go with the values that pass through the net.
 """
 
 from __future__ import annotations
@@ -13,12 +16,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
 from onnx_cbq.graph.remove.links import Flattened, Joined, Product, Same
 from onnx_cbq.model import Array, Model
-from onnx_cbq.stepping.assignment import find_spaces
+from onnx_cbq.stepping.assignment import find_spaces, step_macs
 from onnx_cbq.stepping.emit import Groups, Writer
 from onnx_cbq.stepping.masks import Nested
 from onnx_cbq.stepping.units import Units
@@ -26,10 +30,14 @@ from onnx_cbq.stepping.units import Units
 # What the first of two units that are alike keeps of the weights that read them. Were they halved, the two would be
 # equally important, and would learn the same.
 _KEPT = 2 / 3
+# Units are added by so many parts of what is there: channels that fill vectors still do.
+_PARTS = 4
 
 
 def needed_width(macs: Sequence[float]) -> float:
     """How many times as wide a net must be for its last subnet to have its share of the MACs, at least 1.
+
+    It has the square of that times as many MACs, as if every layer were so much wider.
 
     The positive root of (p_k - p_(k-1)) p_k = m_k - m_(k-1), from p_0 = m_0 = 0 on.
     """
@@ -41,9 +49,9 @@ def needed_width(macs: Sequence[float]) -> float:
 
 
 def widen(units: Units, width: float) -> Model:
-    """The same function with `width` times as many hidden channels, `width` 1 to 2.
+    """The same function with more hidden channels and width^2 times as many MACs, `width` 1 to 2.
 
-    Channels of groups that a convolution takes together stay as they are.
+    Channels of groups that a convolution takes together stay as they are, so fewer MACs may be all there is.
     """
     copies = _Copies(units, _count(units, width))
     return _WideWriter(units, copies).write().model
@@ -74,16 +82,40 @@ def counterparts(units: Units, width: float) -> tuple[Counterpart, ...]:
 
 
 def _count(units: Units, width: float) -> Array:
-    """How often each unit is there, int64 [units]: twice for some of every space, evenly spread."""
-    found = np.ones(units.count, np.int64)
-    for space in find_spaces(units):
-        more = round((width - 1) * len(space))
-        found[space[np.linspace(0, len(space), more, endpoint=False).astype(np.int64)]] = 2
+    """How often each unit is there, int64 [units]: twice in the spaces of the smallest maps, while MACs are missing."""
+    copies, macs = np.ones(units.count, np.int64), width**2 * units.macs
+    ordered = sorted(_free_spaces(units), key=lambda pair: pair[0])
+    for _, alike in groupby(ordered, key=lambda pair: pair[0]):
+        copies = _doubled(units, copies, [space for _, space in alike], macs)
+    return copies
+
+
+def _doubled(units: Units, copies: Array, spaces: Sequence[Array], macs: float) -> Array:
+    """Copies with as many units of each of some spaces there twice as give the MACs, evenly spread; or all of them."""
+    longest, first, found = max(map(len, spaces)), np.ones(units.count, np.int64), copies
+    for part in range(_PARTS + 1):
+        found = copies.copy()
+        for space in spaces:
+            more = min(-(-longest * part // _PARTS), len(space))
+            found[space[np.linspace(0, len(space), more, endpoint=False).astype(np.int64)]] = 2
+        if step_macs(units, first, 1, found)[0] >= macs:
+            break
+    return found
+
+
+def _free_spaces(units: Units) -> list[tuple[int, Array]]:
+    """The spaces that may have more units, each with the values that a channel has in its largest tensor."""
+    still = np.zeros(units.count, np.bool_)
     for product in units.hidden:
         if len(product.reads) > 1 and product.reads[0].size > 1:
             for name in (product.use.activation, product.use.output):
-                found[units.of[name]] = 1
-    return found
+                still[units.of[name]] = True
+    values = {name: math.prod(units.shapes[name]) // len(of) for name, of in units.of.items()}
+
+    def largest(space: Array) -> int:
+        return max(values[name] for name, of in units.of.items() if np.isin(of, space).any())
+
+    return [(largest(space), space) for space in find_spaces(units) if not still[space].any()]
 
 
 class _Copies(Groups):

@@ -77,7 +77,7 @@ class StepConfig:
 
     Attributes:
         macs: share of the model's multiplications that each subnet may have, rising.
-        width: how many times as wide the net is that subnets are taken from, 1 to 2.
+        width: how many times as wide the net is that subnets are taken from, 1 to 2; its MACs are the square as many.
         updates: train for so many updates at most, those between moves included.
         minutes: train so long at most; where they run out first, a repeated run may give other files.
         batch: samples per update.

@@ -86,13 +86,29 @@ def test_a_layer_that_is_used_twice_is_compared_once_a_use() -> None:
 
 
 def test_every_space_is_wider() -> None:
-    units, wide, _ = widened(padded_net(), 1.5)
+    units, wide, _ = widened(padded_net(), 2.0)
     before, after = ({len(space) for space in find_spaces(one)} for one in (units, wide))
     # The 6 channels of the shortcut go on into 10, of which 4 are new.
-    assert (before, after) == ({4, 6}, {6, 9})
-    # By 1.5 where inputs or class scores stay as many, and in the depthwise filters; by its square elsewhere.
+    assert (before, after) == ({4, 6}, {8, 12})
+    # Twice where inputs or class scores stay as many, and in the depthwise filters; four times elsewhere.
     once, twice = 6 * 3 * 9 * 64 + 10 * 9 * 16 + 160 * 5, 10 * 6 * 9 * 16 + 10 * 10 * 16
-    assert (units.macs, wide.macs) == (once + twice, 1.5 * once + 2.25 * twice)
+    assert (units.macs, wide.macs) == (once + twice, 2 * once + 4 * twice)
+
+
+def test_small_maps_are_widened_first_and_no_more_than_macs_need() -> None:
+    large, small = 6, 4
+    found: list[tuple[int, int, int]] = []
+    for width in np.linspace(1, 1.6, 25):
+        units, wide, _ = widened(padded_net(), width)
+        other = wide.hidden[0].layer.channels
+        one = wide.count - 1 - other
+        assert wide.macs >= width**2 * units.macs
+        # The larger maps come next once the smaller ones have all that they may.
+        assert one == 2 * small or other == large
+        found.append((wide.macs, one, other))
+    assert len({macs for macs, _, _ in found}) > small
+    for width, (macs, _, _) in zip(np.linspace(1, 1.6, 25), found, strict=True):
+        assert macs == min(other for other, _, _ in found if other >= width**2 * units.macs)
 
 
 def test_channels_of_a_group_stay_as_they_are() -> None:
