@@ -6,14 +6,14 @@ The gradient comes from training, the descent and the rounding from search; here
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
 from onnx_cbq.calibration.draw import MOST_HELD, draw
 from onnx_cbq.calibration.samples import Indices
-from onnx_cbq.evidence import width_tables
+from onnx_cbq.evidence import measure_by_nearest, measure_by_tables, width_tables
 from onnx_cbq.methods.channels import FreeChannels, kept_layers
 from onnx_cbq.methods.descent import Descending, Slope
 from onnx_cbq.methods.method import Learning, PlanMethod, Planned
@@ -26,10 +26,21 @@ from onnx_cbq.training.records import Levels
 
 @dataclass(frozen=True)
 class WidthReport:
-    """How real-valued widths became a plan: layer name -> its widths, and how the descent went."""
+    """How real-valued widths became a plan.
+
+    Attributes:
+        layers: layer name -> its widths.
+        trace: how the descent went.
+        batch: samples that an update learned from.
+        loss: measured divergence from the float model with the widths that the descent found, in nats; `even` with
+            those that it began as, all alike. The plan is the better of the two.
+    """
 
     layers: Mapping[str, LayerWidths]
     trace: tuple[Moment, ...]
+    batch: int
+    loss: float
+    even: float
 
     def lines(self) -> list[str]:
         """What the columns are, and where the descent ended."""
@@ -37,7 +48,8 @@ class WidthReport:
         worth = f"there, {last.price:.4f} is what a bit on average is worth"
         return [
             "columns of a number: channels that have so many bits",
-            f"widths: {last.updates} updates to a loss of {last.loss:.4f}; {worth}",
+            f"widths: {last.updates} updates of {self.batch} samples to a loss of {last.loss:.4f}; {worth}",
+            f"measured: divergence {self.loss:.4f} nats, with all channels alike {self.even:.4f}",
         ]
 
     def table(self) -> list[list[str]]:
@@ -87,8 +99,8 @@ class Differentiable(DifferentiableConfig, PlanMethod):
         levels, learned, seed = _levels(scene), _learned(scene), scene.settings.samples.seed
         counted = weights, scene.evidence.groups
 
-        def slope_from(updates: int) -> Slope:
-            loss_of = WidthLoss.of(work, levels, learned, counted, self, seed, updates)
+        def slope_from(updates: int, batch: int) -> Slope:
+            loss_of = WidthLoss.of(work, levels, learned, counted, replace(self, batch=batch), seed, updates)
 
             def slope(widths: Array) -> tuple[float, Array]:
                 loss, gradients = loss_of(free.by_layer(widths[unit]))
@@ -100,11 +112,15 @@ class Differentiable(DifferentiableConfig, PlanMethod):
         of_loss = width_parts(work, levels, learned, self)
         descending = Descending(self, work.cache, lambda: [*of_loss(), *counted, seed, keep, bits], scene.progress)
         found = descending.run(slope_from, sizes, free.budget)
-        whole = round_widths(found.widths, sizes, free.budget)
-        note = (
-            f"--method differentiable: widths learned from {len(learned):,} samples of the card; evaluate with others"
-        )
-        return Planned(free.plan(whole[unit]), (note,), _report(free, found, unit, whole))
+        # What any width all alike becomes that has the budget as its average.
+        even = round_widths(np.full(len(sizes), free.budget), sizes, free.budget)[unit]
+        whole = round_widths(found.widths, sizes, free.budget)[unit]
+        measure = scene.evidence.of(measure_by_tables if scene.settings.rounding.compensates else measure_by_nearest)
+        loss, alike = (measure(free.plan(bits)).loss(weights) for bits in (whole, even))
+        kept = whole if loss <= alike else even
+        layers = _layer_widths(free, found, unit, kept)
+        report = WidthReport(layers, found.trace, found.batch, loss, alike)
+        return Planned(free.plan(kept), _notes(len(learned), report, self), report)
 
 
 def _levels(scene: Scene) -> dict[str, Levels]:
@@ -116,19 +132,40 @@ def _levels(scene: Scene) -> dict[str, Levels]:
 
 
 def _learned(scene: Scene) -> Indices:
-    """The card's samples of the classes that count, without those that training behind it holds back."""
+    """The card's samples of the classes that count, without those held back: for training behind it, and to measure by.
+
+    Widths learn by heart which errors make up for each other on few samples, and lose several times as much on others.
+    """
     work, settings = scene.work, scene.settings
     everything = draw(work.samples, work.class_names, None, settings.samples.seed)
     if settings.spared:
         everything, _ = everything.split(settings.spared, MOST_HELD)
     counted = np.flatnonzero(scene.class_weights).tolist()
-    return np.sort(np.concatenate([everything.by_class[m] for m in counted]))
+    learned = np.concatenate([everything.by_class[m] for m in counted])
+    return np.setdiff1d(learned, scene.evidence.held.indices)
 
 
-def _report(free: FreeChannels, found: Descent, unit: Array, bits: Array) -> WidthReport:
+def _notes(samples: int, report: WidthReport, config: DifferentiableConfig) -> tuple[str, ...]:
+    """From how many samples widths were learned, and what stood in the way."""
+    learned = f"--method differentiable: widths learned from {samples:,} samples of the card; evaluate with others"
+    notes = [learned]
+    if report.batch < config.batch:
+        notes.append(
+            f"--width-minutes {config.minutes:g}: too few for {config.updates} updates of {config.batch} samples, so "
+            f"they learned from {report.batch} each"
+        )
+    if report.loss > report.even:
+        notes.append(
+            f"--method differentiable: the widths that were learned lose {report.loss:.4f} nats on samples held back, "
+            f"all channels alike {report.even:.4f}, so they stay alike; more samples or --width-minutes may help"
+        )
+    return tuple(notes)
+
+
+def _layer_widths(free: FreeChannels, found: Descent, unit: Array, bits: Array) -> dict[str, LayerWidths]:
     """What became of the widths, layer by layer."""
-    ends, whole = free.by_layer(found.widths[unit]), free.plan(bits[unit]).bits
-    layers = {
+    ends, whole = free.by_layer(found.widths[unit]), free.plan(bits).bits
+    return {
         layer.name: LayerWidths(
             found.first,
             float(ends[layer.name].mean()),
@@ -137,4 +174,3 @@ def _report(free: FreeChannels, found: Descent, unit: Array, bits: Array) -> Wid
         )
         for layer in free.layers
     }
-    return WidthReport(layers, found.trace)

@@ -39,7 +39,7 @@ GRANULARITIES = ("channel", "layer")
 
 @dataclass(frozen=True)
 class DifferentiableConfig:
-    """How real-valued widths descend; they take the samples of the whole card.
+    """How real-valued widths descend; they take all samples of the card but those that are held back.
 
     Attributes:
         granularity: a width for every "channel", or for every "layer".
@@ -48,10 +48,11 @@ class DifferentiableConfig:
         rate: bits that a width moves in an update, about.
         headroom: bits above the budget that all widths start at.
         falling: share of the descent over which the average allowed falls to the budget.
-        batch: samples per update.
+        batch: samples per update; fewer where the minutes are too few for the updates otherwise.
         alpha: share of the cross-entropy with the labels in the loss; the rest is the divergence from the float model.
         augment: train on changed images too: "flip", "shift", "mix" and "cut"; repeatable.
         bfloat16: compute gradients in bfloat16 where the processor has it.
+        held_back: share of the calibration samples of each class that the plan is measured on, and nothing else.
     """
 
     granularity: str = option("channel", CHOOSE, "|".join(GRANULARITIES))
@@ -64,6 +65,7 @@ class DifferentiableConfig:
     alpha: float = 0.0
     augment: tuple[str, ...] = option((), TRAINING, "|".join(AUGMENTATIONS))
     bfloat16: bool = True
+    held_back: float = 0.25
 
     def __post_init__(self) -> None:
         check_kinds(self)
@@ -75,6 +77,7 @@ class DifferentiableConfig:
         for name in ("rate", "falling"):
             check(0 < getattr(self, name) < 1, name, "a number between 0 and 1", getattr(self, name))
         check(0 <= self.alpha <= 1, "alpha", "a number from 0 to 1", self.alpha)
+        check(0 < self.held_back < 1, "held_back", "a number between 0 and 1", self.held_back)
         check_augmentation(self.augment, 1)
 
 
@@ -97,11 +100,19 @@ class Moment:
 
 @dataclass(frozen=True)
 class Descent:
-    """Where a descent ended: widths, float64 in 0 .. 8, how it came there, and the width that all started from."""
+    """Where a descent ended.
+
+    Attributes:
+        widths: float64 in 0 .. 8.
+        trace: how it came there.
+        first: the width that all started from.
+        batch: samples that an update learned from.
+    """
 
     widths: Array
     trace: tuple[Moment, ...]
     first: float
+    batch: int
 
 
 @dataclass(frozen=True)
@@ -177,7 +188,7 @@ def descend(
         widths, price = _update(widths, unbiased, shares, allowed, _rate(updates, done, config))
         watch(Standing(widths, mean, square, shown, price, updates, tuple(trace)))
     trace.append(Moment(updates, shown, price, float(shares @ widths)))
-    return Descent(widths, tuple(trace), first)
+    return Descent(widths, tuple(trace), first, config.batch)
 
 
 def round_widths(widths: Array, sizes: Array, budget: float) -> Array:

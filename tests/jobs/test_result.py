@@ -133,10 +133,11 @@ def test_what_was_asked_for_is_told_apart_from_other_notes() -> None:
 def test_a_method_reports_in_its_own_words() -> None:
     """How widths moved, of one that learns them; its name alone, of one with nothing to say."""
     widths = LayerWidths(3.0, 2.5, 4.5, (0, 1, 0, 0, 0, 0, 0, 0, 1))
-    learned = replace(result(), method=WidthReport({"first": widths}, (Moment(9, 0.1, 0.2, 2.0),)))
+    learned = replace(result(), method=WidthReport({"first": widths}, (Moment(9, 0.1, 0.2, 2.0),), 64, 0.2, 0.3))
     found = json.loads(replace(learned, config=QuantizeConfig(method="differentiable")).to_json())["method"]
     assert found["name"] == "differentiable"
     assert found["trace"] == [{"updates": 9, "loss": 0.1, "price": 0.2, "average": 2.0}]
+    assert (found["batch"], found["loss"], found["even"]) == (64, 0.2, 0.3)
     assert found["layers"]["first"]["channels"] == [0, 1, 0, 0, 0, 0, 0, 0, 1]
     plain = replace(result(), method=NoReport(), config=QuantizeConfig(method="uniform"))
     assert json.loads(plain.to_json())["method"] == {"name": "uniform"}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from onnx_cbq.evidence.cache import Cache
-from onnx_cbq.methods.descent import Descending, Slope, Timer
+from onnx_cbq.methods.descent import Descending, Slope, Timer, fitting_batch
 from onnx_cbq.model import Array
 from onnx_cbq.search.widths import Descent, DifferentiableConfig
 from onnx_cbq.system.progress import silent
@@ -37,7 +37,7 @@ def slopes(calls: list[int], until: int = 1000) -> Slope:
 
 
 def run(folder: Path | None, calls: list[int], until: int = 1000, parts: object = 0, budget: float = 2.0) -> Descent:
-    def slope_from(updates: int) -> Slope:
+    def slope_from(updates: int, batch: int) -> Slope:  # noqa: ARG001
         calls[:] = [updates]
         return slopes(calls, until)
 
@@ -59,7 +59,7 @@ def test_a_killed_descent_goes_on_to_the_same_widths(tmp_path: Path, killed: int
     assert not calls
     for one in (found, again):
         np.testing.assert_array_equal(one.widths, whole.widths)
-        assert (one.trace, one.first) == (whole.trace, whole.first)
+        assert (one.trace, one.first, one.batch) == (whole.trace, whole.first, whole.batch)
 
 
 def test_another_descent_is_not_gone_on_from(tmp_path: Path) -> None:
@@ -90,3 +90,31 @@ def test_time_that_was_spent_before_a_kill_counts(monkeypatch: pytest.MonkeyPatc
     assert timer.seconds == 45
     assert timer(21) == 0.75
     assert timer(20) == 20 / 60
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(1e-6, 128), (0.01, 128), (0.0625, 64), (0.06, 64), (1.0, 16)])
+def test_updates_have_as_many_samples_as_the_minutes_allow(seconds: float, expected: int) -> None:
+    """200 updates in 800 seconds are 4 seconds each; with 16 samples they may still be too long, and are cut short."""
+    assert fitting_batch(seconds, DifferentiableConfig(minutes=800 / 60)) == expected
+
+
+def test_what_an_update_takes_is_tried_and_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that says a second at every look, until the descent begins; another processor goes on alike."""
+    asked: list[int] = []
+
+    def slope_from(updates: int, batch: int) -> Slope:
+        asked.append(batch)
+        return slopes([updates], until=30)
+
+    def descend_some() -> None:
+        config = DifferentiableConfig(updates=100, minutes=2.5)
+        with pytest.raises(Stop):
+            Descending(config, Cache(tmp_path), lambda: [0], silent).run(slope_from, SIZES, 2.0)
+
+    ticks = iter([0.0, 1.0])
+    monkeypatch.setattr("onnx_cbq.methods.descent.time.monotonic", lambda: next(ticks, 1.0))
+    descend_some()
+    assert asked == [16, 16]
+    ticks = iter([0.0, 0.001])
+    descend_some()
+    assert asked == [16, 16, 16]
