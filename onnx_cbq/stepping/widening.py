@@ -8,7 +8,8 @@ has the share p_k of every layer's channels, outputs of group k read the inputs 
 and a net of its own width ends far below its own MACs. SteppingNet therefore starts from a wider one.
 
 Channels are added where maps are small: what they take is multiplications there, of which subnets have a share
-anyway, and hardly any time and memory, which go with the values that pass through the net.
+anyway, and hardly any time and memory, which go with the values that pass through the net. Where a channel is a single
+number they come last: those take weights, and hardly multiply.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def counterparts(units: Units, width: float) -> tuple[Counterpart, ...]:
 def _count(units: Units, width: float) -> Array:
     """How often each unit is there, int64 [units]: twice in the spaces of the smallest maps, while MACs are missing."""
     copies, macs = np.ones(units.count, np.int64), width**2 * units.macs
-    ordered = sorted(_free_spaces(units), key=lambda pair: pair[0])
+    ordered = sorted(_free_spaces(units), key=lambda pair: (pair[0] == 1, pair[0]))
     for _, alike in groupby(ordered, key=lambda pair: pair[0]):
         copies = _doubled(units, copies, [space for _, space in alike], macs)
     return copies
@@ -104,13 +105,13 @@ def _doubled(units: Units, copies: Array, spaces: Sequence[Array], macs: float) 
 
 
 def _free_spaces(units: Units) -> list[tuple[int, Array]]:
-    """The spaces that may have more units, each with the values that a channel has in its largest tensor."""
+    """The spaces that may have more units, each with a sample's values of a channel in its largest tensor."""
     still = np.zeros(units.count, np.bool_)
     for product in units.hidden:
         if len(product.reads) > 1 and product.reads[0].size > 1:
             for name in (product.use.activation, product.use.output):
                 still[units.of[name]] = True
-    values = {name: math.prod(units.shapes[name]) // len(of) for name, of in units.of.items()}
+    values = {name: math.prod(units.shapes[name]) // (len(of) * units.shapes.batch) for name, of in units.of.items()}
 
     def largest(space: Array) -> int:
         return max(values[name] for name, of in units.of.items() if np.isin(of, space).any())

@@ -111,6 +111,27 @@ def test_small_maps_are_widened_first_and_no_more_than_macs_need() -> None:
         assert macs == min(other for other, _, _ in found if other >= width**2 * units.macs)
 
 
+def test_neurons_are_added_last() -> None:
+    """A classifier of 100 million weights would be doubled for a hundredth of the multiplications."""
+    random = np.random.default_rng(0)
+    constants = {
+        "w0": random.normal(0, 1, (4, 2, 3, 3)).astype(np.float32),
+        "w1": random.normal(0, 1, (4 * 36, 40)).astype(np.float32),
+        "w2": random.normal(0, 1, (40, 3)).astype(np.float32),
+    }
+    nodes = [
+        node("Conv", "x w0", "c0"),
+        node("Relu", "c0", "r0"),
+        node("Flatten", "r0", "f"),
+        node("MatMul", "f w1", "m"),
+        node("Relu", "m", "r1"),
+        node("MatMul", "r1 w2", "y"),
+    ]
+    proto = make_model(nodes, {"x": ["N", 2, 8, 8]}, ["y"], constants)
+    assert [product.layer.channels for product in widened(proto, 1.1)[1].hidden] == [5, 40]
+    assert [product.layer.channels for product in widened(proto, 2.0)[1].hidden] == [8, 80]
+
+
 def test_channels_of_a_group_stay_as_they_are() -> None:
     """Two of a pair would come between its channels."""
     units, wide, _ = widened(joined_net(), 2.0)
