@@ -32,14 +32,14 @@ class WidthReport:
         layers: layer name -> its widths.
         trace: how the descent went.
         batch: samples that an update learned from.
-        loss: measured divergence from the float model with the widths that the descent found, in nats; `even` with
-            those that it began as, all alike. The plan is the better of the two.
+        divergence: from the float model on samples held back, with the widths that the descent found, in nats; `even`
+            with those that it began as, all alike. The plan is the better of the two.
     """
 
     layers: Mapping[str, LayerWidths]
     trace: tuple[Moment, ...]
     batch: int
-    loss: float
+    divergence: float
     even: float
 
     def lines(self) -> list[str]:
@@ -49,7 +49,7 @@ class WidthReport:
         return [
             "columns of a number: channels that have so many bits",
             f"widths: {last.updates} updates of {self.batch} samples to a loss of {last.loss:.4f}; {worth}",
-            f"measured: divergence {self.loss:.4f} nats, with all channels alike {self.even:.4f}",
+            f"measured: divergence {self.divergence:.4f} nats, with all channels alike {self.even:.4f}",
         ]
 
     def table(self) -> list[list[str]]:
@@ -154,10 +154,10 @@ def _notes(samples: int, report: WidthReport, config: DifferentiableConfig) -> t
             f"--width-minutes {config.minutes:g}: too few for {config.updates} updates of {config.batch} samples, so "
             f"they learned from {report.batch} each"
         )
-    if report.loss > report.even:
+    if report.divergence > report.even:
         notes.append(
-            f"--method differentiable: the widths that were learned lose {report.loss:.4f} nats on samples held back, "
-            f"all channels alike {report.even:.4f}, so they stay alike; more samples or --width-minutes may help"
+            f"--method differentiable: the widths that were learned lose {report.divergence:.4f} nats on samples held "
+            f"back, all channels alike {report.even:.4f}, so they stay alike; more samples or --width-minutes may help"
         )
     return tuple(notes)
 

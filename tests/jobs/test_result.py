@@ -137,7 +137,7 @@ def test_a_method_reports_in_its_own_words() -> None:
     found = json.loads(replace(learned, config=QuantizeConfig(method="differentiable")).to_json())["method"]
     assert found["name"] == "differentiable"
     assert found["trace"] == [{"updates": 9, "loss": 0.1, "price": 0.2, "average": 2.0}]
-    assert (found["batch"], found["loss"], found["even"]) == (64, 0.2, 0.3)
+    assert (found["batch"], found["divergence"], found["even"]) == (64, 0.2, 0.3)
     assert found["layers"]["first"]["channels"] == [0, 1, 0, 0, 0, 0, 0, 0, 1]
     plain = replace(result(), method=NoReport(), config=QuantizeConfig(method="uniform"))
     assert json.loads(plain.to_json())["method"] == {"name": "uniform"}

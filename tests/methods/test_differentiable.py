@@ -138,7 +138,7 @@ def test_widths_that_are_worse_than_all_alike_are_not_kept(work: Workload, monke
     monkeypatch.setattr(Descending, "run", lost)
     found = plan(work, bits=2)
     assert all((part == 2).all() for part in found.plan.bits.values())
-    assert report_of(found).loss > report_of(found).even
+    assert report_of(found).divergence > report_of(found).even
     assert any("so they stay alike" in note for note in found.notes)
 
 
