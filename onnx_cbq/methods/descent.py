@@ -40,12 +40,14 @@ class Descending:
         config: the settings.
         cache: of the run; `parts` is everything that the descent depends on.
         progress: told of every update.
+        any_batch: whether an update may have fewer samples; the model may insist on how many.
     """
 
     config: DifferentiableConfig
     cache: Cache
     parts: Parts
     progress: Progress
+    any_batch: bool = True
 
     def run(self, slope_from: SlopeFrom, sizes: Array, budget: float) -> Descent:
         """The descent, as `search.widths.descend` has it.
@@ -89,7 +91,7 @@ class Descending:
 
         Two are tried, of which the first is slow.
         """
-        if self.config.batch <= _FEW:
+        if self.config.batch <= _FEW or not self.any_batch:
             return self.config.batch
         slope = slope_from(0, _FEW)
         slope(widths)

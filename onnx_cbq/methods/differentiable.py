@@ -110,7 +110,11 @@ class Differentiable(DifferentiableConfig, PlanMethod):
             return slope
 
         of_loss = width_parts(work, levels, learned, self)
-        descending = Descending(self, work.cache, lambda: [*of_loss(), *counted, seed, keep, bits], scene.progress)
+        insisted = work.samples.fixed_batch
+        config = replace(self, batch=insisted or min(self.batch, len(learned)))
+        descending = Descending(
+            config, work.cache, lambda: [*of_loss(), *counted, seed, keep, bits], scene.progress, insisted is None
+        )
         found = descending.run(slope_from, sizes, free.budget)
         # What any width all alike becomes that has the budget as its average.
         even = round_widths(np.full(len(sizes), free.budget), sizes, free.budget)[unit]
@@ -120,7 +124,7 @@ class Differentiable(DifferentiableConfig, PlanMethod):
         kept = whole if loss <= alike else even
         layers = _layer_widths(free, found, unit, kept)
         report = WidthReport(layers, found.trace, found.batch, loss, alike)
-        return Planned(free.plan(kept), _notes(len(learned), report, self), report)
+        return Planned(free.plan(kept), _notes(len(learned), report, config), report)
 
 
 def _levels(scene: Scene) -> dict[str, Levels]:

@@ -98,6 +98,18 @@ def test_updates_have_as_many_samples_as_the_minutes_allow(seconds: float, expec
     assert fitting_batch(seconds, DifferentiableConfig(minutes=800 / 60)) == expected
 
 
+def test_a_model_that_insists_on_its_batch_is_not_tried_with_another() -> None:
+    """The clock would be that of its own batch, taken for that of 16 samples, and the report would tell 16."""
+    asked: list[int] = []
+
+    def slope_from(updates: int, batch: int) -> Slope:
+        asked.append(batch)
+        return slopes([updates])
+
+    found = Descending(CONFIG, Cache(None), lambda: [0], silent, any_batch=False).run(slope_from, SIZES, 2.0)
+    assert (asked, found.batch) == ([128], 128)
+
+
 def test_what_an_update_takes_is_tried_and_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that says a second at every look, until the descent begins; another processor goes on alike."""
     asked: list[int] = []
